@@ -1,0 +1,43 @@
+// Running a reduction plan: validation and the vectorised loop.
+#ifndef PHALANX_COMM_GROUP_REDUCE_H_
+#define PHALANX_COMM_GROUP_REDUCE_H_
+
+#include <cstdint>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/types/span.h"
+#include "comm/communicator.h"
+
+namespace phalanx::comm {
+
+// INVALID_ARGUMENT unless `plan` has one entry a member, none negative, and its program takes
+// operands that exist and leaves exactly one value.
+absl::Status CheckPlan(const ReducePlan& plan, int members);
+
+// The parts of all members together. Precondition: a checked plan.
+int TotalParts(const ReducePlan& plan);
+
+// A digest of a plan and some counts, to compare between members (FNV-1a).
+uint64_t Digest(uint64_t seed, absl::Span<const int64_t> values);
+uint64_t Digest(uint64_t seed, const ReducePlan& plan);
+
+// Runs checked programs; keeps its scratch memory from call to call. For one thread.
+class TreeReducer {
+ public:
+  // out[i] = the program's sum over operands[.][i], i < count, in fp32, by the calling thread's
+  // floating-point mode. `out` may be one of the operands.
+  void Run(const std::vector<int>& program, absl::Span<const float* const> operands, float* out,
+           int64_t count);
+
+ private:
+  std::vector<float> scratch_;
+  std::vector<const float*> stack_;
+};
+
+// data[i] |= other[i].
+void OrInto(uint32_t* data, const uint32_t* other, int64_t count);
+
+}  // namespace phalanx::comm
+
+#endif  // PHALANX_COMM_GROUP_REDUCE_H_

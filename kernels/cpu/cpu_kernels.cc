@@ -1,0 +1,138 @@
+#include "kernels/cpu/cpu_kernels.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "absl/status/status.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "kernels/cpu/cpu_features.h"
+#include "kernels/cpu/memory.h"
+
+namespace phalanx::kernels {
+
+CpuKernels::CpuKernels(const CpuOptions& options)
+    : path_(options.path),
+      pool_(options.threads),
+      ops_(cpu::Ops(options.path)),
+      matmul_(cpu::MatMulFor(options.path)) {}
+
+std::string CpuKernels::Describe() const {
+  return absl::StrCat("cpu ", std::string(Name(path_)), ", ", pool_.size(),
+                      pool_.size() == 1 ? " thread" : " threads");
+}
+
+absl::StatusOr<Buffer> CpuKernels::Allocate(int64_t bytes) { return cpu::AllocateHost(bytes); }
+
+void CpuKernels::CopyIn(void* device, const void* host, int64_t bytes) {
+  if (bytes > 0) std::memcpy(device, host, bytes);
+}
+
+void CpuKernels::CopyOut(void* host, const void* device, int64_t bytes) {
+  if (bytes > 0) std::memcpy(host, device, bytes);
+}
+
+absl::StatusOr<std::unique_ptr<PackedWeight>> CpuKernels::Pack(const WeightSpec& spec) {
+  return cpu::PackWeight(pool_, spec);
+}
+
+void CpuKernels::MatMul(TensorView x, const PackedWeight& w, absl::Span<const TensorView> outs) {
+  cpu::MatMul(pool_, matmul_, packed_x_, x, static_cast<const cpu::CpuPackedWeight&>(w), outs);
+}
+
+void CpuKernels::GatherRows(TensorView table, absl::Span<const int32_t> ids, int64_t first_id,
+                            TensorView out) {
+  cpu::GatherRows(pool_, ops_, table, ids, first_id, out);
+}
+
+void CpuKernels::AddResidual(TensorView x, TensorView delta, const float* bias) {
+  cpu::AddResidual(pool_, ops_, x, delta, bias);
+}
+
+void CpuKernels::RmsNorm(TensorView x, const float* weight, float eps, TensorView out) {
+  cpu::RmsNorm(pool_, ops_, x, weight, eps, out);
+}
+
+void CpuKernels::AddResidualRmsNorm(TensorView x, TensorView delta, const float* bias,
+                                    const float* weight, float eps, TensorView out) {
+  cpu::AddResidualRmsNorm(pool_, ops_, x, delta, bias, weight, eps, out);
+}
+
+void CpuKernels::SiluMul(TensorView gate_up, const float* bias, int64_t n, TensorView out) {
+  cpu::SiluMul(pool_, ops_, gate_up, bias, n, out);
+}
+
+int64_t CpuKernels::KvBlockBytes(const KvShape& shape) const { return cpu::KvBlockBytes(shape); }
+
+void CpuKernels::QkvToCache(const QkvArgs& args) { cpu::QkvToCache(pool_, ops_, args); }
+
+void CpuKernels::CopyBlocks(const KvView& cache,
+                            absl::Span<const std::pair<int32_t, int32_t>> blocks) {
+  cpu::CopyBlocks(pool_, cache, blocks);
+}
+
+void CpuKernels::Attention(const AttentionArgs& args) {
+  cpu::Attention(pool_, ops_, attention_scratch_, args);
+}
+
+void CpuKernels::AttentionPartials(const AttentionArgs& args, float* partials) {
+  cpu::AttentionPartials(pool_, ops_, attention_scratch_, args, partials);
+}
+
+void CpuKernels::MergeAttention(const AttentionArgs& args, const float* partials) {
+  cpu::MergeAttention(pool_, ops_, attention_scratch_, args, partials);
+}
+
+void CpuKernels::LogSumExpLeaves(TensorView logits,
+                                 absl::Span<const std::pair<int64_t, int64_t>> leaves,
+                                 absl::Span<MaxSum> out) {
+  cpu::LogSumExpLeaves(pool_, ops_, logits, leaves, out);
+}
+
+Choice CpuKernels::GumbelArgmax(absl::Span<const float> logits, int32_t first_id, float temperature,
+                                float threshold, const GumbelKey& key) {
+  return cpu::GumbelArgmax(pool_, ops_, attention_scratch_, logits, first_id, temperature,
+                           threshold, key);
+}
+
+std::string_view Name(CpuPath path) {
+  switch (path) {
+    case CpuPath::kPortable:
+      return "portable";
+    case CpuPath::kAvx2:
+      return "avx2";
+    case CpuPath::kAvx512:
+      return "avx512";
+    case CpuPath::kAmx:
+      return "amx";
+  }
+  return "unknown";
+}
+
+std::vector<CpuPath> AvailableCpuPaths() {
+  const cpu::CpuFeatures& features = cpu::DetectCpuFeatures();
+  std::vector<CpuPath> paths = {CpuPath::kPortable};
+  if (features.avx2) paths.push_back(CpuPath::kAvx2);
+  if (features.avx512) paths.push_back(CpuPath::kAvx512);
+  if (features.amx) paths.push_back(CpuPath::kAmx);
+  return paths;
+}
+
+absl::StatusOr<std::unique_ptr<Kernels>> CreateCpuKernels(const CpuOptions& options) {
+  constexpr int kMostThreads = 4096;
+  if (options.threads < 1 || options.threads > kMostThreads) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("threads is ", options.threads, "; it must be from 1 to ", kMostThreads));
+  }
+  const std::vector<CpuPath> available = AvailableCpuPaths();
+  if (std::find(available.begin(), available.end(), options.path) == available.end()) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "this machine has no CPU path \"", std::string(Name(options.path)),
+        "\"; it has: ", absl::StrJoin(available, ", ", [](std::string* out, CpuPath path) {
+          out->append(Name(path));
+        })));
+  }
+  return std::make_unique<CpuKernels>(options);
+}
+
+}  // namespace phalanx::kernels

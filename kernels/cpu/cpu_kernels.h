@@ -1,0 +1,59 @@
+// The op set on CPUs.
+#ifndef PHALANX_KERNELS_CPU_CPU_KERNELS_H_
+#define PHALANX_KERNELS_CPU_CPU_KERNELS_H_
+
+#include <memory>
+#include <string>
+#include <utility>
+
+#include "kernels/cpu/matmul.h"
+#include "kernels/cpu/ops.h"
+#include "kernels/cpu/thread_pool.h"
+#include "kernels/kernels.h"
+
+namespace phalanx::kernels {
+
+// One path and one pool of threads. Made by CreateCpuKernels, which checks that the machine has the
+// path.
+class CpuKernels : public Kernels {
+ public:
+  explicit CpuKernels(const CpuOptions& options);
+
+  std::string Describe() const override;
+  absl::StatusOr<Buffer> Allocate(int64_t bytes) override;
+  void CopyIn(void* device, const void* host, int64_t bytes) override;
+  void CopyOut(void* host, const void* device, int64_t bytes) override;
+  void Synchronize() override {}
+  absl::StatusOr<std::unique_ptr<PackedWeight>> Pack(const WeightSpec& spec) override;
+  void MatMul(TensorView x, const PackedWeight& w, absl::Span<const TensorView> outs) override;
+  void GatherRows(TensorView table, absl::Span<const int32_t> ids, int64_t first_id,
+                  TensorView out) override;
+  void AddResidual(TensorView x, TensorView delta, const float* bias) override;
+  void RmsNorm(TensorView x, const float* weight, float eps, TensorView out) override;
+  void AddResidualRmsNorm(TensorView x, TensorView delta, const float* bias, const float* weight,
+                          float eps, TensorView out) override;
+  void SiluMul(TensorView gate_up, const float* bias, int64_t n, TensorView out) override;
+  int64_t KvBlockBytes(const KvShape& shape) const override;
+  void QkvToCache(const QkvArgs& args) override;
+  void CopyBlocks(const KvView& cache,
+                  absl::Span<const std::pair<int32_t, int32_t>> blocks) override;
+  void Attention(const AttentionArgs& args) override;
+  void AttentionPartials(const AttentionArgs& args, float* partials) override;
+  void MergeAttention(const AttentionArgs& args, const float* partials) override;
+  void LogSumExpLeaves(TensorView logits, absl::Span<const std::pair<int64_t, int64_t>> leaves,
+                       absl::Span<MaxSum> out) override;
+  Choice GumbelArgmax(absl::Span<const float> logits, int32_t first_id, float temperature,
+                      float threshold, const GumbelKey& key) override;
+
+ private:
+  const CpuPath path_;
+  ThreadPool pool_;
+  const cpu::OpTable& ops_;
+  const cpu::MatMulTable& matmul_;
+  cpu::AttentionScratch attention_scratch_;
+  Buffer packed_x_;  // MatMul's left operand as the path's kernels want it
+};
+
+}  // namespace phalanx::kernels
+
+#endif  // PHALANX_KERNELS_CPU_CPU_KERNELS_H_

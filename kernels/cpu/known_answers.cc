@@ -1,0 +1,274 @@
+// Fixed inputs through every op, digested (R6 of the design). Nothing here depends on the number of
+// threads, the instruction set or libm.
+#include <array>
+#include <cstdint>
+#include <cstdio>
+#include <cstring>
+#include <limits>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "absl/types/span.h"
+#include "kernels/check.h"
+#include "kernels/kernels.h"
+#include "kernels/rope.h"
+#include "kernels/scalar_math.h"
+
+namespace phalanx::kernels {
+namespace {
+
+// FNV-1a of 64 bits (RFC draft-eastlake-fnv), twice from different offsets.
+class Digest {
+ public:
+  void Add(const void* data, size_t bytes) {
+    const auto* p = static_cast<const uint8_t*>(data);
+    for (size_t i = 0; i < bytes; ++i) {
+      low_ = (low_ ^ p[i]) * kPrime;
+      high_ = (high_ ^ static_cast<uint8_t>(p[i] + 0x5b)) * kPrime;
+    }
+  }
+  std::string Hex() const {
+    char text[33];
+    std::snprintf(text, sizeof text, "%016llx%016llx", static_cast<unsigned long long>(high_),
+                  static_cast<unsigned long long>(low_));
+    return text;
+  }
+
+ private:
+  static constexpr uint64_t kPrime = 0x100000001b3;
+  uint64_t low_ = 0xcbf29ce484222325;
+  uint64_t high_ = 0x6c62272e07bb0142;
+};
+
+// Values in (-1, 1), by a 64-bit linear congruential generator (Knuth's MMIX constants).
+class Inputs {
+ public:
+  float Next() {
+    state_ = state_ * 6364136223846793005u + 1442695040888963407u;
+    const auto top = static_cast<int32_t>(state_ >> 40) - (1 << 23);
+    return static_cast<float>(top) * 0x1p-23f;
+  }
+  std::vector<float> Floats(int64_t n, float scale = 1.0f, float offset = 0.0f) {
+    std::vector<float> values(n);
+    for (float& v : values) v = offset + scale * Next();
+    return values;
+  }
+
+ private:
+  uint64_t state_ = 20240229;
+};
+
+// Device memory with a host copy of its contents.
+class Device {
+ public:
+  Device(Kernels& kernels, Digest& digest) : kernels_(kernels), digest_(digest) {}
+
+  void* Put(const void* host, int64_t bytes) {
+    absl::StatusOr<Buffer> buffer = kernels_.Allocate(bytes);
+    PHALANX_CHECK(buffer.ok()) << buffer.status().message();
+    if (host != nullptr) kernels_.CopyIn(buffer->data(), host, bytes);
+    buffers_.push_back(*std::move(buffer));
+    return buffers_.back().data();
+  }
+  const float* Put(const std::vector<float>& values) {
+    return static_cast<const float*>(
+        Put(values.data(), static_cast<int64_t>(values.size() * sizeof(float))));
+  }
+  // [rows, cols] of `type`, rounded from F32; zero when `values` is empty.
+  TensorView Matrix(DType type, int64_t rows, int64_t cols, const std::vector<float>& values = {}) {
+    const std::vector<uint8_t> bytes = Encode(type, values, rows * cols);
+    return {Put(bytes.data(), static_cast<int64_t>(bytes.size())), type, rows, cols, cols};
+  }
+  static std::vector<uint8_t> Encode(DType type, const std::vector<float>& values, int64_t count) {
+    std::vector<uint8_t> bytes(count * SizeOf(type));
+    for (size_t i = 0; i < values.size(); ++i) {
+      if (type == DType::kF32) {
+        std::memcpy(bytes.data() + 4 * i, &values[i], 4);
+      } else {
+        const uint16_t bits = type == DType::kBF16 ? F32ToBf16(values[i]) : F32ToF16(values[i]);
+        std::memcpy(bytes.data() + 2 * i, &bits, 2);
+      }
+    }
+    return bytes;
+  }
+  void AddToDigest(const void* device, int64_t bytes) {
+    kernels_.Synchronize();
+    std::vector<uint8_t> host(bytes);
+    kernels_.CopyOut(host.data(), device, bytes);
+    digest_.Add(host.data(), host.size());
+  }
+  void AddToDigest(TensorView t) { AddToDigest(t.data, t.rows * t.stride * SizeOf(t.dtype)); }
+
+ private:
+  Kernels& kernels_;
+  Digest& digest_;
+  std::vector<Buffer> buffers_;
+};
+
+void RunMatMul(Kernels& kernels, Device& device, Inputs& inputs, DType type) {
+  constexpr int64_t kN = 53, kK = 150, kM = 7;
+  const std::vector<uint8_t> weight = Device::Encode(type, inputs.Floats(kN * kK), kN * kK);
+  WeightSpec spec;
+  spec.dtype = type;
+  spec.rows = {{weight.data(), kN, kK}};
+  spec.leaves = {{0, 64}, {64, 96}, {96, 150}};
+  spec.parts = {{0, 1, -1}, {2}};
+  absl::StatusOr<std::unique_ptr<PackedWeight>> packed = kernels.Pack(spec);
+  PHALANX_CHECK(packed.ok()) << packed.status().message();
+  for (const int64_t m : {int64_t{1}, kM}) {
+    std::vector<float> x = inputs.Floats(m * (*packed)->k());
+    for (int64_t row = 0; row < m; ++row) {  // the last leaf's padding
+      for (int64_t j = kK; j < (*packed)->k(); ++j) x[row * (*packed)->k() + j] = 0.0f;
+    }
+    const TensorView left = device.Matrix(ActivationType(type), m, (*packed)->k(), x);
+    const std::array<TensorView, 2> outs = {device.Matrix(DType::kF32, m, kN),
+                                            device.Matrix(DType::kF32, m, kN)};
+    kernels.MatMul(left, **packed, outs);
+    for (const TensorView& out : outs) device.AddToDigest(out);
+  }
+}
+
+void RunRows(Kernels& kernels, Device& device, Inputs& inputs, DType type) {
+  constexpr int64_t kRows = 5, kCols = 83;
+  const TensorView table = device.Matrix(type, 11, kCols, inputs.Floats(11 * kCols));
+  const TensorView x = device.Matrix(DType::kF32, kRows, kCols);
+  kernels.GatherRows(table, std::array<int32_t, kRows>{20, 31, 99, 25, 30}, 20, x);
+  device.AddToDigest(x);
+  const TensorView delta = device.Matrix(DType::kF32, kRows, kCols, inputs.Floats(kRows * kCols));
+  const float* bias = device.Put(inputs.Floats(kCols));
+  const float* weight = device.Put(inputs.Floats(kCols, 0.5f, 1.0f));
+  const TensorView normed = device.Matrix(ActivationType(type), kRows, kCols);
+  kernels.AddResidual(x, delta, bias);
+  kernels.RmsNorm(x, weight, 1e-5f, normed);
+  device.AddToDigest(normed);
+  kernels.AddResidualRmsNorm(x, delta, nullptr, weight, 1e-6f, normed);
+  device.AddToDigest(x);
+  device.AddToDigest(normed);
+  constexpr int64_t kInner = 45;
+  const TensorView gate_up =
+      device.Matrix(DType::kF32, kRows, 2 * kInner, inputs.Floats(kRows * 2 * kInner, 12.0f));
+  const TensorView activated = device.Matrix(ActivationType(type), kRows, RoundUp(kInner, 32));
+  kernels.SiluMul(gate_up, device.Put(inputs.Floats(2 * kInner)), kInner, activated);
+  device.AddToDigest(activated);
+  kernels.SiluMul(gate_up, nullptr, kInner, activated);
+  device.AddToDigest(activated);
+}
+
+void RunAttention(Kernels& kernels, Device& device, Inputs& inputs, DType type) {
+  constexpr int64_t kHeads = 4, kKvHeads = 2, kDim = 40, kTokens = 75, kDecoded = 1;
+  constexpr int64_t kBlocks = 4;
+  constexpr int64_t kRows = kTokens + kDecoded;
+  const KvShape shape{type, kKvHeads, kDim};
+  KvView cache;
+  cache.shape = shape;
+  cache.num_blocks = kBlocks;
+  const int64_t block_bytes = kernels.KvBlockBytes(shape);
+  cache.data = device.Put(nullptr, kBlocks * block_bytes);
+  std::vector<float> inv_freq;
+  for (int i = 0; i < kDim / 2; ++i) {
+    inv_freq.push_back(static_cast<float>(PowDouble(10000.0, -2.0 * i / kDim)));
+  }
+  const RopeTables rope = BuildRopeTables(inv_freq, kRows, 1.0f);
+  const std::array<int32_t, 3> table = {2, 0, 3};
+  std::vector<int32_t> positions(kRows), slots(kRows);
+  for (int32_t t = 0; t < kRows; ++t) {
+    positions[t] = t;
+    slots[t] = table[t / kBlockTokens] * static_cast<int32_t>(kBlockTokens) +
+               t % static_cast<int32_t>(kBlockTokens);
+  }
+  constexpr int64_t kQkvCols = (kHeads + 2 * kKvHeads) * kDim;
+  QkvArgs qkv;
+  qkv.qkv = device.Matrix(DType::kF32, kRows, kQkvCols, inputs.Floats(kRows * kQkvCols, 3.0f));
+  qkv.bias = device.Put(inputs.Floats(kQkvCols));
+  qkv.q_norm = device.Put(inputs.Floats(kDim, 0.5f, 1.0f));
+  qkv.k_norm = device.Put(inputs.Floats(kDim, 0.5f, 1.0f));
+  qkv.norm_eps = 1e-6f;
+  qkv.num_heads = kHeads;
+  qkv.cos = device.Put(rope.cos);
+  qkv.sin = device.Put(rope.sin);
+  qkv.rotary_dim = kDim;
+  qkv.positions = positions;
+  qkv.slots = slots;
+  qkv.cache = cache;
+  qkv.q = device.Matrix(ActivationType(type), kRows, kHeads * RoundUp(kDim, kDotGroup));
+  kernels.QkvToCache(qkv);
+  device.AddToDigest(qkv.q);
+
+  const std::array<int32_t, kHeads> kv_head_of = {0, 1, 0, 1};
+  const std::array<int32_t, kHeads> out_column = {120, 0, 40, 80};
+  const std::array<int, 5> program = {0, 1, -1, 2, -1};
+  const std::array<AttentionSequence, 2> sequences = {
+      AttentionSequence{0, kTokens, 0, table.data()},
+      AttentionSequence{kTokens, kDecoded, kTokens, table.data()}};
+  AttentionArgs attention;
+  attention.q = qkv.q;
+  attention.num_heads = kHeads;
+  attention.kv_head_of = kv_head_of;
+  attention.scale = 0.158113883f;
+  attention.cache = cache;
+  attention.sequences = sequences;
+  attention.num_stripes = 3;
+  attention.stripe_begin = 0;
+  attention.stripe_end = 3;
+  attention.stripe_program = program;
+  attention.out_column = out_column;
+  attention.out = device.Matrix(ActivationType(type), kRows, kHeads * kDim);
+  kernels.Attention(attention);
+  device.AddToDigest(attention.out);
+  attention.window = 41;
+  const int64_t floats = kRows * kHeads * 3 * (2 + kDim);
+  auto* partials = static_cast<float*>(device.Put(nullptr, floats * SizeOf(DType::kF32)));
+  kernels.AttentionPartials(attention, partials);
+  device.AddToDigest(partials, floats * SizeOf(DType::kF32));
+  kernels.MergeAttention(attention, partials);
+  device.AddToDigest(attention.out);
+  // The cache's inner layout is the device's own, so copied blocks are digested by what attention
+  // reads from them.
+  kernels.CopyBlocks(cache, std::array<std::pair<int32_t, int32_t>, 1>{{{2, 1}}});
+  const std::array<int32_t, 3> copied = {1, 0, 3};
+  const std::array<AttentionSequence, 1> decode = {
+      AttentionSequence{kTokens, kDecoded, kTokens, copied.data()}};
+  attention.sequences = decode;
+  attention.window = 0;
+  kernels.Attention(attention);
+  device.AddToDigest(static_cast<const uint8_t*>(attention.out.data) +
+                         kTokens * attention.out.stride * SizeOf(attention.out.dtype),
+                     kDecoded * attention.out.stride * SizeOf(attention.out.dtype));
+}
+
+void RunSampling(Kernels& kernels, Device& device, Inputs& inputs, Digest& digest) {
+  constexpr int64_t kRows = 2, kVocab = 9001;
+  const TensorView logits =
+      device.Matrix(DType::kF32, kRows, kVocab, inputs.Floats(kRows * kVocab, 9.0f));
+  const std::array<std::pair<int64_t, int64_t>, 3> leaves = {
+      {{0, 4096}, {4096, 4096}, {4096, kVocab}}};
+  std::vector<MaxSum> sums(kRows * leaves.size());
+  kernels.LogSumExpLeaves(logits, leaves, absl::MakeSpan(sums));
+  kernels.Synchronize();
+  digest.Add(sums.data(), sums.size() * sizeof(MaxSum));
+  const absl::Span<const float> row(logits.f32(), kVocab);
+  for (uint32_t position = 0; position < 4; ++position) {
+    const GumbelKey key{0x123456789abcdef0u, position, 1, 0};
+    const float temperature = position == 0 ? 0.0f : 0.7f;
+    const float threshold = position == 3 ? 4.0f : -std::numeric_limits<float>::infinity();
+    const Choice choice = kernels.GumbelArgmax(row, 100, temperature, threshold, key);
+    digest.Add(&choice, sizeof choice);
+  }
+}
+
+}  // namespace
+
+std::string KnownAnswerDigest(Kernels& kernels, DType weight_dtype) {
+  Digest digest;
+  Inputs inputs;
+  Device device(kernels, digest);
+  RunMatMul(kernels, device, inputs, weight_dtype);
+  RunRows(kernels, device, inputs, weight_dtype);
+  RunAttention(kernels, device, inputs, weight_dtype);
+  RunSampling(kernels, device, inputs, digest);
+  return digest.Hex();
+}
+
+}  // namespace phalanx::kernels

@@ -1,0 +1,58 @@
+#include "kernels/cpu/memory.h"
+
+#include <sys/mman.h>
+
+#include <cerrno>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+
+#include "absl/status/status.h"
+#include "absl/strings/str_cat.h"
+#include "kernels/check.h"
+
+namespace phalanx::kernels::cpu {
+namespace {
+
+constexpr int64_t kHugePage = int64_t{2} << 20;
+constexpr int64_t kAlignment = 64;
+// Far above any machine's memory, far below where rounding up could overflow.
+constexpr int64_t kMostBytes = int64_t{1} << 56;
+
+absl::Status Exhausted(int64_t bytes) {
+  return absl::ResourceExhaustedError(absl::StrCat(
+      "cannot allocate ", bytes, " bytes of host memory (", std::strerror(errno),
+      "); use more ranks, a smaller KV cache, or a machine or container with more memory"));
+}
+
+}  // namespace
+
+absl::StatusOr<Buffer> AllocateHost(int64_t bytes) {
+  PHALANX_CHECK(bytes >= 0) << "allocation of " << bytes << " bytes";
+  if (bytes > kMostBytes) {
+    errno = ENOMEM;
+    return Exhausted(bytes);
+  }
+  if (bytes < kHugePage) {
+    const size_t rounded = (bytes + kAlignment) / kAlignment * kAlignment;
+    void* data = std::aligned_alloc(kAlignment, rounded);
+    if (data == nullptr) return Exhausted(bytes);
+    std::memset(data, 0, rounded);
+    return Buffer(data, bytes, [](void* p) { std::free(p); });
+  }
+  // Over-allocate by a huge page, then give back what lies outside the aligned range.
+  const size_t rounded = (bytes + kHugePage - 1) / kHugePage * kHugePage;
+  const size_t mapped = rounded + kHugePage;
+  void* raw = mmap(nullptr, mapped, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (raw == MAP_FAILED) return Exhausted(bytes);
+  char* begin = static_cast<char*>(raw);
+  const size_t skipped = (kHugePage - reinterpret_cast<uintptr_t>(begin) % kHugePage) % kHugePage;
+  if (skipped > 0) munmap(begin, skipped);
+  if (mapped - skipped > rounded) munmap(begin + skipped + rounded, mapped - skipped - rounded);
+  begin += skipped;
+  // Advice only: a kernel without transparent huge pages refuses, and that is fine.
+  (void)madvise(begin, rounded, MADV_HUGEPAGE);
+  return Buffer(begin, bytes, [rounded](void* p) { munmap(p, rounded); });
+}
+
+}  // namespace phalanx::kernels::cpu

@@ -1,0 +1,361 @@
+#include "kernels/cpu/reference_ops.h"
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+#include <utility>
+#include <vector>
+
+#include "absl/types/span.h"
+#include "kernels/cpu/fp_environment.h"
+#include "kernels/cpu/kv_layout.h"
+#include "kernels/scalar_math.h"
+
+namespace phalanx::kernels::reference {
+namespace {
+
+constexpr float kNegativeInfinity = -std::numeric_limits<float>::infinity();
+
+float Get(const void* data, DType type, int64_t index) {
+  if (type == DType::kF32) return static_cast<const float*>(data)[index];
+  const uint16_t bits = static_cast<const uint16_t*>(data)[index];
+  return type == DType::kBF16 ? Bf16ToF32(bits) : F16ToF32(bits);
+}
+
+void Put(void* data, DType type, int64_t index, float value) {
+  if (type == DType::kF32) {
+    static_cast<float*>(data)[index] = value;
+  } else {
+    static_cast<uint16_t*>(data)[index] = type == DType::kBF16 ? F32ToBf16(value) : F32ToF16(value);
+  }
+}
+
+float Get(TensorView t, int64_t row, int64_t col) {
+  return Get(t.data, t.dtype, row * t.stride + col);
+}
+void Put(TensorView t, int64_t row, int64_t col, float value) {
+  Put(t.data, t.dtype, row * t.stride + col, value);
+}
+
+float MaxOf(float a, float b) { return a > b ? a : b; }
+
+// Adds lanes j + (j + n/2), and so on down to one.
+float Halve(std::vector<float> lanes) {
+  for (size_t n = lanes.size() / 2; n > 0; n /= 2) {
+    for (size_t j = 0; j < n; ++j) lanes[j] = lanes[j] + lanes[j + n];
+  }
+  return lanes[0];
+}
+float HalveMax(std::vector<float> lanes) {
+  for (size_t n = lanes.size() / 2; n > 0; n /= 2) {
+    for (size_t j = 0; j < n; ++j) lanes[j] = MaxOf(lanes[j], lanes[j + n]);
+  }
+  return lanes[0];
+}
+
+// In place: x / sqrt(mean(x^2) + eps) * weight.
+void Normalize(std::vector<float>& x, const float* weight, float eps) {
+  std::vector<float> lanes(16, 0.0f);
+  for (size_t j = 0; j < x.size(); ++j) lanes[j % 16] = std::fma(x[j], x[j], lanes[j % 16]);
+  const float mean = Halve(lanes) / static_cast<float>(x.size());
+  const float scale = 1.0f / std::sqrt(mean + eps);
+  for (size_t j = 0; j < x.size(); ++j) x[j] = (x[j] * scale) * weight[j];
+}
+
+void Rotate(std::vector<float>& x, const float* cos, const float* sin, int64_t rotary_dim) {
+  const int64_t half = rotary_dim / 2;
+  for (int64_t i = 0; i < half; ++i) {
+    const float x0 = x[i];
+    const float x1 = x[i + half];
+    x[i] = std::fma(-x1, sin[i], x0 * cos[i]);
+    x[i + half] = std::fma(x0, sin[i], x1 * cos[i]);
+  }
+}
+
+// Dot product of a query with one cached key.
+float Score(const AttentionArgs& args, const cpu::KvLayout& layout, const void* keys, int64_t row,
+            int64_t head, int64_t token) {
+  const DType type = args.cache.shape.dtype;
+  const int64_t q_column = head * RoundUp(args.cache.shape.head_dim, kDotGroup);
+  const auto q = [&](int64_t i) { return Get(args.q, row, q_column + i); };
+  const auto k = [&](int64_t i) {
+    return Get(keys, type, cpu::KvLayout::KeyIndex(type, i, token));
+  };
+  float sum = 0.0f;
+  if (type == DType::kBF16) {
+    for (int64_t group = 0; group < layout.dk; group += kDotGroup) {
+      float even = 0.0f;
+      float odd = 0.0f;
+      for (int64_t i = group; i < group + kDotGroup; i += 2) {
+        even = std::fma(q(i), k(i), even);
+        odd = std::fma(q(i + 1), k(i + 1), odd);
+      }
+      sum = sum + (even + odd);
+    }
+  } else {
+    for (int64_t i = 0; i < layout.dk; ++i) sum = std::fma(q(i), k(i), sum);
+  }
+  return sum * args.scale;
+}
+
+// A running softmax over one block: `state` is max, sum, then head_dim values.
+void AttendBlock(const AttentionArgs& args, const cpu::KvLayout& layout, int64_t block, int64_t row,
+                 int64_t head, cpu::VisibleRange visible, float* state) {
+  const DType type = args.cache.shape.dtype;
+  const auto* base = static_cast<const uint8_t*>(args.cache.data);
+  const void* keys = base + layout.Keys(block, args.kv_head_of[head]);
+  const void* values = base + layout.Values(block, args.kv_head_of[head]);
+  std::vector<float> scores(kBlockTokens, kNegativeInfinity);
+  for (int t = visible.begin; t < visible.end; ++t) {
+    scores[t] = Score(args, layout, keys, row, head, t);
+  }
+  const float max = MaxOf(state[0], HalveMax(scores));
+  const float alpha = state[0] == kNegativeInfinity ? 0.0f : ExpScalar(state[0] - max);
+  std::vector<float> p(kBlockTokens, 0.0f);
+  for (int t = visible.begin; t < visible.end; ++t) p[t] = ExpScalar(scores[t] - max);
+  state[0] = max;
+  state[1] = std::fma(state[1], alpha, Halve(p));
+  for (int64_t i = 0; i < args.cache.shape.head_dim; ++i) {
+    const auto v = [&](int t) {
+      const bool seen = t >= visible.begin && t < visible.end;
+      return seen ? Get(values, type, layout.ValueIndex(type, i, t)) : 0.0f;
+    };
+    float weighted = 0.0f;
+    if (type == DType::kBF16) {
+      float even = 0.0f;
+      float odd = 0.0f;
+      for (int t = 0; t < kBlockTokens; t += 2) {
+        even = std::fma(Bf16ToF32(F32ToBf16(p[t])), v(t), even);
+        odd = std::fma(Bf16ToF32(F32ToBf16(p[t + 1])), v(t + 1), odd);
+      }
+      weighted = even + odd;
+    } else {
+      for (int t = 0; t < kBlockTokens; ++t) weighted = std::fma(p[t], v(t), weighted);
+    }
+    state[2 + i] = std::fma(state[2 + i], alpha, weighted);
+  }
+}
+
+using Partial = std::vector<float>;  // max, sum, then head_dim values
+
+Partial Merge(const Partial& a, const Partial& b) {
+  if (a[0] == kNegativeInfinity) return b;
+  if (b[0] == kNegativeInfinity) return a;
+  Partial r(a.size());
+  r[0] = MaxOf(a[0], b[0]);
+  const float ea = ExpScalar(a[0] - r[0]);
+  const float eb = ExpScalar(b[0] - r[0]);
+  for (size_t i = 1; i < a.size(); ++i) r[i] = std::fma(a[i], ea, b[i] * eb);
+  return r;
+}
+
+}  // namespace
+
+void GatherRows(TensorView table, absl::Span<const int32_t> ids, int64_t first_id, TensorView out) {
+  const ScopedFpEnvironment environment;
+  for (size_t i = 0; i < ids.size(); ++i) {
+    const int64_t row = ids[i] - first_id;
+    for (int64_t j = 0; j < out.cols; ++j) {
+      Put(out, i, j, row >= 0 && row < table.rows ? Get(table, row, j) : 0.0f);
+    }
+  }
+}
+
+void AddResidual(TensorView x, TensorView delta, const float* bias) {
+  const ScopedFpEnvironment environment;
+  for (int64_t i = 0; i < x.rows; ++i) {
+    for (int64_t j = 0; j < x.cols; ++j) {
+      const float d = Get(delta, i, j);
+      Put(x, i, j, Get(x, i, j) + (bias != nullptr ? d + bias[j] : d));
+    }
+  }
+}
+
+void RmsNorm(TensorView x, const float* weight, float eps, TensorView out) {
+  const ScopedFpEnvironment environment;
+  for (int64_t i = 0; i < x.rows; ++i) {
+    std::vector<float> row(x.cols);
+    for (int64_t j = 0; j < x.cols; ++j) row[j] = Get(x, i, j);
+    Normalize(row, weight, eps);
+    for (int64_t j = 0; j < x.cols; ++j) Put(out, i, j, row[j]);
+  }
+}
+
+void SiluMul(TensorView gate_up, const float* bias, int64_t n, TensorView out) {
+  const ScopedFpEnvironment environment;
+  for (int64_t i = 0; i < gate_up.rows; ++i) {
+    for (int64_t j = 0; j < out.cols; ++j) {
+      float value = 0.0f;
+      if (j < n) {
+        float gate = Get(gate_up, i, j);
+        float up = Get(gate_up, i, n + j);
+        if (bias != nullptr) {
+          gate = gate + bias[j];
+          up = up + bias[n + j];
+        }
+        value = (gate / (1.0f + ExpScalar(-gate))) * up;
+      }
+      Put(out, i, j, value);
+    }
+  }
+}
+
+void QkvToCache(const QkvArgs& args) {
+  const ScopedFpEnvironment environment;
+  const KvShape& shape = args.cache.shape;
+  const cpu::KvLayout layout(shape);
+  const int64_t d = shape.head_dim;
+  const int64_t all_heads = args.num_heads + 2 * shape.num_kv_heads;
+  auto* base = static_cast<uint8_t*>(args.cache.data);
+  for (int64_t row = 0; row < args.qkv.rows; ++row) {
+    const int64_t table = args.positions[row] * (args.rotary_dim / 2);
+    for (int64_t head = 0; head < all_heads; ++head) {
+      const bool is_query = head < args.num_heads;
+      const bool is_value = head >= args.num_heads + shape.num_kv_heads;
+      std::vector<float> x(d);
+      for (int64_t i = 0; i < d; ++i) {
+        x[i] = Get(args.qkv, row, head * d + i);
+        if (args.bias != nullptr) x[i] = x[i] + args.bias[head * d + i];
+      }
+      const float* norm = is_value ? nullptr : is_query ? args.q_norm : args.k_norm;
+      if (norm != nullptr) Normalize(x, norm, args.norm_eps);
+      if (!is_value) Rotate(x, args.cos + table, args.sin + table, args.rotary_dim);
+      if (is_query) {
+        const int64_t width = RoundUp(d, kDotGroup);
+        for (int64_t i = 0; i < width; ++i) {
+          Put(args.q, row, head * width + i, i < d ? x[i] : 0.0f);
+        }
+        continue;
+      }
+      if (args.slots[row] < 0) continue;
+      const int64_t block = args.slots[row] / kBlockTokens;
+      const int64_t token = args.slots[row] % kBlockTokens;
+      const int64_t kv_head = (head - args.num_heads) % shape.num_kv_heads;
+      if (is_value) {
+        void* values = base + layout.Values(block, kv_head);
+        for (int64_t i = 0; i < layout.dv; ++i) {
+          Put(values, shape.dtype, layout.ValueIndex(shape.dtype, i, token), i < d ? x[i] : 0.0f);
+        }
+      } else {
+        void* keys = base + layout.Keys(block, kv_head);
+        for (int64_t i = 0; i < layout.dk; ++i) {
+          Put(keys, shape.dtype, cpu::KvLayout::KeyIndex(shape.dtype, i, token),
+              i < d ? x[i] : 0.0f);
+        }
+      }
+    }
+  }
+}
+
+void CopyBlocks(const KvView& cache, absl::Span<const std::pair<int32_t, int32_t>> blocks) {
+  const cpu::KvLayout layout(cache.shape);
+  auto* base = static_cast<uint8_t*>(cache.data);
+  for (const auto& [source, destination] : blocks) {
+    std::memmove(base + destination * layout.block_bytes, base + source * layout.block_bytes,
+                 layout.block_bytes);
+  }
+}
+
+void AttentionPartials(const AttentionArgs& args, float* partials) {
+  const ScopedFpEnvironment environment;
+  const cpu::KvLayout layout(args.cache.shape);
+  const int64_t width = 2 + args.cache.shape.head_dim;
+  const int64_t stripes = args.stripe_end - args.stripe_begin;
+  for (const AttentionSequence& sequence : args.sequences) {
+    for (int64_t r = 0; r < sequence.row_count; ++r) {
+      const int64_t row = sequence.row_begin + r;
+      const int64_t position = sequence.start + r;
+      for (int64_t head = 0; head < args.num_heads; ++head) {
+        for (int64_t s = 0; s < stripes; ++s) {
+          float* state = partials + ((row * args.num_heads + head) * stripes + s) * width;
+          state[0] = kNegativeInfinity;
+          for (int64_t i = 1; i < width; ++i) state[i] = 0.0f;
+          for (int64_t b = args.stripe_begin + s; b * kBlockTokens <= position;
+               b += args.num_stripes) {
+            const cpu::VisibleRange visible(position, b, args.window);
+            if (visible.empty()) continue;
+            AttendBlock(args, layout, sequence.block_table[b], row, head, visible, state);
+          }
+        }
+      }
+    }
+  }
+}
+
+void MergeAttention(const AttentionArgs& args, const float* partials) {
+  const ScopedFpEnvironment environment;
+  const int64_t d = args.cache.shape.head_dim;
+  const int64_t width = 2 + d;
+  for (int64_t row = 0; row < args.out.rows; ++row) {
+    for (int64_t j = 0; j < args.out.cols; ++j) Put(args.out, row, j, 0.0f);
+    for (int64_t head = 0; head < args.num_heads; ++head) {
+      std::vector<Partial> stack;
+      for (const int step : args.stripe_program) {
+        if (step >= 0) {
+          const float* p =
+              partials + ((row * args.num_heads + head) * args.num_stripes + step) * width;
+          stack.emplace_back(p, p + width);
+        } else {
+          const Partial right = std::move(stack.back());
+          stack.pop_back();
+          stack.back() = Merge(stack.back(), right);
+        }
+      }
+      const Partial& total = stack.back();
+      for (int64_t i = 0; i < d; ++i) {
+        Put(args.out, row, args.out_column[head] + i, total[2 + i] / total[1]);
+      }
+    }
+  }
+}
+
+void Attention(const AttentionArgs& args) {
+  std::vector<float> partials(args.q.rows * args.num_heads * args.num_stripes *
+                              (2 + args.cache.shape.head_dim));
+  AttentionArgs all = args;
+  all.stripe_begin = 0;
+  all.stripe_end = args.num_stripes;
+  AttentionPartials(all, partials.data());
+  MergeAttention(all, partials.data());
+}
+
+void LogSumExpLeaves(TensorView logits, absl::Span<const std::pair<int64_t, int64_t>> leaves,
+                     absl::Span<MaxSum> out) {
+  const ScopedFpEnvironment environment;
+  for (int64_t row = 0; row < logits.rows; ++row) {
+    for (size_t leaf = 0; leaf < leaves.size(); ++leaf) {
+      const auto [begin, end] = leaves[leaf];
+      std::vector<float> max_lanes(16, kNegativeInfinity);
+      for (int64_t j = begin; j < end; ++j) {
+        float& lane = max_lanes[(j - begin) % 16];
+        lane = MaxOf(Get(logits, row, j), lane);
+      }
+      const float max = HalveMax(max_lanes);
+      std::vector<float> sum_lanes(16, 0.0f);
+      for (int64_t j = begin; j < end && max != kNegativeInfinity; ++j) {
+        float& lane = sum_lanes[(j - begin) % 16];
+        lane = lane + ExpScalar(Get(logits, row, j) - max);
+      }
+      out[row * leaves.size() + leaf] = {max, Halve(sum_lanes)};
+    }
+  }
+}
+
+Choice GumbelArgmax(absl::Span<const float> logits, int32_t first_id, float temperature,
+                    float threshold, const GumbelKey& key) {
+  const ScopedFpEnvironment environment;
+  Choice best{-1, kNegativeInfinity};
+  for (size_t j = 0; j < logits.size(); ++j) {
+    if (!(logits[j] >= threshold)) continue;
+    const int32_t id = first_id + static_cast<int32_t>(j);
+    float value = logits[j];
+    if (temperature != 0.0f) {
+      value = logits[j] / temperature + Gumbel(key, static_cast<uint32_t>(id));
+    }
+    if (value > best.value) best = {id, value};
+  }
+  return best;
+}
+
+}  // namespace phalanx::kernels::reference

@@ -1,0 +1,276 @@
+// The op set: one narrow interface on views and a stream, implemented per device.
+//
+// Contract of every op (rules R1 to R5 of the design): an output element depends on its own row and
+// column alone, in an order fixed by the model's shape; never on how many rows or columns the call
+// holds, on their position in a vector or a tile, or on the thread that computes it. All CPU paths
+// (portable, AVX2, AVX-512, AMX) give the same bits as the plain reference in
+// kernels/cpu/reference.h, and tests compare them with memcmp.
+//
+// Notation: m rows (tokens of a step), n output columns, k summed dimension, d head_dim.
+// "activation dtype" is BF16 for BF16 weights and F32 for F32 and F16 weights.
+//
+// Ops check nothing but programmer errors; shapes are checked one layer above. An instance belongs
+// to one thread at a time. On a CPU an op has finished when it returns; on a GPU it is enqueued on
+// the instance's stream.
+#ifndef PHALANX_KERNELS_KERNELS_H_
+#define PHALANX_KERNELS_KERNELS_H_
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "absl/types/span.h"
+#include "kernels/tensor.h"
+
+namespace phalanx::kernels {
+
+// K is padded to multiples of this, leaf by leaf (one TDPBF16PS covers 32 values of k).
+inline constexpr int64_t kDotGroup = 32;
+// Tokens in one KV block. The P.V product of one block is one dot group.
+inline constexpr int64_t kBlockTokens = 32;
+
+constexpr int64_t RoundUp(int64_t value, int64_t multiple) {
+  return (value + multiple - 1) / multiple * multiple;
+}
+// The dtype in which a matmul with weights of `weight` takes its left operand.
+constexpr DType ActivationType(DType weight) {
+  return weight == DType::kBF16 ? DType::kBF16 : DType::kF32;
+}
+
+// ---------------------------------------------------------------------------------------------
+// Matmul
+
+// Rows of a source matrix in the checkpoint, [rows, stride] with the wanted columns inside.
+struct RowBlock {
+  const void* data = nullptr;  // row 0, column 0 of the source
+  int64_t rows = 0;
+  int64_t stride = 0;  // elements from one row to the next
+};
+
+// Columns [begin, end) of the source: one leaf of K. May be empty.
+struct KLeaf {
+  int64_t begin = 0;
+  int64_t end = 0;
+  int64_t padded() const { return RoundUp(end - begin, kDotGroup); }
+};
+
+// What to pack: y[m, n] = x[m, k] * W^T, W of [n, k] stacked from row blocks, k cut into leaves.
+struct WeightSpec {
+  DType dtype = DType::kBF16;
+  std::vector<RowBlock> rows;  // stacked in order: n = sum of rows
+  std::vector<KLeaf> leaves;   // at least one; the padded leaves stand side by side in x
+  // One postfix program per output part over local leaf indices: i >= 0 pushes leaf i's sum, -1
+  // adds the two topmost (left + right). A K that is never sharded has one leaf and parts {{0}}.
+  // Every leaf appears exactly once over all parts.
+  std::vector<std::vector<int>> parts;
+};
+
+// A weight in the device's own layout. Immutable.
+class PackedWeight {
+ public:
+  virtual ~PackedWeight() = default;
+  DType dtype() const { return dtype_; }
+  int64_t n() const { return n_; }
+  // Columns that x must have: the sum of the padded leaves. Pad columns of x must be +0.
+  int64_t k() const { return k_; }
+  int num_parts() const { return num_parts_; }
+  // Bytes held, and bytes that one pass over the weight reads.
+  virtual int64_t bytes() const = 0;
+
+ protected:
+  DType dtype_ = DType::kBF16;
+  int64_t n_ = 0;
+  int64_t k_ = 0;
+  int num_parts_ = 1;
+};
+
+// ---------------------------------------------------------------------------------------------
+// KV cache
+
+// Shape of one layer's cache on this rank. A block holds kBlockTokens tokens of every local KV
+// head, keys and values; its inner layout belongs to the device's kernels.
+struct KvShape {
+  DType dtype = DType::kBF16;  // BF16, F16 or F32; equals the checkpoint's dtype
+  int64_t num_kv_heads = 0;    // local heads
+  int64_t head_dim = 0;
+};
+
+// One layer's storage: `num_blocks` blocks of Kernels::KvBlockBytes(shape) bytes each.
+struct KvView {
+  KvShape shape;
+  void* data = nullptr;
+  int64_t num_blocks = 0;
+};
+
+// Writes the step's keys and values to the cache and makes the queries ready.
+struct QkvArgs {
+  TensorView qkv;  // [m, (num_heads + 2 num_kv_heads) * d] F32: q heads, k heads, v heads
+  const float* bias = nullptr;    // [(num_heads + 2 num_kv_heads) * d] or null
+  const float* q_norm = nullptr;  // [d] or null: RMSNorm over each query head (Qwen3)
+  const float* k_norm = nullptr;  // [d] or null
+  float norm_eps = 0;
+  int64_t num_heads = 0;
+  // Rotary tables [positions, rotary_dim / 2] in F32; the "rotate half" pairing of Hugging Face:
+  // x[i] with x[i + rotary_dim / 2]. Attention factors (YaRN) are multiplied into the tables.
+  const float* cos = nullptr;
+  const float* sin = nullptr;
+  int64_t rotary_dim = 0;               // = d for every family so far; even
+  absl::Span<const int32_t> positions;  // [m] absolute position of each row
+  absl::Span<const int32_t> slots;      // [m] physical block * kBlockTokens + offset, or -1: this
+                                        // rank does not store the row's keys and values
+  KvView cache;
+  TensorView q;  // out: [m, num_heads * RoundUp(d, 32)] activation dtype, each head's tail zeroed
+};
+
+// One sequence's rows in an attention call.
+struct AttentionSequence {
+  int64_t row_begin = 0;                 // first row of q
+  int64_t row_count = 0;                 // rows, at positions start .. start + row_count - 1
+  int64_t start = 0;                     // absolute position of the first row
+  const int32_t* block_table = nullptr;  // [ceil((start + row_count) / 32)] physical block of each
+                                         // absolute block; -1 where another rank holds it
+};
+
+struct AttentionArgs {
+  TensorView q;  // as QkvArgs.q
+  int64_t num_heads = 0;
+  // Query head h reads local KV head kv_head_of[h].
+  absl::Span<const int32_t> kv_head_of;  // [num_heads]
+  float scale = 0;
+  int64_t window = 0;  // a query at p sees positions > p - window; 0: no window
+  KvView cache;
+  absl::Span<const AttentionSequence> sequences;
+  // R3: absolute block b belongs to stripe b % num_stripes.
+  int num_stripes = 8;
+  int stripe_begin = 0;  // stripes that this rank attends over
+  int stripe_end = 8;
+  // Postfix program over stripes 0 .. num_stripes - 1 (as WeightSpec::parts).
+  absl::Span<const int> stripe_program;
+  // Where head h's output goes: column out_column[h] of `out`, d values wide.
+  absl::Span<const int32_t> out_column;
+  TensorView out;  // [m, k] activation dtype; columns that belong to no head are set to +0
+};
+
+// (max, sum of exp, weighted values) of one query head over one stripe, before normalisation.
+// Laid out as partials[row][head][stripe - stripe_begin][2 + d] in F32: max, sum, then d values.
+// An empty stripe is (-inf, 0, 0...).
+
+// ---------------------------------------------------------------------------------------------
+// Sampling
+
+struct MaxSum {
+  float max;  // -inf when empty
+  float sum;  // sum of exp(x - max)
+};
+
+// Counter of R5: who asks for randomness. Philox-4x32-10 (Salmon et al., SC 2011), key = seed.
+struct GumbelKey {
+  uint64_t seed = 0;
+  uint32_t position = 0;  // absolute position of the token being chosen
+  uint32_t sample = 0;    // sample index of the request (n > 1)
+  uint32_t purpose = 0;   // 0: choosing a token
+};
+
+struct Choice {
+  int32_t id = -1;
+  float value = 0;
+};
+
+class Kernels {
+ public:
+  virtual ~Kernels() = default;
+
+  // "cpu avx2, 2 threads", for logs and status.
+  virtual std::string Describe() const = 0;
+
+  // Memory on the device, zeroed, aligned to 64 bytes; RESOURCE_EXHAUSTED names the bytes.
+  virtual absl::StatusOr<Buffer> Allocate(int64_t bytes) = 0;
+  virtual void CopyIn(void* device, const void* host, int64_t bytes) = 0;
+  virtual void CopyOut(void* host, const void* device, int64_t bytes) = 0;
+  // Returns when everything enqueued so far has finished.
+  virtual void Synchronize() = 0;
+
+  // Packs a weight; rows are read once, in order. INVALID_ARGUMENT names a NaN or infinity found in
+  // the source by row and column.
+  virtual absl::StatusOr<std::unique_ptr<PackedWeight>> Pack(const WeightSpec& spec) = 0;
+
+  // outs[p][m, n] (F32) = part p of x * W^T. x: [m, w.k()] in ActivationType(w.dtype()).
+  // BF16: per dot group of 32, an even and an odd FMA chain from +0 in rising k, even + odd, then
+  // added to the leaf's accumulator (from +0): the order of TDPBF16PS (Intel SDM vol. 2). F32 and
+  // F16: one FMA chain in rising k from +0 per leaf. Leaves are added by the part's program.
+  virtual void MatMul(TensorView x, const PackedWeight& w, absl::Span<const TensorView> outs) = 0;
+
+  // out[i, :] (F32) = table[ids[i] - first_id, :], widened; +0 where ids[i] is outside
+  // [first_id, first_id + table.rows).
+  virtual void GatherRows(TensorView table, absl::Span<const int32_t> ids, int64_t first_id,
+                          TensorView out) = 0;
+
+  // x[m, n] += delta[m, n] + bias[n] (bias null: none), computed as x + (delta + bias).
+  virtual void AddResidual(TensorView x, TensorView delta, const float* bias) = 0;
+
+  // out (activation dtype or F32) = x / sqrt(mean(x^2) + eps) * weight. x: F32 [m, n]. The sum of
+  // squares runs in 16 lanes (lane j takes columns j, j + 16, ...; FMA), lanes are added by halving
+  // (j + j+8, then +4, +2, +1); the scale is 1 / sqrt in IEEE division and square root.
+  // (Zhang and Sennrich, arXiv:1910.07467.)
+  virtual void RmsNorm(TensorView x, const float* weight, float eps, TensorView out) = 0;
+
+  // AddResidual then RmsNorm, fused.
+  virtual void AddResidualRmsNorm(TensorView x, TensorView delta, const float* bias,
+                                  const float* weight, float eps, TensorView out) {
+    AddResidual(x, delta, bias);
+    RmsNorm(x, weight, eps, out);
+  }
+
+  // out[m, j] = silu(gate[m, j]) * up[m, j] with gate = gate_up[:, 0:n], up = gate_up[:, n:2n], for
+  // j < n; columns n .. out.cols - 1 are set to +0. `bias` [2n] or null is added first.
+  virtual void SiluMul(TensorView gate_up, const float* bias, int64_t n, TensorView out) = 0;
+
+  virtual int64_t KvBlockBytes(const KvShape& shape) const = 0;
+  // Bias, q/k norm, rotary embedding, then the cache write. Pad columns of q are set to +0.
+  virtual void QkvToCache(const QkvArgs& args) = 0;
+  // Copies whole blocks inside one layer's cache: blocks[i] = {source, destination}.
+  virtual void CopyBlocks(const KvView& cache,
+                          absl::Span<const std::pair<int32_t, int32_t>> blocks) = 0;
+
+  // Causal paged attention over all stripes [0, num_stripes), which this rank must hold: partials
+  // then merge, fused. (Running softmax: Milakov and Gimelshein, arXiv:1805.02867.)
+  virtual void Attention(const AttentionArgs& args) = 0;
+  // The partials of stripes [stripe_begin, stripe_end) only; `args.out` is unused.
+  virtual void AttentionPartials(const AttentionArgs& args, float* partials) = 0;
+  // Merges partials of all stripes, [m][num_heads][num_stripes][2 + d], into args.out.
+  virtual void MergeAttention(const AttentionArgs& args, const float* partials) = 0;
+
+  // out[row * leaves.size() + i] = (max, sum of exp(x - max)) over columns leaves[i] of row.
+  // Inside a leaf: 16 lanes over rising columns, lanes added by halving.
+  virtual void LogSumExpLeaves(TensorView logits,
+                               absl::Span<const std::pair<int64_t, int64_t>> leaves,
+                               absl::Span<MaxSum> out) = 0;
+
+  // The best id of one row: argmax over columns j with logits[j] >= threshold of
+  // logits[j] / temperature + Gumbel(key, first_id + j); ties go to the lower id. temperature 0:
+  // argmax of the logits. NaN logits never win.
+  virtual Choice GumbelArgmax(absl::Span<const float> logits, int32_t first_id, float temperature,
+                              float threshold, const GumbelKey& key) = 0;
+};
+
+enum class CpuPath { kPortable, kAvx2, kAvx512, kAmx };
+std::string_view Name(CpuPath path);  // "portable", "avx2", "avx512", "amx"
+// The paths that this machine has, slowest first; "portable" is always there.
+std::vector<CpuPath> AvailableCpuPaths();
+
+struct CpuOptions {
+  int threads = 1;
+  CpuPath path = AvailableCpuPaths().back();
+};
+// INVALID_ARGUMENT when the machine lacks the path or threads < 1.
+absl::StatusOr<std::unique_ptr<Kernels>> CreateCpuKernels(const CpuOptions& options);
+
+// Runs every op on fixed inputs and returns a digest of all output bits (R6): ranks whose digests
+// differ must not work together. Hexadecimal, 32 digits.
+std::string KnownAnswerDigest(Kernels& kernels, DType weight_dtype);
+
+}  // namespace phalanx::kernels
+
+#endif  // PHALANX_KERNELS_KERNELS_H_

@@ -1,0 +1,32 @@
+#include "launcher/client.h"
+
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+
+namespace phalanx::launcher {
+
+Client Connect(const std::string& endpoint) {
+  grpc::ChannelArguments arguments;
+  arguments.SetMaxReceiveMessageSize(-1);
+  Client client;
+  client.channel =
+      grpc::CreateCustomChannel(endpoint, grpc::InsecureChannelCredentials(), arguments);
+  client.stub = v1::Inference::NewStub(client.channel);
+  return client;
+}
+
+absl::Status ToAbslStatus(const grpc::Status& status, const std::string& endpoint) {
+  if (status.ok()) return absl::OkStatus();
+  const auto code = static_cast<absl::StatusCode>(status.error_code());
+  const std::string& message = status.error_message();
+  if (status.error_code() == grpc::StatusCode::UNAVAILABLE &&
+      (absl::StrContains(message, "failed to connect") ||
+       absl::StrContains(message, "resolution") || absl::StrContains(message, "subchannel"))) {
+    return absl::UnavailableError(
+        absl::StrCat("no server answers at ", endpoint, " (", message,
+                     "); start one with phalanx serve or correct --endpoint"));
+  }
+  return absl::Status(code, absl::StrCat(absl::StatusCodeToString(code), ": ", message));
+}
+
+}  // namespace phalanx::launcher

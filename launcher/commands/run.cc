@@ -1,0 +1,192 @@
+// `phalanx run`: start, generate, stop.
+
+#include <unistd.h>
+
+#include <iostream>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/strings/str_cat.h"
+#include "absl/synchronization/mutex.h"
+#include "launcher/commands/commands.h"
+#include "launcher/exit_code.h"
+#include "launcher/json_output.h"
+#include "launcher/model_info.h"
+#include "launcher/options.h"
+#include "launcher/request_builder.h"
+#include "launcher/service.h"
+#include "launcher/signals.h"
+#include "runtime/serving/request.h"
+#include "spdlog/spdlog.h"
+
+namespace phalanx::launcher {
+namespace {
+
+struct RunOptions {
+  ServiceOptions service;
+  PromptOptions prompts;
+  RequestOptions request;
+  bool json = false;
+};
+
+// All prompts' answers, filled by the coordinator's thread.
+class Answers {
+ public:
+  // `stream`: print the text as it comes (one prompt, one sample).
+  Answers(size_t prompts, bool stream) : stream_(stream), pending_(prompts), answers_(prompts) {}
+
+  void Expect(size_t prompt, const coordinator::GenerateRequest& request,
+              const std::string& layout) {
+    answers_[prompt].resize(request.n);
+    for (int64_t i = 0; i < request.n; ++i) {
+      Answer& answer = answers_[prompt][i];
+      answer.request_id = request.id;
+      answer.prompt_token_ids = request.prompt_token_ids;
+      answer.has_logprobs = request.sampling.logprobs >= 0;
+      answer.has_prompt_logprobs = request.sampling.prompt_logprobs >= 0;
+      answer.layout = layout;
+      if (request.n > 1) answer.index = static_cast<int>(i);
+    }
+  }
+
+  void On(size_t prompt, const coordinator::Event& event) {
+    absl::MutexLock lock(&mutex_);
+    for (const coordinator::SampleOutput& output : event.outputs) {
+      Answer& answer = answers_[prompt][output.sample_index];
+      for (const scheduler::TokenLogprobs& token : output.tokens) {
+        answer.token_ids.push_back(token.id);
+        if (answer.has_logprobs) answer.logprobs.push_back(token);
+      }
+      answer.text += output.text;
+      if (stream_) std::cout << output.text << std::flush;
+      if (output.finish == coordinator::FinishReason::kStop) answer.finish_reason = "stop";
+      if (output.finish == coordinator::FinishReason::kLength) answer.finish_reason = "length";
+    }
+    for (Answer& answer : answers_[prompt]) {
+      answer.seed = event.seed;
+      if (!event.prompt_logprobs.empty()) answer.prompt_logprobs = event.prompt_logprobs;
+      if (!event.done) continue;
+      if (!event.status.ok()) {
+        answer.finish_reason = "error";
+        answer.error = std::string(event.status.message());
+        if (failure_.ok()) failure_ = event.status;
+      }
+      answer.cached_tokens = event.usage.cached_tokens;
+      answer.queue_ms = absl::ToDoubleMilliseconds(event.usage.queue_time);
+      answer.time_to_first_token_ms = absl::ToDoubleMilliseconds(event.usage.time_to_first_token);
+      answer.total_ms = absl::ToDoubleMilliseconds(event.usage.total_time);
+    }
+    if (event.done) --pending_;
+  }
+
+  absl::Status Wait() {
+    absl::MutexLock lock(&mutex_);
+    mutex_.Await(absl::Condition(
+        +[](size_t* pending) { return *pending == 0; }, &pending_));
+    return failure_;
+  }
+
+  // After Wait.
+  const std::vector<std::vector<Answer>>& all() const { return answers_; }
+
+ private:
+  const bool stream_;
+  absl::Mutex mutex_;
+  size_t pending_;
+  absl::Status failure_;
+  std::vector<std::vector<Answer>> answers_;  // [prompt][sample]
+};
+
+void PrintText(const std::vector<std::vector<Answer>>& answers,
+               const std::vector<Prompt>& prompts) {
+  for (size_t p = 0; p < answers.size(); ++p) {
+    for (const Answer& answer : answers[p]) {
+      std::cout << "== prompt " << p + 1;
+      if (answer.index.has_value()) std::cout << ", answer " << *answer.index + 1;
+      std::cout << " (" << answer.finish_reason << ")\n"
+                << (prompts[p].is_text ? prompts[p].text : "") << answer.text << "\n";
+    }
+  }
+}
+
+absl::Status Run(const RunOptions& options) {
+  const absl::StatusOr<std::vector<Prompt>> prompts = ReadPrompts(options.prompts);
+  if (!prompts.ok()) return prompts.status();
+  absl::StatusOr<std::unique_ptr<Service>> service =
+      Service::Create(options.service, /*one_process_by_default=*/true);
+  if (!service.ok()) return service.status();
+  const serving::ModelInfo model = MakeModelInfo(**service, /*name=*/"");
+
+  // Every prompt is checked before anything is started.
+  std::vector<coordinator::GenerateRequest> requests;
+  for (size_t i = 0; i < prompts->size(); ++i) {
+    const auto named = [&](const absl::Status& status) {
+      if (prompts->size() == 1) return status;
+      return absl::Status(status.code(), absl::StrCat("prompt ", i + 1, ": ", status.message()));
+    };
+    absl::StatusOr<v1::GenerateRequest> built = BuildRequest(options.request, (*prompts)[i]);
+    if (!built.ok()) return named(built.status());
+    auto request = serving::ToCoordinatorRequest(*built, model, (*service)->tokenizer());
+    if (!request.ok()) return named(request.status());
+    const absl::Status valid =
+        coordinator::ValidateRequest(*request, (*service)->limits(), /*has_text=*/true);
+    if (!valid.ok()) {
+      return named(serving::WithPublicFieldName(valid, (*prompts)[i].is_text));
+    }
+    requests.push_back(*std::move(request));
+  }
+
+  StopOnSignal stop([](int) { _exit(kExitFailed); });
+  if (absl::Status status = (*service)->Start(); !status.ok()) return status;
+  const bool stream = !options.json && requests.size() == 1 && requests[0].n == 1;
+  Answers answers(requests.size(), stream);
+  if (stream && (*prompts)[0].is_text) std::cout << (*prompts)[0].text << std::flush;
+  for (size_t i = 0; i < requests.size(); ++i) {
+    answers.Expect(i, requests[i], (*service)->layout());
+  }
+  for (size_t i = 0; i < requests.size(); ++i) {
+    const auto handle = (*service)->coordinator().Submit(
+        requests[i], [&answers, i](const coordinator::Event& event) { answers.On(i, event); });
+    if (!handle.ok()) {
+      coordinator::Event refused;
+      refused.done = true;
+      refused.status = handle.status();
+      answers.On(i, refused);
+    }
+  }
+  const absl::Status status = answers.Wait();
+  if (options.json) {
+    for (const std::vector<Answer>& samples : answers.all()) {
+      for (const Answer& answer : samples) std::cout << ToJson(answer) << "\n";
+    }
+  } else if (stream) {
+    std::cout << std::endl;
+  } else {
+    PrintText(answers.all(), *prompts);
+  }
+  std::cout << std::flush;
+  (*service)->Stop();
+  return status;
+}
+
+}  // namespace
+
+void AddRunCommand(CLI::App& parent, Command* run) {
+  CLI::App* app = parent.add_subcommand("run", "Start the ranks, answer the prompts, stop");
+  auto options = std::make_shared<RunOptions>();
+  AddPromptOptions(*app, options->prompts);
+  AddServiceOptions(*app, options->service);
+  AddRequestOptions(*app, options->request);
+  app->add_flag("--json", options->json, "One JSON object per answer");
+  app->callback([options, run] {
+    *run = [options] {
+      const absl::Status status = Run(*options);
+      return status.ok() ? kExitDone : Fail("run", status);
+    };
+  });
+}
+
+}  // namespace phalanx::launcher

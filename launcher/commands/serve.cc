@@ -1,0 +1,146 @@
+// `phalanx serve`: coordinator and workers behind a gRPC port, until told to stop.
+
+#include <atomic>
+#include <cerrno>
+#include <cstring>
+#include <fstream>
+#include <iostream>
+#include <memory>
+#include <string>
+
+#include "absl/status/status.h"
+#include "absl/strings/str_cat.h"
+#include "absl/synchronization/mutex.h"
+#include "absl/synchronization/notification.h"
+#include "launcher/commands/commands.h"
+#include "launcher/exit_code.h"
+#include "launcher/model_info.h"
+#include "launcher/options.h"
+#include "launcher/service.h"
+#include "launcher/signals.h"
+#include "launcher/version.h"
+#include "runtime/serving/inference_server.h"
+#include "spdlog/spdlog.h"
+
+namespace phalanx::launcher {
+namespace {
+
+struct ServeOptions {
+  ServiceOptions service;
+  std::string listen = "127.0.0.1:50051";
+  std::string endpoint_file;
+  std::string model_name;
+  double grace = 30;
+};
+
+absl::Status WriteEndpoint(const std::string& path, const std::string& endpoint) {
+  if (path.empty()) return absl::OkStatus();
+  // Written beside it, then renamed: a reader never sees half an address.
+  const std::string temporary = path + ".tmp";
+  std::ofstream out(temporary);
+  out << endpoint << "\n";
+  out.close();
+  if (!out || std::rename(temporary.c_str(), path.c_str()) != 0) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("--endpoint-file ", path, ": ", std::strerror(errno)));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status Serve(const ServeOptions& options) {
+  absl::Mutex mutex;
+  bool stop = false;
+  std::atomic<int> signals = 0;
+  StopOnSignal on_signal([&](int signal) {
+    if (++signals > 1) {
+      spdlog::warn("second signal {}: stopping at once", signal);
+      _exit(kExitFailed);
+    }
+    spdlog::info("signal {}: finishing what is running", signal);
+    absl::MutexLock lock(&mutex);
+    stop = true;
+  });
+  const auto stopped = [&] {
+    absl::MutexLock lock(&mutex);
+    return stop;
+  };
+
+  absl::StatusOr<std::unique_ptr<Service>> service =
+      Service::Create(options.service, /*one_process_by_default=*/false);
+  if (!service.ok()) return service.status();
+  serving::InferenceServerOptions server_options;
+  server_options.listen = options.listen;
+  server_options.version = kVersion;
+  absl::StatusOr<std::unique_ptr<serving::InferenceServer>> server =
+      serving::InferenceServer::Listen(server_options);
+  if (!server.ok()) return server.status();
+  const absl::Status written = WriteEndpoint(options.endpoint_file, (*server)->address());
+  if (!written.ok()) return written;
+  spdlog::info("listening on {}, loading {}", (*server)->address(), (*service)->model_directory());
+
+  if (absl::Status status = (*service)->Start(); !status.ok()) {
+    return stopped() ? absl::CancelledError("stopped while loading") : status;
+  }
+  serving::ServedModel served;
+  served.coordinator = &(*service)->coordinator();
+  served.tokenizer = &(*service)->tokenizer();
+  served.info = MakeModelInfo(**service, options.model_name);
+  served.rank_health = [&service] { return (*service)->Health(); };
+  (*server)->Serve(served);
+  spdlog::info("serving \"{}\" ({}, {}) on {}", served.info.name, (*service)->layout(),
+               served.info.profile, (*server)->address());
+
+  absl::Status failure;
+  while (true) {
+    absl::MutexLock lock(&mutex);
+    if (mutex.AwaitWithTimeout(absl::Condition(&stop), absl::Milliseconds(500))) break;
+    const coordinator::CoordinatorStatus status = (*service)->coordinator().GetStatus();
+    if (status.state == coordinator::CoordinatorState::kFailed) {
+      failure = status.failure;
+      break;
+    }
+  }
+  if (failure.ok()) {
+    (*server)->BeginDrain();
+    const absl::Status drained = (*service)->coordinator().Drain(absl::Seconds(options.grace));
+    if (!drained.ok()) spdlog::warn("{}", std::string(drained.message()));
+  }
+  (*service)->Stop();
+  (*server)->Shutdown(absl::Seconds(1));
+  if (!options.endpoint_file.empty()) std::remove(options.endpoint_file.c_str());
+  if (!failure.ok()) {
+    return absl::UnavailableError(absl::StrCat("the workers are gone: ", failure.message()));
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+void AddServeCommand(CLI::App& parent, Command* run) {
+  CLI::App* app = parent.add_subcommand("serve", "Start the ranks and answer gRPC clients");
+  auto options = std::make_shared<ServeOptions>();
+  AddServiceOptions(*app, options->service);
+  const std::string group = "Service";
+  app->add_option("--listen", options->listen, "HOST:PORT for clients; port 0: any free one")
+      ->capture_default_str()
+      ->group(group);
+  app->add_option("--endpoint-file", options->endpoint_file,
+                  "Write the address to this file once it is bound")
+      ->group(group);
+  app->add_option("--model-name", options->model_name,
+                  "What clients call the model (default: the directory's name)")
+      ->group(group);
+  app->add_option("--grace", options->grace,
+                  "Seconds that running requests may go on after SIGTERM or SIGINT")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str()
+      ->group(group);
+  app->callback([options, run] {
+    *run = [options] {
+      const absl::Status status = Serve(*options);
+      return status.ok() ? kExitDone : Fail("serve", status);
+    };
+  });
+}
+
+}  // namespace phalanx::launcher

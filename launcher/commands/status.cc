@@ -1,0 +1,101 @@
+// `phalanx status`: ranks, layout, queue and KV use of a running server.
+
+#include "absl/status/status.h"
+
+#include <google/protobuf/util/json_util.h>
+
+#include <iostream>
+#include <memory>
+#include <string>
+
+#include "absl/strings/str_format.h"
+#include "absl/time/time.h"
+#include "launcher/client.h"
+#include "launcher/commands/commands.h"
+#include "launcher/exit_code.h"
+#include "launcher/machine.h"
+
+namespace phalanx::launcher {
+namespace {
+
+struct StatusOptions {
+  std::string endpoint = "127.0.0.1:50051";
+  bool json = false;
+};
+
+const char* StateName(v1::ServerState state) {
+  switch (state) {
+    case v1::SERVER_STATE_LOADING:
+      return "loading";
+    case v1::SERVER_STATE_SERVING:
+      return "serving";
+    case v1::SERVER_STATE_DRAINING:
+      return "draining";
+    case v1::SERVER_STATE_FAILED:
+      return "failed";
+    default:
+      return "unknown";
+  }
+}
+
+void PrintTable(const v1::GetStatusResponse& s, const std::string& endpoint) {
+  std::cout << absl::StrFormat("%s: %s, model %s, layout %s, version %s, up %.0f s\n", endpoint,
+                               StateName(s.state()), s.model(), s.layout(), s.version(),
+                               s.uptime_seconds());
+  if (!s.status_message().empty()) std::cout << s.status_message() << "\n";
+  const v1::EngineStatus& e = s.engine();
+  std::cout << absl::StrFormat(
+      "requests   %d running, %d waiting, %d finished\n"
+      "KV blocks  %d in use, %d cached, %d free of %d\n"
+      "tokens     %d prompt, %d from the prefix cache, %d generated in %d steps, %d preemptions\n",
+      e.running_requests(), e.queued_requests(), e.finished_requests(), e.kv_blocks_in_use(),
+      e.kv_blocks_cached(), e.kv_blocks_free(), e.kv_blocks_total(), e.prompt_tokens(),
+      e.cached_prompt_tokens(), e.generated_tokens(), e.steps(), e.preemptions());
+  if (s.ranks_size() == 0) return;
+  std::cout << absl::StrFormat("%-5s %-20s %9s  %-26s %10s %10s %9s\n", "rank", "host", "pid",
+                               "device", "weights", "KV", "step");
+  for (const v1::RankStatus& r : s.ranks()) {
+    std::cout << absl::StrFormat("%-5d %-20s %9d  %-26s %10s %10s %9d\n", r.rank(), r.host(),
+                                 r.pid(), r.device(), FormatBytes(r.weight_bytes()),
+                                 FormatBytes(r.kv_bytes()), r.last_step());
+  }
+}
+
+absl::Status ShowStatus(const StatusOptions& options) {
+  const Client client = Connect(options.endpoint);
+  grpc::ClientContext context;
+  context.set_deadline(absl::ToChronoTime(absl::Now() + absl::Seconds(10)));
+  v1::GetStatusResponse response;
+  const absl::Status status = ToAbslStatus(
+      client.stub->GetStatus(&context, v1::GetStatusRequest(), &response), options.endpoint);
+  if (!status.ok()) return status;
+  if (options.json) {
+    google::protobuf::util::JsonPrintOptions print;
+    print.always_print_primitive_fields = true;
+    print.preserve_proto_field_names = true;
+    std::string text;
+    (void)google::protobuf::util::MessageToJsonString(response, &text, print);
+    std::cout << text << std::endl;
+  } else {
+    PrintTable(response, options.endpoint);
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+void AddStatusCommand(CLI::App& parent, Command* run) {
+  CLI::App* app = parent.add_subcommand("status", "Ranks, layout, queue and KV use of a server");
+  auto options = std::make_shared<StatusOptions>();
+  app->add_option("--endpoint", options->endpoint, "HOST:PORT of the server")
+      ->capture_default_str();
+  app->add_flag("--json", options->json, "One JSON object");
+  app->callback([options, run] {
+    *run = [options] {
+      const absl::Status status = ShowStatus(*options);
+      return status.ok() ? kExitDone : Fail("status", status);
+    };
+  });
+}
+
+}  // namespace phalanx::launcher

@@ -1,0 +1,177 @@
+// `phalanx worker`: one rank, as mpirun or srun starts it.
+
+#include "runtime/worker/worker.h"
+
+#include <signal.h>
+#include <sys/prctl.h>
+#include <unistd.h>
+
+#include <iostream>
+#include <memory>
+#include <optional>
+#include <string>
+
+#include "absl/status/status.h"
+#include "absl/strings/str_cat.h"
+#include "comm/mpi/mpi_environment.h"
+#include "launcher/commands/commands.h"
+#include "launcher/env.h"
+#include "launcher/exit_code.h"
+#include "launcher/options.h"
+#include "launcher/service.h"
+#include "launcher/version.h"
+#include "runtime/control/conversions.h"
+#include "runtime/control/worker_client.h"
+#include "spdlog/spdlog.h"
+
+namespace phalanx::launcher {
+namespace {
+
+struct WorkerCommandOptions {
+  RankOptions rank;
+  std::string coordinator;
+  std::string token;
+  double connect_timeout = 60;
+};
+
+// Runs plans until the coordinator asks to leave. The lead takes them from its stream and hands
+// them on; an empty message means "leave".
+absl::Status RunPlans(worker::Worker& worker, comm::Communicator& group,
+                      control::WorkerClient& client) {
+  while (true) {
+    std::string message;
+    std::optional<scheduler::StepPlan> plan;
+    if (group.rank() == 0) {
+      absl::StatusOr<std::optional<scheduler::StepPlan>> next = client.NextPlan();
+      if (!next.ok()) return next.status();
+      plan = *std::move(next);
+      if (plan.has_value() && group.size() > 1) {
+        v1::StepPlan proto;
+        control::ToProto(*plan, &proto);
+        message = proto.SerializeAsString();
+      }
+    }
+    if (group.size() > 1) {
+      if (absl::Status status = group.BroadcastMessage(message, 0); !status.ok()) return status;
+      if (group.rank() != 0 && !message.empty()) {
+        v1::StepPlan proto;
+        if (!proto.ParseFromString(message)) {
+          return absl::InternalError("a plan from the lead rank does not parse");
+        }
+        absl::StatusOr<scheduler::StepPlan> parsed = control::FromProto(proto);
+        if (!parsed.ok()) return parsed.status();
+        plan = *std::move(parsed);
+      }
+    }
+    if (!plan.has_value()) return absl::OkStatus();
+    client.NoteStep(plan->number);
+    absl::StatusOr<scheduler::StepResult> result = worker.Execute(*plan);
+    if (!result.ok()) {
+      return absl::Status(result.status().code(),
+                          absl::StrCat("step ", plan->number, ": ", result.status().message()));
+    }
+    if (group.rank() == 0) {
+      if (absl::Status status = client.SendResult(*result); !status.ok()) return status;
+    }
+  }
+}
+
+absl::Status RunWorker(const WorkerCommandOptions& options, const Environment& environment) {
+  // mpirun's death must not leave a rank behind that holds memory.
+  prctl(PR_SET_PDEATHSIG, SIGKILL);
+  // What can be checked is checked before MPI starts. Without --threads this host's cores are
+  // shared by the ranks that are on it.
+  absl::StatusOr<worker::WorkerOptions> worker_options =
+      MakeWorkerOptions(options.rank, environment.local_ranks);
+  if (!worker_options.ok()) return worker_options.status();
+
+  comm::MpiOptions mpi_options;
+  mpi_options.threads_per_rank = worker_options->cpu.threads;
+  auto mpi = comm::MpiEnvironment::Init(mpi_options);
+  if (!mpi.ok()) return mpi.status();
+  comm::Communicator& group = (*mpi)->World();
+  if (environment.slurm_ntasks.value_or(1) > 1 && group.size() == 1 &&
+      !environment.launched_by_mpi) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("SLURM_NTASKS is ", *environment.slurm_ntasks,
+                     ", but MPI sees one rank: every task would "
+                     "be a group of its own; start the workers with srun --mpi=pmix or mpirun"));
+  }
+  auto worker = worker::Worker::Open(*worker_options, group);
+  if (!worker.ok()) return worker.status();
+  const coordinator::RankInfo& info = (*worker)->info();
+
+  control::WorkerIdentity identity;
+  identity.rank = group.rank();
+  identity.world_size = group.size();
+  identity.host = info.host;
+  identity.pid = info.pid;
+  identity.device = info.device;
+  identity.layout = worker_options->layout.ToString();
+  identity.profile = (*worker)->profile().ToString();
+  identity.op_digest = info.op_digest;
+  identity.checkpoint_digest = info.checkpoint_digest;
+  identity.build_version = kVersion;
+  control::WorkerClientOptions client_options;
+  client_options.coordinator = options.coordinator;
+  client_options.token = options.token;
+  client_options.connect_timeout = absl::Seconds(options.connect_timeout);
+  client_options.collective_number = [&group] { return group.collective_number(); };
+  client_options.on_disconnect = [rank = group.rank()](const absl::Status& status) {
+    spdlog::error("rank {}: {}; leaving", rank, std::string(status.message()));
+    // Nobody is left to work for, and the main thread may be inside a collective.
+    _exit(kExitFailed);
+  };
+  auto client = control::WorkerClient::Connect(client_options, identity);
+  if (!client.ok()) {
+    group.Abort(absl::StrCat("rank ", group.rank(), ": ", client.status().message()));
+    return client.status();
+  }
+
+  (*worker)->options().progress = [&client](int64_t done, int64_t total) {
+    (*client)->ReportProgress(done, total);
+  };
+  absl::Status status = (*worker)->Load();
+  if (status.ok()) {
+    const coordinator::RankInfo& loaded = (*worker)->info();
+    status = (*client)->ReportReady(loaded.weight_bytes, loaded.kv_block_bytes, loaded.kv_blocks);
+  }
+  if (status.ok()) status = RunPlans(**worker, group, **client);
+  if (!status.ok()) {
+    (*client)->SendError(status, 0);
+    group.Abort(absl::StrCat("rank ", group.rank(), ": ", status.message()));
+  }
+  return status;
+}
+
+}  // namespace
+
+void AddWorkerCommand(CLI::App& parent, Command* run) {
+  CLI::App* app = parent.add_subcommand(
+      "worker", "One rank; started by serve and run, or by hand: mpirun -np N phalanx worker ...");
+  auto options = std::make_shared<WorkerCommandOptions>();
+  AddRankOptions(*app, options->rank);
+  app->add_option("--coordinator", options->coordinator,
+                  "Where the coordinator waits for ranks, HOST:PORT (serve prints it)")
+      ->required()
+      ->group("Workers");
+  app->add_option("--token", options->token,
+                  absl::StrCat("Secret to register with (default: ", kControlTokenVariable,
+                               " from the environment)"))
+      ->group("Workers");
+  app->add_option("--connect-timeout", options->connect_timeout,
+                  "Seconds to wait for the coordinator")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str()
+      ->group("Workers");
+  app->callback([options, run] {
+    *run = [options] {
+      const Environment environment = ReadEnvironment();
+      if (options->token.empty()) options->token = environment.control_token;
+      const absl::Status status = RunWorker(*options, environment);
+      return status.ok() ? kExitDone : Fail("worker", status);
+    };
+  });
+}
+
+}  // namespace phalanx::launcher

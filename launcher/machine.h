@@ -1,0 +1,29 @@
+// What this machine has: what defaults are made from.
+#ifndef PHALANX_LAUNCHER_MACHINE_H_
+#define PHALANX_LAUNCHER_MACHINE_H_
+
+#include <cstdint>
+#include <string>
+
+#include "absl/status/statusor.h"
+
+namespace phalanx::launcher {
+
+// Processors that this process may run on, at least 1.
+int AvailableCores();
+// MemAvailable of /proc/meminfo in bytes; 0 where it can't be read.
+int64_t AvailableMemoryBytes();
+std::string HostName();
+// The path of the running binary.
+std::string OwnPath();
+// Parses "512MiB", "2GiB", "1.5G", "4096": bytes; K, M, G, T and Ki, Mi, Gi, Ti with or without B,
+// all of them powers of 1024 but "KB", "MB", "GB", "TB". INVALID_ARGUMENT names the text.
+absl::StatusOr<int64_t> ParseBytes(const std::string& text);
+// "1.5 GiB", for people.
+std::string FormatBytes(int64_t bytes);
+// 256 random bits in hexadecimal.
+std::string RandomToken();
+
+}  // namespace phalanx::launcher
+
+#endif  // PHALANX_LAUNCHER_MACHINE_H_

@@ -1,0 +1,45 @@
+#include <string>
+
+#include "CLI/CLI.hpp"
+#include "launcher/commands/commands.h"
+#include "launcher/exit_code.h"
+#include "launcher/version.h"
+#include "spdlog/sinks/stdout_color_sinks.h"
+#include "spdlog/spdlog.h"
+
+int main(int argc, char** argv) {
+  using namespace phalanx::launcher;  // NOLINT(google-build-using-namespace)
+  CLI::App app{
+      "Phalanx: distributed LLM inference on MPI and Slurm clusters.\n"
+      "Results go to stdout, logs to stderr. Exit codes: 0 done, 1 failed while running, 2 wrong\n"
+      "usage, configuration or model.",
+      "phalanx"};
+  app.set_version_flag("--version", std::string("phalanx ") + kVersion);
+  app.require_subcommand(1);
+  app.get_formatter()->column_width(34);
+  std::string log_level = "info";
+  app.add_option("--log-level", log_level, "trace, debug, info, warn, error or off")
+      ->check(CLI::IsMember({"trace", "debug", "info", "warn", "error", "off"}))
+      ->capture_default_str();
+  app.fallthrough();
+
+  Command run;
+  AddRunCommand(app, &run);
+  AddServeCommand(app, &run);
+  AddWorkerCommand(app, &run);
+  AddGenerateCommand(app, &run);
+  AddStatusCommand(app, &run);
+  AddTokenizeCommand(app, &run);
+  AddBenchCommand(app, &run);
+
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& error) {
+    const int code = app.exit(error);
+    return code == 0 ? kExitDone : kExitUsage;
+  }
+  spdlog::set_default_logger(spdlog::stderr_color_mt("phalanx"));
+  spdlog::set_pattern("%^[%H:%M:%S.%e %l]%$ %v");
+  spdlog::set_level(spdlog::level::from_str(log_level));
+  return run();
+}

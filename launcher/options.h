@@ -1,0 +1,103 @@
+// Flags that several commands share, in the groups that --help shows.
+#ifndef PHALANX_LAUNCHER_OPTIONS_H_
+#define PHALANX_LAUNCHER_OPTIONS_H_
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "CLI/CLI.hpp"
+#include "absl/status/statusor.h"
+#include "runtime/coordinator/request.h"
+
+namespace phalanx::launcher {
+
+// What a rank needs to know.
+struct RankOptions {
+  std::string model;
+  std::string layout = "tp=1";
+  std::string device = "cpu";
+  int threads = 0;          // 0: the machine's cores divided by its ranks
+  std::string cpu_path;     // empty: the fastest that the machine has
+  std::string kv_memory;    // empty: a share of the free memory
+  int64_t kv_blocks = 0;    // 0: by kv_memory
+  int64_t max_context = 0;  // 0: the checkpoint's
+  int64_t max_step_tokens = 512;
+  int reduction_leaves = 8;
+  int sequence_stripes = 8;
+};
+void AddRankOptions(CLI::App& app, RankOptions& options);
+
+// What starts the ranks and how they are scheduled.
+struct ServiceOptions {
+  RankOptions rank;
+  std::string workers = "auto";  // auto, mpirun, threads, external
+  std::string mpirun = "mpirun";
+  std::string hosts;     // mpirun --host
+  std::string hostfile;  // mpirun --hostfile
+  std::vector<std::string> mpirun_args;
+  std::string control_listen;  // empty: loopback, or all addresses where hosts are named
+  double start_timeout = 600;  // seconds
+  double step_timeout = 300;
+  int64_t max_sequences = 64;
+  int64_t max_queue = 1024;
+  int64_t prefill_chunk = 0;
+  bool prefix_reuse = true;
+};
+void AddServiceOptions(CLI::App& app, ServiceOptions& options);
+
+// What a request asks for; absent values take the server's defaults.
+struct RequestOptions {
+  std::optional<double> temperature;
+  std::optional<double> top_p;
+  std::optional<int64_t> top_k;
+  std::optional<double> min_p;
+  std::optional<double> repetition_penalty;
+  std::optional<double> frequency_penalty;
+  std::optional<double> presence_penalty;
+  std::optional<uint64_t> seed;
+  std::optional<int64_t> max_tokens;
+  int64_t min_tokens = 0;
+  std::vector<std::string> stop;
+  std::vector<int32_t> stop_token_ids;
+  std::vector<std::string> logit_bias;  // ID=VALUE
+  bool ignore_eos = false;
+  std::optional<int64_t> logprobs;
+  std::optional<int64_t> prompt_logprobs;
+  int64_t n = 1;
+  std::string cache_salt;
+  bool parse_special = false;
+  bool no_special_tokens = false;
+};
+void AddRequestOptions(CLI::App& app, RequestOptions& options);
+
+// "ID=VALUE" entries. INVALID_ARGUMENT names the one that isn't.
+absl::StatusOr<std::vector<std::pair<int32_t, float>>> ParseLogitBias(
+    const std::vector<std::string>& entries);
+// "1,2,3". INVALID_ARGUMENT names the item that is no 32-bit integer.
+absl::StatusOr<std::vector<int32_t>> ParseTokenIds(const std::string& text);
+
+// A prompt as text or as ids.
+struct Prompt {
+  std::string text;
+  std::vector<int32_t> token_ids;
+  bool is_text = true;
+  std::string id;                     // request id, may be empty
+  std::optional<uint64_t> seed;       // of this prompt alone
+  std::optional<int64_t> max_tokens;  // likewise
+};
+struct PromptOptions {
+  std::vector<std::string> prompts;
+  std::string token_ids;
+  std::string prompts_file;
+};
+void AddPromptOptions(CLI::App& app, PromptOptions& options);
+// The prompts of all three flags in that order. --prompts-file holds a JSON value a line: a string,
+// an array of token ids, or an object with "prompt" or "token_ids" and optionally "id", "seed" and
+// "max_tokens". INVALID_ARGUMENT names file, line and fault; no prompt at all is one, too.
+absl::StatusOr<std::vector<Prompt>> ReadPrompts(const PromptOptions& options);
+
+}  // namespace phalanx::launcher
+
+#endif  // PHALANX_LAUNCHER_OPTIONS_H_

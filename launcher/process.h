@@ -1,0 +1,58 @@
+// One child process: started with its own process group and tied to this one's life.
+#ifndef PHALANX_LAUNCHER_PROCESS_H_
+#define PHALANX_LAUNCHER_PROCESS_H_
+
+#include <sys/types.h>
+
+#include <deque>
+#include <map>
+#include <memory>
+#include <optional>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/status/statusor.h"
+#include "absl/synchronization/mutex.h"
+#include "absl/time/time.h"
+
+namespace phalanx::launcher {
+
+class Process {
+ public:
+  // Starts `arguments[0]` (looked up in PATH) with this process's environment plus `environment`.
+  // The child is sent SIGTERM when the thread that started it ends, so call this from a thread that
+  // lives as long as the child should. Its stdout and stderr are forwarded to our stderr line by
+  // line; the last lines are kept. NOT_FOUND names a program that isn't there.
+  static absl::StatusOr<std::unique_ptr<Process>> Start(
+      const std::vector<std::string>& arguments,
+      const std::map<std::string, std::string>& environment);
+  ~Process();  // Kill()s
+
+  pid_t pid() const { return pid_; }
+  // "exited with code 1", "was ended by signal 9 (Killed)"; nothing while it runs.
+  std::optional<std::string> Ended();
+  // The child's last lines of output, oldest first.
+  std::vector<std::string> LastLines() const;
+  // Waits for the end. False: it still runs after `timeout`.
+  bool Wait(absl::Duration timeout);
+  // SIGTERM to the child's process group, SIGKILL after `grace`; returns when it has ended.
+  void Kill(absl::Duration grace);
+
+ private:
+  Process(pid_t pid, int output);
+  void ForwardOutput(int output);
+  void Reap(int flags);
+
+  const pid_t pid_;
+  std::thread forwarder_;
+  mutable absl::Mutex mutex_;
+  std::deque<std::string> last_lines_ ABSL_GUARDED_BY(mutex_);
+  bool reaped_ = false;
+  int wait_status_ = 0;
+};
+
+}  // namespace phalanx::launcher
+
+#endif  // PHALANX_LAUNCHER_PROCESS_H_

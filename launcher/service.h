@@ -1,0 +1,82 @@
+// Brings a service up from flags: model, tokenizer, ranks, coordinator. What `run` and `serve`
+// share.
+#ifndef PHALANX_LAUNCHER_SERVICE_H_
+#define PHALANX_LAUNCHER_SERVICE_H_
+
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "launcher/options.h"
+#include "launcher/process.h"
+#include "runtime/checkpoint/model_config.h"
+#include "runtime/control/control_server.h"
+#include "runtime/control/remote_worker_group.h"
+#include "runtime/coordinator/coordinator.h"
+#include "runtime/tokenizer/tokenizer.h"
+#include "runtime/worker/worker.h"
+
+namespace phalanx::launcher {
+
+// What a rank is started with, from its flags; `ranks_here`: ranks that share this machine. Checks
+// the layout and every flag. INVALID_ARGUMENT or UNIMPLEMENTED names the flag.
+absl::StatusOr<worker::WorkerOptions> MakeWorkerOptions(const RankOptions& options, int ranks_here);
+
+class Service {
+ public:
+  // Checks flags, configuration and tokenizer; starts nothing but, where ranks are processes, the
+  // control port.
+  static absl::StatusOr<std::unique_ptr<Service>> Create(const ServiceOptions& options,
+                                                         bool one_process_by_default);
+  ~Service();  // Stop()s
+
+  // Starts the ranks and waits until they have loaded; prints them to the log.
+  absl::Status Start();
+  void Stop();
+
+  const checkpoint::ModelConfig& config() const { return config_; }
+  const tokenizer::Tokenizer& tokenizer() const { return *tokenizer_; }
+  coordinator::Coordinator& coordinator() { return *coordinator_; }
+  const model::Profile& profile() const { return worker_options_.profile; }
+  const std::string& layout() const { return layout_; }
+  int64_t max_context() const { return max_context_; }
+  const std::string& model_directory() const { return options_.rank.model; }
+  const std::string& checkpoint_digest() const { return checkpoint_digest_; }
+  int64_t num_parameters() const { return num_parameters_; }
+  const coordinator::ModelLimits& limits() const { return limits_; }
+  // Last heartbeats of ranks that are processes; empty for threads.
+  std::vector<control::RankHealth> Health() const;
+  // How workers are started by hand, "mpirun -np 2 … worker …".
+  std::string WorkerCommand() const;
+
+ private:
+  Service() = default;
+  absl::Status CreateGroup();
+  absl::Status LaunchMpirun();
+  absl::Status CheckMpirun();
+
+  ServiceOptions options_;
+  std::string layout_;
+  int world_size_ = 1;
+  int64_t max_context_ = 0;
+  int64_t num_parameters_ = 0;
+  coordinator::ModelLimits limits_;
+  checkpoint::ModelConfig config_;
+  worker::WorkerOptions worker_options_;
+  std::string checkpoint_digest_;
+  std::string token_;
+  std::unique_ptr<tokenizer::Tokenizer> tokenizer_;
+  std::unique_ptr<control::ControlServer> control_;
+  std::unique_ptr<coordinator::WorkerGroup> group_;     // until the coordinator takes it
+  const control::RemoteWorkerGroup* remote_ = nullptr;  // the same, where ranks are processes
+  std::unique_ptr<coordinator::Coordinator> coordinator_;
+  // The thread that starts mpirun must live as long as mpirun (PDEATHSIG), so it waits here.
+  std::unique_ptr<Process> mpirun_;
+};
+
+}  // namespace phalanx::launcher
+
+#endif  // PHALANX_LAUNCHER_SERVICE_H_

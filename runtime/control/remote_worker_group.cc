@@ -1,0 +1,585 @@
+#include "runtime/control/remote_worker_group.h"
+
+#include <algorithm>
+#include <chrono>
+#include <condition_variable>
+#include <deque>
+#include <mutex>
+#include <thread>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "runtime/control/conversions.h"
+#include "runtime/control/rank_stream.h"
+
+namespace phalanx::control {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+// How often liveness and the step timeout are looked at.
+constexpr std::chrono::milliseconds kPollInterval(100);
+
+v1::CoordinatorMessage Refuse(std::string reason, bool retry = false) {
+  v1::CoordinatorMessage message;
+  message.mutable_refused()->set_reason(std::move(reason));
+  message.mutable_refused()->set_retry(retry);
+  return message;
+}
+
+std::string Describe(const v1::Register& rank) {
+  return absl::StrCat("rank ", rank.rank(), " (host ", rank.host(), ", pid ", rank.pid(), ")");
+}
+
+// "what: mine here, theirs there".
+std::string Differ(absl::string_view what, absl::string_view its, absl::string_view whose,
+                   absl::string_view theirs) {
+  return absl::StrCat("its ", what, " is ", its, ", that of ", whose, " is ", theirs);
+}
+
+}  // namespace
+
+class RemoteWorkerGroup::Impl final : public RankHandler,
+                                      public std::enable_shared_from_this<Impl> {
+ public:
+  Impl(ControlServer& server, RemoteGroupOptions options)
+      : server_(server.impl()), options_(std::move(options)), ranks_(options_.world_size) {}
+
+  absl::StatusOr<coordinator::GroupInfo> Start(ResultCallback on_result);
+  absl::Status Submit(scheduler::StepPlan plan);
+  void Stop();
+  std::vector<RankHealth> Health() const;
+
+  v1::CoordinatorMessage OnRegister(const std::shared_ptr<RankStream>& stream,
+                                    const v1::Register& rank) override;
+  void OnMessage(RankStream* stream, const v1::WorkerMessage& message) override;
+  void OnLost(RankStream* stream) override;
+  void OnRefused(const std::string& reason) override;
+
+ private:
+  enum class Phase { kNew, kStarting, kRunning, kDead, kStopped };
+
+  struct Rank {
+    std::shared_ptr<RankStream> stream;  // null: not registered, or its stream has ended
+    v1::Register info;
+    bool ready = false;
+    v1::Ready sizes;
+    v1::LoadProgress progress;
+    v1::Heartbeat heartbeat;
+    Clock::time_point heard;
+  };
+
+  struct Outstanding {
+    uint64_t number;
+    Clock::time_point since;  // when it became the oldest
+  };
+
+  // Require mutex_.
+  std::string ReasonToRefuse(const v1::Register& rank) const;
+  Rank* Find(const RankStream* stream);
+  int NumReady() const;
+  std::string Missing() const;
+  std::string AtStep() const;
+  coordinator::GroupInfo MakeInfo() const;
+  absl::Status WithLastRefusal(const absl::Status& status) const;
+
+  // Not to be called with mutex_ held.
+  void HandleResult(Rank* rank, const v1::StepResult& message);
+  void Fail(const absl::Status& status);
+  void ReportProgress();
+  void Monitor();
+  void Log(const std::string& line) const {
+    if (options_.log) options_.log(line);
+  }
+
+  ControlServer::Impl& server_;
+  const RemoteGroupOptions options_;
+
+  // Held while a callback or on_progress runs: keeps results in order, and Stop waits for it.
+  // Taken before mutex_.
+  std::mutex callback_mutex_;
+  ResultCallback on_result_;
+
+  mutable std::mutex mutex_;
+  std::condition_variable changed_;
+  Phase phase_ = Phase::kNew;
+  absl::Status death_;  // kDead
+  std::vector<Rank> ranks_;
+  std::deque<Outstanding> outstanding_;
+  uint64_t last_number_ = 0;  // of the last plan submitted
+  std::string last_refusal_;
+  std::thread monitor_;
+  std::once_flag stop_once_;
+};
+
+std::string RemoteWorkerGroup::Impl::ReasonToRefuse(const v1::Register& rank) const {
+  if (rank.world_size() != options_.world_size) {
+    return absl::StrCat("its world has ", rank.world_size(), " ranks, the layout ",
+                        options_.layout.empty() ? "" : absl::StrCat(options_.layout, " "),
+                        "of this coordinator needs ", options_.world_size,
+                        "; start the workers with mpirun -np ", options_.world_size);
+  }
+  if (rank.rank() < 0 || rank.rank() >= options_.world_size) {
+    return absl::StrCat("rank ", rank.rank(), " is not in 0 .. ", options_.world_size - 1);
+  }
+  const Rank& slot = ranks_[rank.rank()];
+  if (slot.stream != nullptr) {
+    return absl::StrCat("rank ", rank.rank(), " is already there: host ", slot.info.host(),
+                        ", pid ", slot.info.pid(), "; end one of the two groups of workers");
+  }
+  const std::string coordinator = "this coordinator";
+  if (!options_.layout.empty() && rank.layout() != options_.layout) {
+    return Differ("layout", rank.layout(), coordinator, options_.layout);
+  }
+  if (!options_.profile.empty() && rank.profile() != options_.profile) {
+    return Differ("numerics profile", absl::StrCat("\"", rank.profile(), "\""), coordinator,
+                  absl::StrCat("\"", options_.profile, "\""));
+  }
+  if (!options_.checkpoint_digest.empty() &&
+      rank.checkpoint_digest() != options_.checkpoint_digest) {
+    return absl::StrCat(Differ("checkpoint digest", rank.checkpoint_digest(), coordinator,
+                               options_.checkpoint_digest),
+                        "; both must read the same model directory");
+  }
+  for (const Rank& other : ranks_) {
+    if (other.stream == nullptr) continue;
+    const std::string whose = Describe(other.info);
+    if (rank.layout() != other.info.layout()) {
+      return Differ("layout", rank.layout(), whose, other.info.layout());
+    }
+    if (rank.profile() != other.info.profile()) {
+      return Differ("numerics profile", absl::StrCat("\"", rank.profile(), "\""), whose,
+                    absl::StrCat("\"", other.info.profile(), "\""));
+    }
+    if (rank.checkpoint_digest() != other.info.checkpoint_digest()) {
+      return absl::StrCat(Differ("checkpoint digest", rank.checkpoint_digest(), whose,
+                                 other.info.checkpoint_digest()),
+                          "; all ranks must read the same model directory");
+    }
+    if (rank.op_digest() != other.info.op_digest()) {
+      return absl::StrCat(
+          Differ("known-answer digest", absl::StrCat(rank.op_digest(), " on ", rank.device()),
+                 whose, absl::StrCat(other.info.op_digest(), " on ", other.info.device())),
+          "; these ranks would not compute the same bits (R6)");
+    }
+    break;  // those that are there agree with each other
+  }
+  return "";
+}
+
+v1::CoordinatorMessage RemoteWorkerGroup::Impl::OnRegister(
+    const std::shared_ptr<RankStream>& stream, const v1::Register& rank) {
+  std::string line;
+  v1::CoordinatorMessage answer;
+  {
+    std::lock_guard<std::mutex> lock(mutex_);
+    std::string reason;
+    bool retry = false;
+    if (phase_ == Phase::kDead || phase_ == Phase::kStopped) {
+      reason = "the worker group is ending";
+      retry = true;  // a new one may follow
+    } else {
+      reason = ReasonToRefuse(rank);
+      if (reason.empty() && phase_ != Phase::kStarting) {
+        reason = absl::StrCat("all ", options_.world_size, " ranks are already there");
+      }
+    }
+    if (reason.empty()) {
+      Rank& slot = ranks_[rank.rank()];
+      slot = Rank();
+      slot.stream = stream;
+      slot.info = rank;
+      slot.info.clear_token();
+      slot.heard = Clock::now();
+      answer.mutable_accepted()->set_epoch(options_.epoch);
+      line = absl::StrCat(Describe(rank), " registered: ", rank.device());
+    } else {
+      line = absl::StrCat("refused ", Describe(rank), ": ", reason);
+      if (!retry) last_refusal_ = line;
+      answer = Refuse(reason, retry);
+    }
+  }
+  changed_.notify_all();
+  Log(line);
+  return answer;
+}
+
+void RemoteWorkerGroup::Impl::OnRefused(const std::string& reason) {
+  {
+    std::lock_guard<std::mutex> lock(mutex_);
+    last_refusal_ = reason;
+  }
+  Log(reason);
+}
+
+RemoteWorkerGroup::Impl::Rank* RemoteWorkerGroup::Impl::Find(const RankStream* stream) {
+  for (Rank& rank : ranks_) {
+    if (rank.stream.get() == stream) return &rank;
+  }
+  return nullptr;
+}
+
+void RemoteWorkerGroup::Impl::OnMessage(RankStream* stream, const v1::WorkerMessage& message) {
+  std::unique_lock<std::mutex> lock(mutex_);
+  Rank* rank = Find(stream);
+  if (rank == nullptr) return;
+  rank->heard = Clock::now();
+  switch (message.message_case()) {
+    case v1::WorkerMessage::kLoadProgress:
+      rank->progress = message.load_progress();
+      lock.unlock();
+      ReportProgress();
+      return;
+    case v1::WorkerMessage::kReady:
+      rank->ready = true;
+      rank->sizes = message.ready();
+      lock.unlock();
+      changed_.notify_all();
+      return;
+    case v1::WorkerMessage::kHeartbeat:
+      rank->heartbeat = message.heartbeat();
+      return;
+    case v1::WorkerMessage::kResult:
+      lock.unlock();
+      HandleResult(rank, message.result());
+      return;
+    case v1::WorkerMessage::kError: {
+      const v1::WorkerError& error = message.error();
+      const std::string where =
+          error.step() > 0 ? absl::StrCat(" at step ", error.step()) : std::string();
+      const bool starting = phase_ == Phase::kStarting;
+      const std::string text =
+          absl::StrCat(Describe(rank->info), " failed", where, ": ", error.message());
+      rank->stream.reset();
+      lock.unlock();
+      stream->FinishAfterWrites();
+      // While starting the rank's own code says whether model, configuration or machine is at
+      // fault; a running group that breaks is unavailable to its clients, whatever broke it.
+      const auto code = error.code() > 0 && error.code() <= 16
+                            ? static_cast<absl::StatusCode>(error.code())
+                            : absl::StatusCode::kUnknown;
+      Fail(starting ? absl::Status(code, text) : absl::UnavailableError(text));
+      return;
+    }
+    case v1::WorkerMessage::kRegister:
+    case v1::WorkerMessage::MESSAGE_NOT_SET: {
+      const std::string text =
+          absl::StrCat(Describe(rank->info), " sent a message that is out of place");
+      lock.unlock();
+      Fail(absl::UnavailableError(text));
+      return;
+    }
+  }
+}
+
+void RemoteWorkerGroup::Impl::OnLost(RankStream* stream) {
+  absl::Status status;
+  std::string line;
+  {
+    std::lock_guard<std::mutex> lock(mutex_);
+    Rank* rank = Find(stream);
+    if (rank == nullptr) return;
+    rank->stream.reset();
+    if (phase_ == Phase::kStarting) {
+      // It may come again, e.g. started by hand a second time; what was started by `launch` is
+      // watched by `liveness`.
+      line = absl::StrCat(Describe(rank->info), " left while the group started");
+      if (last_refusal_.empty()) last_refusal_ = line;
+    } else if (phase_ == Phase::kRunning) {
+      status = absl::UnavailableError(
+          absl::StrCat("lost ", Describe(rank->info), " ", AtStep(),
+                       ": its control stream broke; the process has died or its host is out of "
+                       "reach"));
+    }
+  }
+  changed_.notify_all();
+  if (!line.empty()) Log(line);
+  if (!status.ok()) Fail(status);
+}
+
+std::string RemoteWorkerGroup::Impl::AtStep() const {
+  if (!outstanding_.empty()) return absl::StrCat("at step ", outstanding_.front().number);
+  return absl::StrCat("after step ", last_number_);
+}
+
+void RemoteWorkerGroup::Impl::HandleResult(Rank* rank, const v1::StepResult& message) {
+  absl::StatusOr<scheduler::StepResult> result = FromProto(message);
+  std::unique_lock<std::mutex> callback_lock(callback_mutex_);
+  absl::Status failure;
+  {
+    std::lock_guard<std::mutex> lock(mutex_);
+    if (phase_ != Phase::kRunning || message.epoch() != options_.epoch) return;
+    if (!result.ok()) {
+      failure = absl::UnavailableError(
+          absl::StrCat(Describe(rank->info), ": ", result.status().message()));
+    } else if (outstanding_.empty() || outstanding_.front().number != message.number()) {
+      failure = absl::UnavailableError(absl::StrCat(
+          Describe(rank->info), " sent the result of step ", message.number(), " where ",
+          outstanding_.empty() ? std::string("none")
+                               : absl::StrCat("that of step ", outstanding_.front().number),
+          " was due"));
+    } else {
+      outstanding_.pop_front();
+      if (!outstanding_.empty()) outstanding_.front().since = Clock::now();
+    }
+  }
+  if (!failure.ok()) {
+    callback_lock.unlock();
+    Fail(failure);
+    return;
+  }
+  on_result_(std::move(result));
+}
+
+void RemoteWorkerGroup::Impl::Fail(const absl::Status& status) {
+  bool was_running = false;
+  {
+    std::lock_guard<std::mutex> lock(mutex_);
+    if (phase_ != Phase::kStarting && phase_ != Phase::kRunning) return;
+    was_running = phase_ == Phase::kRunning;
+    phase_ = Phase::kDead;
+    death_ = status;
+    outstanding_.clear();
+  }
+  changed_.notify_all();
+  if (!was_running) return;  // Start returns it
+  std::lock_guard<std::mutex> callback_lock(callback_mutex_);
+  {
+    std::lock_guard<std::mutex> lock(mutex_);
+    if (phase_ == Phase::kStopped) return;
+  }
+  on_result_(status);
+}
+
+void RemoteWorkerGroup::Impl::ReportProgress() {
+  if (!options_.on_progress) return;
+  std::lock_guard<std::mutex> callback_lock(callback_mutex_);
+  int64_t loaded = 0;
+  int64_t total = 0;
+  {
+    std::lock_guard<std::mutex> lock(mutex_);
+    if (phase_ != Phase::kStarting) return;
+    for (const Rank& rank : ranks_) {
+      loaded += rank.progress.bytes_loaded();
+      total += rank.progress.bytes_total();
+    }
+  }
+  options_.on_progress(loaded, total);
+}
+
+int RemoteWorkerGroup::Impl::NumReady() const {
+  return static_cast<int>(std::count_if(ranks_.begin(), ranks_.end(),
+                                        [](const Rank& r) { return r.stream && r.ready; }));
+}
+
+std::string RemoteWorkerGroup::Impl::Missing() const {
+  std::vector<std::string> absent;
+  std::vector<std::string> loading;
+  for (int i = 0; i < options_.world_size; ++i) {
+    if (ranks_[i].stream == nullptr) {
+      absent.push_back(absl::StrCat(i));
+    } else if (!ranks_[i].ready) {
+      loading.push_back(Describe(ranks_[i].info));
+    }
+  }
+  std::string text;
+  if (!absent.empty()) {
+    text = absl::StrCat(absent.size(), " of ", options_.world_size, " ranks have not registered (",
+                        absl::StrJoin(absent, ", "), ")");
+  }
+  if (!loading.empty()) {
+    absl::StrAppend(&text, text.empty() ? "" : "; ",
+                    "still loading: ", absl::StrJoin(loading, ", "));
+  }
+  return text;
+}
+
+absl::Status RemoteWorkerGroup::Impl::WithLastRefusal(const absl::Status& status) const {
+  if (last_refusal_.empty()) return status;
+  return absl::Status(status.code(), absl::StrCat(status.message(), "; ", last_refusal_));
+}
+
+coordinator::GroupInfo RemoteWorkerGroup::Impl::MakeInfo() const {
+  coordinator::GroupInfo info;
+  info.epoch = options_.epoch;
+  info.layout = options_.layout.empty() ? ranks_[0].info.layout() : options_.layout;
+  for (const Rank& rank : ranks_) {
+    coordinator::RankInfo& to = info.ranks.emplace_back();
+    to.rank = rank.info.rank();
+    to.host = rank.info.host();
+    to.pid = rank.info.pid();
+    to.device = rank.info.device();
+    to.op_digest = rank.info.op_digest();
+    to.checkpoint_digest = rank.info.checkpoint_digest();
+    to.weight_bytes = rank.sizes.weight_bytes();
+    to.kv_block_bytes = rank.sizes.kv_block_bytes();
+    to.kv_blocks = rank.sizes.kv_blocks();
+  }
+  return info;
+}
+
+absl::StatusOr<coordinator::GroupInfo> RemoteWorkerGroup::Impl::Start(ResultCallback on_result) {
+  const Clock::time_point deadline =
+      Clock::now() +
+      absl::ToChronoNanoseconds(std::min(options_.start_timeout, absl::Hours(24 * 365)));
+  {
+    std::lock_guard<std::mutex> lock(mutex_);
+    if (phase_ != Phase::kNew) {
+      return absl::FailedPreconditionError("this worker group has been started or stopped before");
+    }
+    phase_ = Phase::kStarting;
+    on_result_ = std::move(on_result);
+  }
+  absl::Status status = server_.Attach(shared_from_this());
+  if (status.ok() && options_.launch) status = options_.launch();
+  if (!status.ok()) {
+    Fail(status);
+    return status;
+  }
+  std::unique_lock<std::mutex> lock(mutex_);
+  while (phase_ == Phase::kStarting && NumReady() < options_.world_size) {
+    if (Clock::now() >= deadline) {
+      const absl::Status late = WithLastRefusal(absl::DeadlineExceededError(
+          absl::StrCat("the workers did not start within ",
+                       absl::FormatDuration(options_.start_timeout), ": ", Missing())));
+      lock.unlock();
+      Fail(late);
+      return late;
+    }
+    lock.unlock();
+    status = options_.liveness ? options_.liveness() : absl::OkStatus();
+    lock.lock();
+    // What a rank said of itself comes before what its launcher says of its exit.
+    if (!status.ok() && phase_ == Phase::kStarting && NumReady() < options_.world_size) {
+      const absl::Status dead = WithLastRefusal(absl::Status(
+          status.code(),
+          absl::StrCat(status.message(), " (before all ranks were ready: ", Missing(), ")")));
+      lock.unlock();
+      Fail(dead);
+      return dead;
+    }
+    changed_.wait_until(lock, std::min(deadline, Clock::now() + kPollInterval), [&] {
+      return phase_ != Phase::kStarting || NumReady() == options_.world_size;
+    });
+  }
+  if (phase_ == Phase::kDead) return death_;
+  if (phase_ != Phase::kStarting) {
+    return absl::CancelledError("the worker group was stopped while it started");
+  }
+  phase_ = Phase::kRunning;
+  monitor_ = std::thread([this] { Monitor(); });
+  return MakeInfo();
+}
+
+void RemoteWorkerGroup::Impl::Monitor() {
+  std::unique_lock<std::mutex> lock(mutex_);
+  while (phase_ == Phase::kRunning) {
+    if (!outstanding_.empty() && Clock::now() - outstanding_.front().since >
+                                     absl::ToChronoNanoseconds(options_.step_timeout)) {
+      std::vector<std::string> ranks;
+      for (const Rank& rank : ranks_) {
+        ranks.push_back(absl::StrCat(Describe(rank.info), ": step ", rank.heartbeat.step(),
+                                     ", collective ", rank.heartbeat.collective()));
+      }
+      const absl::Status hang = absl::UnavailableError(
+          absl::StrCat("step ", outstanding_.front().number, " gave no result within ",
+                       absl::FormatDuration(options_.step_timeout),
+                       "; last heard: ", absl::StrJoin(ranks, "; ")));
+      lock.unlock();
+      Fail(hang);
+      return;
+    }
+    if (options_.liveness) {
+      lock.unlock();
+      const absl::Status alive = options_.liveness();
+      if (!alive.ok()) {
+        Fail(absl::UnavailableError(alive.message()));
+        return;
+      }
+      lock.lock();
+    }
+    changed_.wait_for(lock, kPollInterval, [&] { return phase_ != Phase::kRunning; });
+  }
+}
+
+absl::Status RemoteWorkerGroup::Impl::Submit(scheduler::StepPlan plan) {
+  v1::CoordinatorMessage message;
+  ToProto(plan, message.mutable_plan());
+  std::lock_guard<std::mutex> lock(mutex_);
+  if (phase_ == Phase::kDead) return absl::UnavailableError(death_.message());
+  if (phase_ != Phase::kRunning) return absl::UnavailableError("the worker group is not running");
+  if (plan.epoch != options_.epoch) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "plan of epoch ", plan.epoch, " for the worker group of epoch ", options_.epoch));
+  }
+  const std::shared_ptr<RankStream>& lead = ranks_[0].stream;
+  if (lead == nullptr) return absl::UnavailableError("the lead rank is gone");
+  outstanding_.push_back({plan.number, Clock::now()});
+  last_number_ = plan.number;
+  lead->Send(std::move(message));
+  return absl::OkStatus();
+}
+
+void RemoteWorkerGroup::Impl::Stop() {
+  std::call_once(stop_once_, [this] {
+    Phase before;
+    std::vector<std::shared_ptr<RankStream>> streams;
+    {
+      std::lock_guard<std::mutex> lock(mutex_);
+      before = phase_;
+      phase_ = Phase::kStopped;
+      for (const Rank& rank : ranks_) {
+        if (rank.stream != nullptr) streams.push_back(rank.stream);
+      }
+    }
+    changed_.notify_all();
+    { std::lock_guard<std::mutex> wait_for_callback(callback_mutex_); }
+    if (monitor_.joinable()) monitor_.join();
+    for (const std::shared_ptr<RankStream>& stream : streams) {
+      v1::CoordinatorMessage message;
+      message.mutable_shutdown()->set_reason("the coordinator stops");
+      stream->Send(std::move(message));
+    }
+    {
+      std::unique_lock<std::mutex> lock(mutex_);
+      changed_.wait_for(lock, absl::ToChronoNanoseconds(options_.stop_timeout), [&] {
+        return std::all_of(ranks_.begin(), ranks_.end(),
+                           [](const Rank& rank) { return rank.stream == nullptr; });
+      });
+      streams.clear();
+      for (Rank& rank : ranks_) {
+        if (rank.stream != nullptr) streams.push_back(std::move(rank.stream));
+        rank.stream.reset();
+      }
+    }
+    for (const std::shared_ptr<RankStream>& stream : streams) stream->Break();
+    if (options_.terminate && before != Phase::kNew) options_.terminate();
+    server_.Detach(this);
+  });
+}
+
+std::vector<RankHealth> RemoteWorkerGroup::Impl::Health() const {
+  std::vector<RankHealth> health;
+  std::lock_guard<std::mutex> lock(mutex_);
+  for (const Rank& rank : ranks_) {
+    if (rank.stream == nullptr) continue;
+    health.push_back({rank.info.rank(), rank.heartbeat.step(), rank.heartbeat.collective(),
+                      absl::FromChrono(Clock::now() - rank.heard)});
+  }
+  return health;
+}
+
+RemoteWorkerGroup::RemoteWorkerGroup(ControlServer& server, RemoteGroupOptions options)
+    : impl_(std::make_shared<Impl>(server, std::move(options))) {}
+RemoteWorkerGroup::~RemoteWorkerGroup() { impl_->Stop(); }
+absl::StatusOr<coordinator::GroupInfo> RemoteWorkerGroup::Start(ResultCallback on_result) {
+  return impl_->Start(std::move(on_result));
+}
+absl::Status RemoteWorkerGroup::Submit(scheduler::StepPlan plan) {
+  return impl_->Submit(std::move(plan));
+}
+void RemoteWorkerGroup::Stop() { impl_->Stop(); }
+std::vector<RankHealth> RemoteWorkerGroup::Health() const { return impl_->Health(); }
+
+}  // namespace phalanx::control

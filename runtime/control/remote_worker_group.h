@@ -1,0 +1,83 @@
+// A worker group whose ranks are processes that reach the coordinator over the control stream.
+#ifndef PHALANX_RUNTIME_CONTROL_REMOTE_WORKER_GROUP_H_
+#define PHALANX_RUNTIME_CONTROL_REMOTE_WORKER_GROUP_H_
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
+#include "absl/time/time.h"
+#include "runtime/control/control_server.h"
+#include "runtime/coordinator/worker_group.h"
+
+namespace phalanx::control {
+
+struct RemoteGroupOptions {
+  uint64_t epoch = 1;  // rising from group to group
+  int world_size = 1;  // ranks to wait for
+  // What every rank must be started with; compared with its own. Empty: the ranks are only compared
+  // with each other. The digest of the known-answer runs is always compared between ranks (R6).
+  std::string layout;
+  std::string profile;
+  std::string checkpoint_digest;
+
+  absl::Duration start_timeout = absl::Minutes(10);  // until the last rank has loaded
+  absl::Duration step_timeout = absl::Minutes(5);    // a step that takes longer is a hang
+  absl::Duration stop_timeout = absl::Seconds(5);    // for ranks to leave by themselves
+
+  // All hooks are optional and are called without locks held.
+  // Starts the rank processes; called once by Start, when ranks can be accepted.
+  std::function<absl::Status()> launch;
+  // Whether what `launch` started still runs; called about ten times a second from one thread at a
+  // time. An error ends the group, e.g. "mpirun exited with code 1: <last lines of its stderr>".
+  std::function<absl::Status()> liveness;
+  // Ends what is left of the processes and waits for them; called once by Stop.
+  std::function<void()> terminate;
+  // Bytes loaded so far and in total, all ranks together; only while Start runs.
+  std::function<void(int64_t loaded, int64_t total)> on_progress;
+  // One line for the log: a rank registered, refused, left early.
+  std::function<void(absl::string_view)> log;
+};
+
+// The last that was heard of a rank.
+struct RankHealth {
+  int rank = 0;
+  uint64_t step = 0;        // last step begun
+  uint64_t collective = 0;  // number of collectives begun
+  absl::Duration age;       // time since the last heartbeat
+};
+
+class RemoteWorkerGroup final : public coordinator::WorkerGroup {
+ public:
+  // `server` outlives the group.
+  RemoteWorkerGroup(ControlServer& server, RemoteGroupOptions options);
+  ~RemoteWorkerGroup() override;  // Stop()
+
+  // Waits until world_size ranks have registered and loaded. DEADLINE_EXCEEDED names the ranks that
+  // are missing; the first error that a rank or `liveness` reports is returned as it is, the rank
+  // named. Both end with the last refusal, if there was one. FAILED_PRECONDITION: another group
+  // is attached to the server. Once per object.
+  absl::StatusOr<coordinator::GroupInfo> Start(ResultCallback on_result) override;
+  // UNAVAILABLE: the group is dead or stopped. `plan.epoch` is that of GroupInfo.
+  absl::Status Submit(scheduler::StepPlan plan) override;
+  // Tells the ranks to leave, waits up to stop_timeout, breaks what streams are left, calls
+  // `terminate`. May be called while Start runs in another thread, which then returns CANCELLED;
+  // not from a callback or a hook.
+  void Stop() override;
+
+  // By rank, the registered ones. Any thread.
+  std::vector<RankHealth> Health() const;
+
+ private:
+  class Impl;
+  std::shared_ptr<Impl> impl_;
+};
+
+}  // namespace phalanx::control
+
+#endif  // PHALANX_RUNTIME_CONTROL_REMOTE_WORKER_GROUP_H_

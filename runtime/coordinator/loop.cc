@@ -1,0 +1,237 @@
+// The loop thread: mail -> commit -> events -> schedule -> send.
+#include "runtime/coordinator/loop.h"
+
+#include <algorithm>
+#include <chrono>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+
+namespace phalanx::coordinator {
+namespace {
+
+constexpr absl::Duration kRateWindow = absl::Seconds(10);
+constexpr absl::Duration kRateStep = absl::Milliseconds(500);
+
+}  // namespace
+
+bool Coordinator::Loop::WaitForMail(Mailbox& mail) {
+  const absl::Time deadline = scheduler_->NextDeadline();
+  const absl::Duration timeout = deadline - options_.clock();
+  std::unique_lock<std::mutex> lock(mu_);
+  const auto ready = [this] { return stop_ || wake_ || !mailbox_.empty(); };
+  if (deadline == absl::InfiniteFuture()) {
+    mail_came_.wait(lock, ready);
+  } else {
+    // Rounded up, so that the loop doesn't wake just before the deadline; at most an hour, because
+    // the clock may be set.
+    mail_came_.wait_for(
+        lock,
+        std::chrono::milliseconds(absl::ToInt64Milliseconds(std::min(timeout, absl::Hours(1))) + 1),
+        ready);
+  }
+  wake_ = false;
+  mail = std::exchange(mailbox_, {});
+  return !stop_;
+}
+
+void Coordinator::Loop::Run() {
+  Mailbox mail;
+  bool going = true;
+  while (going) {
+    going = WaitForMail(mail);
+    for (auto& live : mail.submissions) Accept(std::move(live));
+    for (auto& result : mail.results) Commit(std::move(result));
+    for (const uint64_t serial : mail.cancellations) {
+      scheduler_->Cancel(serial, absl::CancelledError("the request was cancelled"));
+    }
+    scheduler_->Expire(options_.clock());
+    Deliver();
+    if (!going) {
+      EndAll(absl::UnavailableError("the server is stopping"));
+    } else if (!failed_) {
+      SubmitPlans();
+    }
+    Deliver();
+    PublishStatus();
+  }
+}
+
+void Coordinator::Loop::Accept(std::unique_ptr<Live> live) {
+  for (int64_t i = 0; i < live->request.n; ++i) {
+    live->texts.push_back(std::make_unique<TextStream>(
+        options_.text_decoder ? options_.text_decoder(live->request) : nullptr,
+        live->request.stop));
+  }
+  const uint64_t serial = live->serial;
+  absl::Status status = failed_ ? absl::UnavailableError("the workers are gone")
+                                : scheduler_->Add(std::move(live->spec));
+  Live& kept = *(live_[serial] = std::move(live));
+  if (status.ok()) return;
+  scheduler::RequestOutput ended;
+  ended.request_id = serial;
+  ended.done = true;
+  ended.status = std::move(status);
+  DeliverOne(kept, std::move(ended));
+}
+
+void Coordinator::Loop::Commit(absl::StatusOr<scheduler::StepResult> result) {
+  if (failed_) return;
+  if (!result.ok()) {
+    Fail(result.status());
+    return;
+  }
+  if (result->epoch == scheduler_->epoch()) compute_us_ += result->compute_us;
+  if (absl::Status status = scheduler_->Commit(*result); !status.ok()) {
+    Fail(status);
+    return;
+  }
+  // Stop strings end samples before anything is scheduled again.
+  Deliver();
+}
+
+void Coordinator::Loop::SubmitPlans() {
+  while (std::optional<scheduler::StepPlan> plan = scheduler_->Schedule()) {
+    // Who sees the plan sees its admissions accounted for.
+    Deliver();
+    PublishStatus();
+    if (absl::Status status = group_->Submit(*std::move(plan)); !status.ok()) {
+      Fail(std::move(status));
+      return;
+    }
+  }
+}
+
+void Coordinator::Loop::Fail(absl::Status cause) {
+  failed_ = true;
+  {
+    std::lock_guard<std::mutex> lock(mu_);
+    if (state_ != CoordinatorState::kStopped) state_ = CoordinatorState::kFailed;
+    failure_ = cause;
+  }
+  EndAll(absl::UnavailableError(absl::StrCat("the workers are gone: ", cause.message())));
+  Deliver();
+  // Fences what is left of the group: nothing it still computes can matter any more. No result can
+  // come for plans in flight, so the scheduler starts over with an empty pool.
+  group_->Stop();
+  scheduler_->Restart(scheduler_->epoch() + 1, scheduler_options_.num_blocks);
+}
+
+void Coordinator::Loop::EndAll(const absl::Status& status) {
+  for (const auto& [serial, live] : live_) scheduler_->Cancel(serial, status);
+}
+
+void Coordinator::Loop::Deliver() {
+  while (true) {
+    std::vector<scheduler::RequestOutput> outputs = scheduler_->TakeOutputs();
+    if (outputs.empty()) return;
+    for (scheduler::RequestOutput& output : outputs) {
+      const auto it = live_.find(output.request_id);
+      if (it != live_.end()) DeliverOne(*it->second, std::move(output));
+    }
+  }
+}
+
+bool Coordinator::Loop::AddText(Live& live, const scheduler::SampleToken& token,
+                                SampleOutput& out) {
+  TextStream& text = *live.texts[token.sample_index];
+  const bool search = token.num_generated >= live.request.min_tokens;
+  TextStream::Delta delta;
+  // The id that ended the sample adds no text of its own.
+  if (token.finish != FinishReason::kStop) delta = text.Push(token.token.id, search);
+  if (token.finish != FinishReason::kNone && delta.stop_string.empty()) {
+    TextStream::Delta rest = text.Finish(search);
+    delta.text += rest.text;
+    delta.stop_string = std::move(rest.stop_string);
+  }
+  out.text += delta.text;
+  out.finish = token.finish;
+  out.stop_token_id = token.stop_token_id;
+  if (delta.stop_string.empty()) return false;
+  out.finish = FinishReason::kStop;
+  out.stop_token_id = -1;
+  out.stop_string = std::move(delta.stop_string);
+  return true;
+}
+
+void Coordinator::Loop::DeliverOne(Live& live, scheduler::RequestOutput output) {
+  const uint64_t serial = live.serial;
+  const absl::Time now = options_.clock();
+  if (output.admitted) {
+    live.usage.cached_tokens = output.cached_tokens;
+    live.usage.queue_time = now - live.submitted;
+  }
+  if ((output.admitted || output.done) && !live.admitted) {
+    live.admitted = true;
+    std::lock_guard<std::mutex> lock(mu_);
+    --queued_;
+  }
+  Event event;
+  event.request_id = live.request.id;
+  event.seed = live.seed;
+  event.prompt_logprobs = std::move(output.prompt_logprobs);
+  std::sort(output.tokens.begin(), output.tokens.end(),
+            [](const auto& a, const auto& b) { return a.sample_index < b.sample_index; });
+  std::vector<int> stopped;
+  for (scheduler::SampleToken& token : output.tokens) {
+    if (!live.has_first_token) {
+      live.has_first_token = true;
+      live.usage.time_to_first_token = now - live.submitted;
+    }
+    ++live.usage.completion_tokens;
+    if (event.outputs.empty() || event.outputs.back().sample_index != token.sample_index) {
+      event.outputs.emplace_back();
+      event.outputs.back().sample_index = token.sample_index;
+    }
+    SampleOutput& out = event.outputs.back();
+    if (AddText(live, token, out) && token.finish == FinishReason::kNone) {
+      stopped.push_back(token.sample_index);
+    }
+    out.tokens.push_back(std::move(token.token));
+  }
+  for (const int sample : stopped) scheduler_->FinishSample(serial, sample);
+  event.done = output.done;
+  if (event.outputs.empty() && !event.done) return;
+  if (!event.done) {
+    live.callback(event);
+    return;
+  }
+  event.status = std::move(output.status);
+  live.usage.preemptions = output.preemptions;
+  live.usage.total_time = now - live.submitted;
+  event.usage = live.usage;
+  ++finished_requests_;
+  // The id is free and the status up to date before the client can act on the last event.
+  PublishStatus();
+  {
+    std::lock_guard<std::mutex> lock(mu_);
+    live_ids_.erase(live.request.id);
+  }
+  live.callback(event);
+  live_.erase(serial);
+  std::lock_guard<std::mutex> lock(mu_);
+  --unfinished_;
+  request_ended_.notify_all();
+}
+
+void Coordinator::Loop::PublishStatus() {
+  const scheduler::SchedulerStats stats = scheduler_->stats();
+  const absl::Time now = options_.clock();
+  std::lock_guard<std::mutex> lock(mu_);
+  status_.running_requests = stats.running_requests;
+  status_.running_sequences = stats.running_sequences;
+  status_.blocks = stats.blocks;
+  status_.steps = stats.steps;
+  status_.prompt_tokens = stats.prompt_tokens;
+  status_.cached_prompt_tokens = stats.cached_tokens;
+  status_.generated_tokens = stats.generated_tokens;
+  status_.preemptions = stats.preemptions;
+  status_.finished_requests = finished_requests_;
+  status_.compute_us = compute_us_;
+  if (marks_.empty() || now - marks_.back().time >= kRateStep) {
+    marks_.push_back({now, stats.prompt_tokens, stats.generated_tokens});
+  }
+  while (!marks_.empty() && now - marks_.front().time > kRateWindow) marks_.pop_front();
+}
+
+}  // namespace phalanx::coordinator

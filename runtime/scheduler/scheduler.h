@@ -1,0 +1,189 @@
+// The scheduler: continuous batching under a token budget (Yu et al., OSDI 2022), chunked prefill
+// (Agrawal et al., arXiv:2308.16369), paged KV with preemption by recompute, prefix reuse, n
+// samples that share their prompt's blocks (Kwon et al., arXiv:2309.06180), FCFS.
+//
+// No threads, no I/O, no clock of its own: it is simulated and fuzzed. What it decides never
+// changes a token (section 1 of the design), only when it comes.
+//
+// Use: Add requests; while Schedule() gives a plan, have it computed; Commit() results in the
+// plans' order; TakeOutputs() after any call.
+#ifndef PHALANX_RUNTIME_SCHEDULER_SCHEDULER_H_
+#define PHALANX_RUNTIME_SCHEDULER_SCHEDULER_H_
+
+#include <cstdint>
+#include <deque>
+#include <map>
+#include <memory>
+#include <optional>
+#include <set>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/time/time.h"
+#include "runtime/cache/block_pool.h"
+#include "runtime/sampling/sampling_params.h"
+#include "runtime/scheduler/step_plan.h"
+
+namespace phalanx::scheduler {
+
+struct SchedulerOptions {
+  int64_t max_batch_tokens = 2048;     // rows of one plan, >= 1
+  int64_t max_batch_sequences = 64;    // sequences in one plan, >= 1
+  int64_t prefill_chunk = 0;           // rows of one sequence in one plan; 0: max_batch_tokens
+  int64_t max_queued_requests = 1024;  // not yet admitted, >= 1
+  int64_t max_plans_in_flight = 1;     // pipeline stages, >= 1
+  int64_t num_blocks = 0;              // KV blocks of every rank, >= 1
+  int32_t block_tokens = 32;           // the profile's block size
+  int64_t max_context = 0;             // tokens of prompt and answer together, >= 2
+  std::vector<int32_t> eos_token_ids;
+  bool prefix_reuse = true;
+};
+// INVALID_ARGUMENT naming the option.
+absl::Status ValidateOptions(const SchedulerOptions& options);
+
+// What the coordinator asks for; validated there (validate.h).
+struct RequestSpec {
+  uint64_t request_id = 0;      // the caller's, unique among unfinished requests
+  std::vector<int32_t> prompt;  // at least one, fewer than max_context
+  sampling::SamplingParams sampling;
+  int64_t max_tokens = 0;  // per sample, >= 1; the context may end a sample earlier
+  int64_t min_tokens = 0;
+  std::vector<int32_t> stop_token_ids;
+  bool ignore_eos = false;
+  int32_t n = 1;
+  std::string cache_salt;
+  absl::Time deadline = absl::InfiniteFuture();
+};
+
+enum class FinishReason {
+  kNone,    // not finished
+  kStop,    // an eos or stop id, or a stop string
+  kLength,  // max_tokens or the context
+};
+
+struct SampleToken {
+  int32_t sample_index = 0;
+  TokenLogprobs token;
+  FinishReason finish = FinishReason::kNone;  // this token was the sample's last
+  int32_t stop_token_id = -1;                 // kStop: the id that ended it
+  int64_t num_generated = 0;                  // this one included
+};
+
+struct RequestOutput {
+  uint64_t request_id = 0;
+  bool admitted = false;      // left the queue for the first time; the tokens below come later
+  int64_t cached_tokens = 0;  // with `admitted`
+  std::vector<TokenLogprobs> prompt_logprobs;  // with the first tokens
+  std::vector<SampleToken> tokens;
+  bool done = false;        // the last output of the request
+  absl::Status status;      // done: OK or why it ended early
+  int64_t preemptions = 0;  // done: how often one of its samples was preempted
+};
+
+struct SchedulerStats {
+  int64_t queued_requests = 0;    // never admitted yet
+  int64_t running_requests = 0;   // admitted, unfinished (preempted ones too)
+  int64_t running_sequences = 0;  // hold blocks
+  int64_t plans_in_flight = 0;
+  int64_t steps = 0;          // committed
+  int64_t prompt_tokens = 0;  // rows computed that were not decodes
+  int64_t cached_tokens = 0;  // rows that a prefix hit saved
+  int64_t generated_tokens = 0;
+  int64_t preemptions = 0;
+  cache::BlockPoolStats blocks;
+};
+
+class Scheduler {
+ public:
+  // Precondition: ValidateOptions(options).ok(). `epoch` goes into every plan.
+  Scheduler(SchedulerOptions options, uint64_t epoch);
+  ~Scheduler();
+  Scheduler(const Scheduler&) = delete;
+  Scheduler& operator=(const Scheduler&) = delete;
+
+  // OK when `spec`, alone in the pool, can run to its end; RESOURCE_EXHAUSTED naming the blocks
+  // needed and available. Reads options only.
+  static absl::Status CheckFits(const SchedulerOptions& options, const RequestSpec& spec);
+
+  // Queues. INVALID_ARGUMENT, ALREADY_EXISTS (request_id), RESOURCE_EXHAUSTED (queue full, or
+  // CheckFits).
+  absl::Status Add(RequestSpec spec);
+
+  // Ends the request with `status`. What is in flight is computed and dropped; its blocks are free
+  // after the commit of the plan that holds them, at once when there is none. False: no such
+  // unfinished request.
+  bool Cancel(uint64_t request_id, absl::Status status);
+
+  // Ends one sample with kStop: its text completed a stop string. Its last SampleToken was reported
+  // without a finish. False: no such unfinished sample. Precondition: it isn't in flight, as is the
+  // case between Commit() and the next Schedule().
+  bool FinishSample(uint64_t request_id, int32_t sample_index);
+
+  // Ends requests whose deadline is at or before `now` with DEADLINE_EXCEEDED.
+  void Expire(absl::Time now);
+  // The earliest deadline of an unfinished request; InfiniteFuture: none.
+  absl::Time NextDeadline() const;
+
+  // The next plan, or nullopt: nothing to do, or max_plans_in_flight are out.
+  std::optional<StepPlan> Schedule();
+
+  // Takes the result of the oldest plan in flight. INTERNAL when the result doesn't answer that
+  // plan (then nothing has changed: treat the group as broken).
+  absl::Status Commit(const StepResult& result);
+
+  // What has happened since the last call, in order; one entry per request and call.
+  std::vector<RequestOutput> TakeOutputs();
+
+  // A new worker group with empty KV memory takes over: plans in flight are forgotten and every
+  // unfinished request is queued again as its prompt and committed tokens, the boundary kept, in
+  // its old order. Requests that the new pool can never hold end with RESOURCE_EXHAUSTED.
+  void Restart(uint64_t epoch, int64_t num_blocks);
+
+  SchedulerStats stats() const;
+  uint64_t epoch() const { return epoch_; }
+  // For tests: the pool's invariants, and reference counts against the block tables.
+  absl::Status CheckInvariants() const;
+
+ private:
+  struct Request;
+  struct Sequence;
+  struct InFlight;
+  // FCFS: by arrival, then sample.
+  using Order = std::pair<uint64_t, int32_t>;
+
+  RequestOutput& OutputOf(const Request& request);
+  bool MakeWritable(Sequence& sequence, StepPlan& plan, std::vector<int32_t>& pinned);
+  bool PreemptYoungerThan(const Sequence& sequence);
+  void Preempt(Sequence& sequence);
+  bool Admit(Sequence& sequence);
+  void AddToPlan(Sequence& sequence, int64_t count, StepPlan& plan, InFlight& in_flight);
+  absl::Status CheckResult(const InFlight& plan, const StepResult& result) const;
+  void CommitSequence(Sequence& sequence, int64_t count, const SequenceResult& result);
+  void PublishFullBlocks(Sequence& sequence);
+  void AppendToken(Sequence& sequence, const TokenLogprobs& token);
+  void ReleaseBlocks(Sequence& sequence);
+  void FinishSequence(Sequence& sequence);
+  // Erases the request: keep a shared_ptr if it is used afterwards.
+  void EndRequest(Request& request, absl::Status status);
+
+  SchedulerOptions options_;
+  uint64_t epoch_ = 0;
+  uint64_t next_plan_ = 1;
+  uint64_t next_arrival_ = 1;
+  uint64_t next_sequence_ = 1;
+  std::unique_ptr<cache::BlockPool> pool_;
+  std::map<uint64_t, std::shared_ptr<Request>> requests_;  // unfinished, by request_id
+  std::map<Order, Sequence*> waiting_;                     // hold no blocks
+  std::map<Order, Sequence*> running_;                     // hold blocks, unfinished
+  std::set<std::pair<absl::Time, uint64_t>> deadlines_;
+  std::deque<InFlight> in_flight_;
+  std::vector<RequestOutput> outputs_;
+  std::map<uint64_t, size_t> output_index_;  // of each request's entry in outputs_
+  SchedulerStats counters_;
+};
+
+}  // namespace phalanx::scheduler
+
+#endif  // PHALANX_RUNTIME_SCHEDULER_SCHEDULER_H_

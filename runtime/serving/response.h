@@ -1,0 +1,37 @@
+// From the coordinator's events to the messages of the stream.
+#ifndef PHALANX_RUNTIME_SERVING_RESPONSE_H_
+#define PHALANX_RUNTIME_SERVING_RESPONSE_H_
+
+#include <vector>
+
+#include "proto/phalanx/v1/inference.pb.h"
+#include "runtime/coordinator/coordinator.h"
+#include "runtime/coordinator/request.h"
+#include "runtime/serving/model_info.h"
+
+namespace phalanx::serving {
+
+// Counts what has been said of each sample.
+class ResponseWriter {
+ public:
+  // `samples`: the request's n. `logprobs`: whether the request asked for those of its tokens.
+  ResponseWriter(int64_t samples, bool logprobs)
+      : num_tokens_(static_cast<size_t>(samples)), logprobs_(logprobs) {}
+
+  // The messages that `event` calls for, in order; the last event's end with the summary if its
+  // status is OK.
+  std::vector<v1::GenerateResponse> Write(const coordinator::Event& event);
+
+ private:
+  std::vector<int32_t> num_tokens_;  // generated, [samples]
+  bool logprobs_;
+};
+
+v1::Profile ToProto(const ModelInfo& model);
+v1::GetModelResponse ModelResponse(const ModelInfo& model);
+// Engine, ranks, epoch, layout and state.
+void FillStatus(const coordinator::CoordinatorStatus& status, v1::GetStatusResponse* response);
+
+}  // namespace phalanx::serving
+
+#endif  // PHALANX_RUNTIME_SERVING_RESPONSE_H_

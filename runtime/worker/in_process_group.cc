@@ -1,0 +1,170 @@
+#include "runtime/worker/in_process_group.h"
+
+#include <deque>
+#include <string>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/strings/str_cat.h"
+#include "absl/synchronization/mutex.h"
+#include "comm/local/local_group.h"
+#include "runtime/worker/agreement.h"
+#include "runtime/worker/parallel_context.h"
+
+namespace phalanx::worker {
+namespace {
+
+using coordinator::GroupInfo;
+using coordinator::RankInfo;
+using scheduler::StepPlan;
+using scheduler::StepResult;
+
+class InProcessGroup : public coordinator::WorkerGroup {
+ public:
+  explicit InProcessGroup(const WorkerOptions& options) : options_(options) {}
+  ~InProcessGroup() override { Stop(); }
+
+  absl::StatusOr<GroupInfo> Start(ResultCallback on_result) override {
+    const absl::Status layout = CheckLayout(options_.layout, options_.profile.reduction_leaves);
+    if (!layout.ok()) return layout;
+    on_result_ = std::move(on_result);
+    const int size = options_.layout.group_size();
+    comm::LocalGroupOptions local;
+    local.threads_per_rank = options_.cpu.threads;
+    comms_ = comm::CreateLocalGroup(size, local);
+    loaded_.resize(size);
+    for (int rank = 0; rank < size; ++rank) {
+      threads_.emplace_back([this, rank] { RunRank(rank); });
+    }
+    GroupInfo info;
+    info.epoch = 1;
+    info.layout = options_.layout.ToString();
+    absl::MutexLock lock(&mutex_);
+    mutex_.Await(absl::Condition(
+        +[](InProcessGroup* g) ABSL_EXCLUSIVE_LOCKS_REQUIRED(g->mutex_) {
+          return g->loaded_count_ == static_cast<int>(g->loaded_.size());
+        },
+        this));
+    // A rank that failed by itself says more than one that was aborted because of it.
+    absl::Status failure;
+    for (int rank = 0; rank < size; ++rank) {
+      const absl::Status status = loaded_[rank].status();
+      if (status.ok()) {
+        info.ranks.push_back(*loaded_[rank]);
+      } else if (failure.ok() || absl::IsAborted(failure)) {
+        failure = status;
+      }
+    }
+    if (!failure.ok()) return failure;
+    if (absl::Status status = CheckAgreement(info.ranks); !status.ok()) return status;
+    return info;
+  }
+
+  absl::Status Submit(StepPlan plan) override {
+    absl::MutexLock lock(&mutex_);
+    if (dead_) return absl::UnavailableError("the in-process worker group has stopped");
+    plans_.push_back(
+        {std::make_shared<const StepPlan>(std::move(plan)), static_cast<int>(comms_.size())});
+    return absl::OkStatus();
+  }
+
+  void Stop() override {
+    {
+      absl::MutexLock lock(&mutex_);
+      stopping_ = true;
+      dead_ = true;
+    }
+    for (const auto& comm : comms_) comm->Abort("the service is stopping");
+    for (std::thread& thread : threads_) {
+      if (thread.joinable()) thread.join();
+    }
+  }
+
+ private:
+  struct Entry {
+    std::shared_ptr<const StepPlan> plan;
+    int readers;  // ranks that have not taken it yet
+  };
+
+  // Takes plan number `index` (counted from the first ever submitted), or null when stopping.
+  std::shared_ptr<const StepPlan> NextPlan(int64_t index) {
+    absl::MutexLock lock(&mutex_);
+    const auto ready = [this, index]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+      return stopping_ || index - first_plan_ < static_cast<int64_t>(plans_.size());
+    };
+    mutex_.Await(absl::Condition(&ready));
+    if (stopping_) return nullptr;
+    Entry& entry = plans_[index - first_plan_];
+    std::shared_ptr<const StepPlan> plan = entry.plan;
+    --entry.readers;
+    while (!plans_.empty() && plans_.front().readers == 0) {
+      plans_.pop_front();
+      ++first_plan_;
+    }
+    return plan;
+  }
+
+  void RunRank(int rank) {
+    WorkerOptions options = options_;
+    if (rank != 0) options.progress = nullptr;
+    absl::StatusOr<std::unique_ptr<Worker>> worker = Worker::Open(options, *comms_[rank]);
+    if (worker.ok()) {
+      if (absl::Status status = (*worker)->Load(); !status.ok()) worker = status;
+    }
+    {
+      absl::MutexLock lock(&mutex_);
+      if (worker.ok()) {
+        loaded_[rank] = (*worker)->info();
+      } else {
+        loaded_[rank] = worker.status();
+      }
+      ++loaded_count_;
+    }
+    if (!worker.ok()) return;
+    for (int64_t index = 0;; ++index) {
+      const std::shared_ptr<const StepPlan> plan = NextPlan(index);
+      if (plan == nullptr) return;
+      absl::StatusOr<StepResult> result = (*worker)->Execute(*plan);
+      if (!result.ok()) {
+        Fail(absl::Status(
+            result.status().code(),
+            absl::StrCat("rank ", rank, ", step ", plan->number, ": ", result.status().message())));
+        comms_[rank]->Abort(absl::StrCat("rank ", rank, " failed"));
+        return;
+      }
+      if (rank == 0) on_result_(std::move(result));
+    }
+  }
+
+  void Fail(absl::Status status) {
+    {
+      absl::MutexLock lock(&mutex_);
+      if (dead_) return;
+      dead_ = true;
+    }
+    on_result_(std::move(status));
+  }
+
+  const WorkerOptions options_;
+  ResultCallback on_result_;
+  std::vector<std::unique_ptr<comm::Communicator>> comms_;
+  std::vector<std::thread> threads_;
+
+  absl::Mutex mutex_;
+  std::vector<absl::StatusOr<RankInfo>> loaded_ ABSL_GUARDED_BY(mutex_);
+  int loaded_count_ ABSL_GUARDED_BY(mutex_) = 0;
+  std::deque<Entry> plans_ ABSL_GUARDED_BY(mutex_);
+  int64_t first_plan_ ABSL_GUARDED_BY(mutex_) = 0;
+  bool stopping_ ABSL_GUARDED_BY(mutex_) = false;
+  bool dead_ ABSL_GUARDED_BY(mutex_) = false;
+};
+
+}  // namespace
+
+std::unique_ptr<coordinator::WorkerGroup> CreateInProcessGroup(const WorkerOptions& options) {
+  return std::make_unique<InProcessGroup>(options);
+}
+
+}  // namespace phalanx::worker

@@ -1,0 +1,541 @@
+// QkvToCache, CopyBlocks and attention: by bits against the reference, and the invariances of R3.
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+#include <numeric>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "gtest/gtest.h"
+#include "kernels/cpu/reference_ops.h"
+#include "kernels/kernels.h"
+#include "kernels/rope.h"
+#include "tests/kernels/ops_testing.h"
+
+namespace phalanx::kernels {
+namespace {
+
+// The reduction tree over [a, b) as a postfix program: split at the largest power of two below.
+void AppendTree(int a, int b, std::vector<int>& program) {
+  if (b - a == 1) {
+    program.push_back(a);
+    return;
+  }
+  int split = 1;
+  while (split * 2 < b - a) split *= 2;
+  AppendTree(a, a + split, program);
+  AppendTree(a + split, b, program);
+  program.push_back(-1);
+}
+
+struct Shape {
+  DType type = DType::kBF16;
+  int64_t heads = 4;
+  int64_t kv_heads = 2;
+  int64_t dim = 64;
+  int64_t window = 0;
+  int stripes = 8;
+  bool norm = false;
+  bool bias = false;
+  int64_t rotary = 0;  // 0: dim
+};
+
+DType Activation(const Shape& shape) { return ActivationType(shape.type); }
+
+// One layer of a model: weights of the op and a source of each token's qkv row.
+class Layer {
+ public:
+  explicit Layer(const Shape& shape, uint32_t seed = 5) : shape_(shape), seed_(seed) {
+    Random random(seed);
+    const int64_t cols = Cols();
+    bias_ = random.Floats(cols);
+    q_norm_ = random.Floats(shape.dim);
+    k_norm_ = random.Floats(shape.dim);
+    std::vector<float> inv_freq;
+    const int64_t rotary = Rotary();
+    for (int64_t i = 0; i < rotary / 2; ++i) {
+      inv_freq.push_back(static_cast<float>(PowDouble(10000.0, -2.0 * i / rotary)));
+    }
+    rope_ = BuildRopeTables(inv_freq, 4096, 1.0f);
+    for (int64_t h = 0; h < shape.heads; ++h) {
+      kv_head_of_.push_back(static_cast<int32_t>(h * shape.kv_heads / shape.heads));
+      out_column_.push_back(static_cast<int32_t>((shape.heads - 1 - h) * shape.dim + 3));
+    }
+    AppendTree(0, shape.stripes, program_);
+  }
+
+  const Shape& shape() const { return shape_; }
+  int64_t Cols() const { return (shape_.heads + 2 * shape_.kv_heads) * shape_.dim; }
+  int64_t Rotary() const { return shape_.rotary > 0 ? shape_.rotary : shape_.dim; }
+  int64_t OutCols() const { return shape_.heads * shape_.dim + 5; }
+  KvShape kv() const { return {shape_.type, shape_.kv_heads, shape_.dim}; }
+
+  // The qkv row of a sequence's token: depends on (sequence, position) alone.
+  std::vector<float> Row(int sequence, int64_t position) const {
+    Random random(seed_ * 7919 + static_cast<uint32_t>(sequence * 100003 + position));
+    return random.Floats(Cols(), 1.5f);
+  }
+
+  QkvArgs Qkv(TensorView qkv, absl::Span<const int32_t> positions, absl::Span<const int32_t> slots,
+              const KvView& cache, TensorView q) const {
+    QkvArgs args;
+    args.qkv = qkv;
+    args.bias = shape_.bias ? bias_.data() : nullptr;
+    args.q_norm = shape_.norm ? q_norm_.data() : nullptr;
+    args.k_norm = shape_.norm ? k_norm_.data() : nullptr;
+    args.norm_eps = 1e-6f;
+    args.num_heads = shape_.heads;
+    args.cos = rope_.cos.data();
+    args.sin = rope_.sin.data();
+    args.rotary_dim = Rotary();
+    args.positions = positions;
+    args.slots = slots;
+    args.cache = cache;
+    args.q = q;
+    return args;
+  }
+
+  AttentionArgs Attention(TensorView q, const KvView& cache,
+                          absl::Span<const AttentionSequence> sequences, TensorView out) const {
+    AttentionArgs args;
+    args.q = q;
+    args.num_heads = shape_.heads;
+    args.kv_head_of = kv_head_of_;
+    args.scale = 1.0f / std::sqrt(static_cast<float>(shape_.dim));
+    args.window = shape_.window;
+    args.cache = cache;
+    args.sequences = sequences;
+    args.num_stripes = shape_.stripes;
+    args.stripe_begin = 0;
+    args.stripe_end = shape_.stripes;
+    args.stripe_program = program_;
+    args.out_column = out_column_;
+    args.out = out;
+    return args;
+  }
+
+ private:
+  Shape shape_;
+  uint32_t seed_;
+  std::vector<float> bias_, q_norm_, k_norm_;
+  RopeTables rope_;
+  std::vector<int32_t> kv_head_of_, out_column_;
+  std::vector<int> program_;
+};
+
+// A cache whose every byte is 0xFF at first: NaN in all three dtypes.
+class Cache {
+ public:
+  Cache(Kernels& kernels, const KvShape& shape, int64_t blocks)
+      : buffer_(*kernels.Allocate(blocks * kernels.KvBlockBytes(shape))),
+        shape_(shape),
+        blocks_(blocks) {
+    std::memset(buffer_.data(), 0xFF, buffer_.bytes());
+  }
+  KvView view() const { return {shape_, buffer_.data(), blocks_}; }
+  bool operator==(const Cache& other) const {
+    return buffer_.bytes() == other.buffer_.bytes() &&
+           std::memcmp(buffer_.data(), other.buffer_.data(), buffer_.bytes()) == 0;
+  }
+
+ private:
+  Buffer buffer_;
+  KvShape shape_;
+  int64_t blocks_;
+};
+
+// Some tokens of one sequence in a step.
+struct Chunk {
+  int sequence;
+  int64_t start;
+  int64_t count;
+};
+
+// Runs steps of chunks, with one cache and fixed block tables, and collects output rows.
+class Session {
+ public:
+  // `tables[s]`: physical block of each block of sequence s.
+  Session(Kernels& kernels, const Layer& layer, std::vector<std::vector<int32_t>> tables,
+          int64_t blocks)
+      : kernels_(kernels),
+        layer_(layer),
+        tables_(std::move(tables)),
+        cache_(kernels, layer.kv(), blocks) {}
+
+  // Output rows of the step in order, each OutCols() values. `reference`: by the plain reference.
+  std::vector<std::vector<float>> Step(const std::vector<Chunk>& chunks, bool reference = false,
+                                       int ranks = 1) {
+    int64_t rows = 0;
+    for (const Chunk& chunk : chunks) rows += chunk.count;
+    Matrix qkv(DType::kF32, rows, layer_.Cols());
+    std::vector<int32_t> positions, slots;
+    std::vector<AttentionSequence> sequences;
+    int64_t row = 0;
+    for (const Chunk& chunk : chunks) {
+      sequences.push_back({row, chunk.count, chunk.start, tables_[chunk.sequence].data()});
+      for (int64_t p = chunk.start; p < chunk.start + chunk.count; ++p, ++row) {
+        const std::vector<float> values = layer_.Row(chunk.sequence, p);
+        for (int64_t j = 0; j < layer_.Cols(); ++j) qkv.Set(row, j, values[j]);
+        positions.push_back(static_cast<int32_t>(p));
+        slots.push_back(static_cast<int32_t>(
+            tables_[chunk.sequence][p / kBlockTokens] * kBlockTokens + p % kBlockTokens));
+      }
+    }
+    const Shape& shape = layer_.shape();
+    Matrix q(Activation(shape), rows, shape.heads * RoundUp(shape.dim, kDotGroup));
+    Matrix out(Activation(shape), rows, layer_.OutCols());
+    const QkvArgs qkv_args = layer_.Qkv(qkv.view(), positions, slots, cache_.view(), q.view());
+    const AttentionArgs args = layer_.Attention(q.view(), cache_.view(), sequences, out.view());
+    if (reference) {
+      reference::QkvToCache(qkv_args);
+      reference::Attention(args);
+    } else {
+      kernels_.QkvToCache(qkv_args);
+      if (ranks == 1) {
+        kernels_.Attention(args);
+      } else {
+        AttendOnRanks(args, ranks);
+      }
+    }
+    std::vector<std::vector<float>> result(rows);
+    for (int64_t i = 0; i < rows; ++i) {
+      for (int64_t j = 0; j < layer_.OutCols(); ++j) result[i].push_back(out.Get(i, j));
+    }
+    return result;
+  }
+
+  Cache& cache() { return cache_; }
+  const std::vector<int32_t>& table(int sequence) const { return tables_[sequence]; }
+
+ private:
+  // As `ranks` sequence-parallel ranks do: partials of a run of stripes each, brought together.
+  void AttendOnRanks(const AttentionArgs& args, int ranks) {
+    const int64_t width = 2 + args.cache.shape.head_dim;
+    const int64_t units = args.q.rows * args.num_heads;
+    std::vector<float> all(units * args.num_stripes * width, -123.0f);
+    for (int rank = 0; rank < ranks; ++rank) {
+      AttentionArgs mine = args;
+      mine.stripe_begin = rank * args.num_stripes / ranks;
+      mine.stripe_end = (rank + 1) * args.num_stripes / ranks;
+      const int64_t stripes = mine.stripe_end - mine.stripe_begin;
+      // Blocks of other ranks aren't here.
+      std::vector<std::vector<int32_t>> tables;
+      std::vector<AttentionSequence> sequences(args.sequences.begin(), args.sequences.end());
+      for (AttentionSequence& sequence : sequences) {
+        const int64_t blocks =
+            RoundUp(sequence.start + sequence.row_count, kBlockTokens) / kBlockTokens;
+        std::vector<int32_t> table(sequence.block_table, sequence.block_table + blocks);
+        for (int64_t b = 0; b < blocks; ++b) {
+          const int64_t stripe = b % args.num_stripes;
+          if (stripe < mine.stripe_begin || stripe >= mine.stripe_end) table[b] = -1;
+        }
+        tables.push_back(std::move(table));
+      }
+      for (size_t s = 0; s < sequences.size(); ++s) sequences[s].block_table = tables[s].data();
+      mine.sequences = sequences;
+      std::vector<float> partials(units * stripes * width + 1, -321.0f);
+      kernels_.AttentionPartials(mine, partials.data());
+      EXPECT_EQ(partials.back(), -321.0f);
+      for (int64_t unit = 0; unit < units; ++unit) {
+        std::copy_n(partials.data() + unit * stripes * width, stripes * width,
+                    all.data() + (unit * args.num_stripes + mine.stripe_begin) * width);
+      }
+    }
+    kernels_.MergeAttention(args, all.data());
+  }
+
+  Kernels& kernels_;
+  const Layer& layer_;
+  std::vector<std::vector<int32_t>> tables_;
+  Cache cache_;
+};
+
+std::vector<int32_t> ShuffledBlocks(int64_t count, uint32_t seed) {
+  std::vector<int32_t> blocks(count);
+  std::iota(blocks.begin(), blocks.end(), 0);
+  Random random(seed);
+  std::shuffle(blocks.begin(), blocks.end(), random.engine());
+  return blocks;
+}
+
+void ExpectSameBits(const std::vector<std::vector<float>>& a,
+                    const std::vector<std::vector<float>>& b, const std::string& what) {
+  ASSERT_EQ(a.size(), b.size()) << what;
+  for (size_t i = 0; i < a.size(); ++i) {
+    ASSERT_EQ(a[i].size(), b[i].size()) << what;
+    ASSERT_EQ(std::memcmp(a[i].data(), b[i].data(), a[i].size() * sizeof(float)), 0)
+        << what << ", row " << i;
+  }
+}
+
+std::vector<Shape> Shapes() {
+  std::vector<Shape> shapes;
+  for (const DType type : kAllTypes) {
+    shapes.push_back({.type = type});
+    shapes.push_back({.type = type, .heads = 3, .kv_heads = 3, .dim = 8, .stripes = 3});
+    shapes.push_back({.type = type,
+                      .heads = 7,
+                      .kv_heads = 1,
+                      .dim = 80,
+                      .window = 37,
+                      .norm = true,
+                      .bias = true,
+                      .rotary = 40});
+    shapes.push_back({.type = type,
+                      .heads = 2,
+                      .kv_heads = 1,
+                      .dim = 128,
+                      .window = 1,
+                      .stripes = 1,
+                      .bias = true});
+    shapes.push_back({.type = type,
+                      .heads = 5,
+                      .kv_heads = 5,
+                      .dim = 20,
+                      .window = 70,
+                      .stripes = 24,
+                      .norm = true});
+  }
+  return shapes;
+}
+
+std::string Describe(const Shape& s) {
+  return std::string(Name(s.type)) + " heads " + std::to_string(s.heads) + "/" +
+         std::to_string(s.kv_heads) + " dim " + std::to_string(s.dim) + " window " +
+         std::to_string(s.window);
+}
+
+TEST(QkvToCache, EqualsReferenceInEveryByteOfTheCache) {
+  for (const Shape& shape : Shapes()) {
+    const Layer layer(shape);
+    for (const auto& [name, kernels] : AllKernels()) {
+      Cache expected(*kernels, layer.kv(), 6), cache(*kernels, layer.kv(), 6);
+      for (const int64_t rows : {1, 2, 45}) {
+        Random random(3);
+        Matrix qkv = Matrix::Of(DType::kF32, rows, layer.Cols(), random);
+        std::vector<int32_t> positions, slots;
+        for (int32_t i = 0; i < rows; ++i) {
+          positions.push_back(17 + i);
+          slots.push_back(i == 7 ? -1 : static_cast<int32_t>(i * 3 + rows));
+        }
+        const int64_t q_cols = shape.heads * RoundUp(shape.dim, kDotGroup);
+        Matrix expected_q(Activation(shape), rows, q_cols), q(Activation(shape), rows, q_cols);
+        reference::QkvToCache(
+            layer.Qkv(qkv.view(), positions, slots, expected.view(), expected_q.view()));
+        kernels->QkvToCache(layer.Qkv(qkv.view(), positions, slots, cache.view(), q.view()));
+        EXPECT_EQ(q.Difference(expected_q), "") << name << " " << Describe(shape);
+        EXPECT_TRUE(cache == expected) << name << " " << Describe(shape);
+      }
+    }
+  }
+}
+
+TEST(QkvToCache, RotatesPairsAsHuggingFaceDoes) {
+  Shape shape;
+  shape.type = DType::kF32;
+  shape.heads = shape.kv_heads = 1;
+  shape.dim = 6;
+  shape.rotary = 4;
+  const Layer layer(shape);
+  const auto kernels = CreateCpuKernels({});
+  ASSERT_TRUE(kernels.ok());
+  Cache cache(**kernels, layer.kv(), 1);
+  Matrix qkv(DType::kF32, 1, layer.Cols()), q(DType::kF32, 1, 32);
+  for (int64_t j = 0; j < layer.Cols(); ++j) qkv.Set(0, j, static_cast<float>(j + 1));
+  const std::vector<int32_t> positions = {9}, slots = {4};
+  (*kernels)->QkvToCache(layer.Qkv(qkv.view(), positions, slots, cache.view(), q.view()));
+  const double a = 9.0, b = 9.0 / 100.0;
+  EXPECT_NEAR(q.Get(0, 0), 1 * std::cos(a) - 3 * std::sin(a), 1e-5);
+  EXPECT_NEAR(q.Get(0, 2), 3 * std::cos(a) + 1 * std::sin(a), 1e-5);
+  EXPECT_NEAR(q.Get(0, 1), 2 * std::cos(b) - 4 * std::sin(b), 1e-5);
+  EXPECT_NEAR(q.Get(0, 3), 4 * std::cos(b) + 2 * std::sin(b), 1e-5);
+  EXPECT_EQ(q.Get(0, 4), 5.0f);
+  EXPECT_EQ(q.Get(0, 5), 6.0f);
+  EXPECT_EQ(q.Get(0, 6), 0.0f);
+}
+
+TEST(Attention, EqualsReferenceWithStaleSlotsFullOfNan) {
+  for (const Shape& shape : Shapes()) {
+    const Layer layer(shape);
+    std::vector<std::vector<std::vector<float>>> expected;
+    for (const auto& [name, kernels] : AllKernels()) {
+      const std::vector<int32_t> blocks = ShuffledBlocks(20, 9);
+      const std::vector<std::vector<int32_t>> tables = {{blocks.begin(), blocks.begin() + 6},
+                                                        {blocks.begin() + 6, blocks.begin() + 9},
+                                                        {blocks.begin() + 9, blocks.end()}};
+      Session session(*kernels, layer, tables, 20);
+      const std::vector<std::vector<Chunk>> steps = {{{0, 0, 50}, {1, 0, 1}},
+                                                     {{1, 1, 1}, {0, 50, 33}, {2, 0, 90}},
+                                                     {{2, 90, 1}, {0, 83, 1}, {1, 2, 1}},
+                                                     {{0, 84, 70}, {2, 91, 230}, {1, 3, 31}}};
+      if (expected.empty()) {
+        Session plain(*kernels, layer, tables, 20);
+        for (const std::vector<Chunk>& step : steps) expected.push_back(plain.Step(step, true));
+      }
+      for (size_t i = 0; i < steps.size(); ++i) {
+        const auto out = session.Step(steps[i]);
+        ExpectSameBits(out, expected[i], name + " " + Describe(shape));
+        for (const auto& row : out) {
+          for (const float value : row) ASSERT_TRUE(std::isfinite(value)) << Describe(shape);
+        }
+      }
+    }
+  }
+}
+
+// Each row against softmax(q k / sqrt(d)) v in double, from unrounded inputs.
+TEST(Attention, IsCloseToTheFormulaInDouble) {
+  for (const DType type : kAllTypes) {
+    Shape shape;
+    shape.type = type;
+    shape.dim = 16;
+    shape.heads = 2;
+    shape.kv_heads = 1;
+    shape.window = 150;
+    const Layer layer(shape);
+    const auto kernels = CreateCpuKernels({});
+    ASSERT_TRUE(kernels.ok());
+    constexpr int64_t kTokens = 300;
+    Session session(**kernels, layer, {ShuffledBlocks(10, 1)}, 10);
+    const auto out = session.Step({{0, 0, kTokens}});
+    // Rotated q and k, from an F32 twin of the layer's tables.
+    std::vector<std::vector<double>> rows;
+    for (int64_t p = 0; p < kTokens; ++p) {
+      const std::vector<float> row = layer.Row(0, p);
+      std::vector<double> x(row.begin(), row.end());
+      for (int64_t head = 0; head < 3; ++head) {
+        for (int64_t i = 0; i < 8; ++i) {
+          const double angle = static_cast<double>(p) * std::pow(10000.0, -2.0 * i / 16);
+          double& a = x[head * 16 + i];
+          double& b = x[head * 16 + i + 8];
+          const double a0 = a, b0 = b;
+          a = a0 * std::cos(angle) - b0 * std::sin(angle);
+          b = b0 * std::cos(angle) + a0 * std::sin(angle);
+        }
+      }
+      rows.push_back(x);
+    }
+    const double tolerance = type == DType::kF32 ? 1e-4 : type == DType::kF16 ? 1e-2 : 8e-2;
+    for (int64_t p = 0; p < kTokens; ++p) {
+      for (int64_t head = 0; head < 2; ++head) {
+        double sum = 0;
+        std::vector<double> expected(16, 0.0);
+        for (int64_t t = std::max<int64_t>(0, p - 149); t <= p; ++t) {
+          double score = 0;
+          for (int64_t i = 0; i < 16; ++i) score += rows[p][head * 16 + i] * rows[t][32 + i];
+          const double weight = std::exp(score / 4.0);
+          sum += weight;
+          for (int64_t i = 0; i < 16; ++i) expected[i] += weight * rows[t][48 + i];
+        }
+        for (int64_t i = 0; i < 16; ++i) {
+          ASSERT_NEAR(out[p][(1 - head) * 16 + 3 + i], expected[i] / sum, tolerance)
+              << Name(type) << " position " << p;
+        }
+      }
+      EXPECT_EQ(out[p][0], 0.0f) << "a column of no head";
+      EXPECT_EQ(out[p].back(), 0.0f);
+    }
+  }
+}
+
+TEST(Attention, DoesNotDependOnChunkingBatchThreadsOrPlacement) {
+  for (const Shape& shape : Shapes()) {
+    const Layer layer(shape);
+    std::vector<std::vector<float>> expected;
+    for (const auto& [name, kernels] : AllKernels()) {
+      if (name.rfind("portable", 0) == 0) continue;
+      for (const int64_t chunk : {1, 7, 64, 200}) {
+        // Another sequence shares each step, and the blocks lie elsewhere each time.
+        const std::vector<int32_t> blocks = ShuffledBlocks(40, static_cast<uint32_t>(chunk));
+        Session session(*kernels, layer,
+                        {{blocks.begin(), blocks.begin() + 7}, {blocks.begin() + 7, blocks.end()}},
+                        40);
+        std::vector<std::vector<float>> rows;
+        for (int64_t start = 0; start < 200; start += chunk) {
+          const int64_t count = std::min<int64_t>(chunk, 200 - start);
+          const auto out = chunk == 7 ? session.Step({{1, start, count}, {0, start, count}})
+                                      : session.Step({{0, start, count}});
+          rows.insert(rows.end(), out.end() - count, out.end());
+        }
+        if (expected.empty()) expected = rows;
+        ExpectSameBits(rows, expected,
+                       name + " chunks of " + std::to_string(chunk) + " " + Describe(shape));
+      }
+    }
+  }
+}
+
+TEST(AttentionPartials, OfStripesOnAnyNumberOfRanksMergeToAttention) {
+  for (const Shape& shape : Shapes()) {
+    const Layer layer(shape);
+    for (const auto& [name, kernels] : AllKernels()) {
+      if (name.rfind("portable", 0) == 0) continue;
+      for (const int ranks : {1, 2, 3, 5, 8}) {
+        if (ranks > shape.stripes) continue;
+        const std::vector<std::vector<int32_t>> tables = {ShuffledBlocks(20, 2)};
+        Session together(*kernels, layer, tables, 20), split(*kernels, layer, tables, 20);
+        for (const Chunk& chunk : {Chunk{0, 0, 300}, Chunk{0, 300, 1}, Chunk{0, 301, 100}}) {
+          ExpectSameBits(split.Step({chunk}, false, ranks), together.Step({chunk}),
+                         name + " " + std::to_string(ranks) + " ranks " + Describe(shape));
+        }
+      }
+    }
+  }
+}
+
+TEST(AttentionPartials, OfAnEmptyStripeAreTheIdentity) {
+  Shape shape;
+  const Layer layer(shape);
+  for (const auto& [name, kernels] : AllKernels()) {
+    Cache cache(*kernels, layer.kv(), 1);
+    Matrix q(DType::kBF16, 1, shape.heads * shape.dim), out(DType::kBF16, 1, layer.OutCols());
+    for (int64_t j = 0; j < shape.heads * shape.dim; ++j) q.Set(0, j, 1.0f);
+    const int32_t table = 0;
+    const std::vector<AttentionSequence> sequences = {{0, 1, 5, &table}};
+    AttentionArgs args = layer.Attention(q.view(), cache.view(), sequences, out.view());
+    args.stripe_begin = 2;
+    args.stripe_end = 4;
+    const int64_t width = 2 + shape.dim;
+    std::vector<float> partials(shape.heads * 2 * width, 7.0f);
+    kernels->AttentionPartials(args, partials.data());
+    for (int64_t i = 0; i < shape.heads * 2 * width; ++i) {
+      EXPECT_EQ(partials[i], i % width == 0 ? -std::numeric_limits<float>::infinity() : 0.0f)
+          << name;
+    }
+  }
+}
+
+TEST(CopyBlocks, CopiesKeysAndValuesOfEveryHead) {
+  for (const Shape& shape : Shapes()) {
+    const Layer layer(shape);
+    const auto kernels = CreateCpuKernels({});
+    ASSERT_TRUE(kernels.ok());
+    Session original(**kernels, layer, {{0, 1, 2}}, 8);
+    Session copied(**kernels, layer, {{0, 1, 2}, {5, 7, 4}}, 8);
+    original.Step({{0, 0, 70}});
+    copied.Step({{0, 0, 70}});
+    (*kernels)->CopyBlocks(copied.cache().view(), std::vector<std::pair<int32_t, int32_t>>{
+                                                      {0, 6}, {1, 7}, {2, 4}, {6, 5}});
+    // The copy, read through another table, gives the original's outputs for the original's token.
+    Session& view = copied;
+    const auto expected = original.Step({{0, 70, 1}});
+    Shape same = shape;
+    const Layer twin(same);
+    const std::vector<float> row = twin.Row(0, 70);
+    Matrix qkv(DType::kF32, 1, twin.Cols());
+    for (int64_t j = 0; j < twin.Cols(); ++j) qkv.Set(0, j, row[j]);
+    Matrix q(Activation(shape), 1, shape.heads * RoundUp(shape.dim, kDotGroup));
+    Matrix out(Activation(shape), 1, twin.OutCols());
+    const std::vector<int32_t> positions = {70}, slots = {4 * 32 + 6};
+    (*kernels)->QkvToCache(twin.Qkv(qkv.view(), positions, slots, view.cache().view(), q.view()));
+    const std::vector<AttentionSequence> sequences = {{0, 1, 70, view.table(1).data()}};
+    (*kernels)->Attention(twin.Attention(q.view(), view.cache().view(), sequences, out.view()));
+    for (int64_t j = 0; j < twin.OutCols(); ++j) EXPECT_EQ(out.Get(0, j), expected[0][j]);
+  }
+}
+
+}  // namespace
+}  // namespace phalanx::kernels

@@ -1,0 +1,526 @@
+// Every CPU path's MatMul against the plain reference, bit by bit (rules R1 and R2).
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <memory>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "kernels/cpu/cpu_features.h"
+#include "kernels/cpu/half.h"
+#include "kernels/cpu/reference_matmul.h"
+#include "kernels/kernels.h"
+
+namespace phalanx::kernels {
+namespace {
+
+enum class Values { kOrdinary, kWild };
+
+// Finite bits of `dtype`. Wild values cover denormals, both zeros and magnitudes whose products
+// overflow or underflow.
+class ValueMaker {
+ public:
+  ValueMaker(uint64_t seed, Values values) : random_(seed), values_(values) {}
+
+  uint32_t Make(DType dtype) {
+    if (values_ == Values::kOrdinary) {
+      const float value = static_cast<float>(static_cast<int32_t>(random_() % 2001) - 1000) / 512;
+      return Narrow(dtype, value);
+    }
+    const uint32_t sign = random_() & 1;
+    const int mantissa_bits = dtype == DType::kF32 ? 23 : dtype == DType::kBF16 ? 7 : 10;
+    const uint32_t most = dtype == DType::kF16 ? 30 : 254;
+    uint32_t exponent = 0;
+    uint32_t mantissa = random_() & ((1u << mantissa_bits) - 1);
+    switch (random_() % 8) {
+      case 0:  // zero
+        mantissa = 0;
+        break;
+      case 1:  // denormal
+        break;
+      case 2:  // the least normal numbers
+        exponent = 1 + random_() % 3;
+        break;
+      case 3:  // products near the least normal number of F32
+        exponent = dtype == DType::kF16 ? 1 + random_() % 10 : 60 + random_() % 8;
+        break;
+      case 4:  // large, but no sum of a few hundred products overflows
+        exponent = dtype == DType::kF16 ? most - random_() % 4 : 180 - random_() % 8;
+        break;
+      default:
+        exponent = (dtype == DType::kF16 ? 15 : 127) - 3 + random_() % 6;
+    }
+    return ((sign << (dtype == DType::kF16 ? 5 : 8) | exponent) << mantissa_bits) | mantissa;
+  }
+
+ private:
+  static uint32_t Narrow(DType dtype, float value) {
+    uint32_t bits;
+    std::memcpy(&bits, &value, 4);
+    if (dtype == DType::kF32) return bits;
+    if (dtype == DType::kBF16) return bits >> 16;
+    if (value == 0) return bits >> 16;
+    // Truncation to F16; |value| is 0 or within its normal range.
+    const uint32_t exponent = (bits >> 23 & 255) - 112;
+    return bits >> 31 << 15 | exponent << 10 | (bits >> 13 & 1023);
+  }
+
+  std::mt19937_64 random_;
+  Values values_;
+};
+
+// A row-major matrix of one dtype, with slack between its rows.
+struct Matrix {
+  DType dtype;
+  int64_t rows;
+  int64_t cols;
+  int64_t stride;
+  std::vector<char> bytes;
+
+  Matrix(DType type, int64_t r, int64_t c, int64_t slack = 0)
+      : dtype(type), rows(r), cols(c), stride(c + slack), bytes(r * (c + slack) * SizeOf(type)) {}
+
+  void Set(int64_t row, int64_t col, uint32_t bits) {
+    std::memcpy(&bytes[(row * stride + col) * SizeOf(dtype)], &bits, SizeOf(dtype));
+  }
+  TensorView View() { return {bytes.data(), dtype, rows, cols, stride}; }
+};
+
+struct Case {
+  DType dtype = DType::kBF16;
+  int64_t m = 1;
+  std::vector<int64_t> row_blocks = {16};  // rows of each stacked source
+  std::vector<KLeaf> leaves = {{0, 32}};
+  std::vector<std::vector<int>> parts = {{0}};
+  Values values = Values::kOrdinary;
+  uint64_t seed = 1;
+};
+
+// The inputs of a case and the reference's output.
+class Problem {
+ public:
+  explicit Problem(const Case& c) : case_(c) {
+    ValueMaker values(c.seed, c.values);
+    int64_t source_cols = 0;
+    int64_t k = 0;
+    for (const KLeaf& leaf : c.leaves) {
+      source_cols = std::max(source_cols, leaf.end);
+      k += leaf.padded();
+    }
+    spec_.dtype = c.dtype;
+    spec_.leaves = c.leaves;
+    spec_.parts = c.parts;
+    for (const int64_t rows : c.row_blocks) {
+      Matrix& source = sources_.emplace_back(c.dtype, rows, source_cols, 3);
+      for (int64_t r = 0; r < rows; ++r) {
+        for (int64_t j = 0; j < source.stride; ++j) {
+          if (j < source_cols) source.Set(r, j, values.Make(c.dtype));
+        }
+      }
+      n_ += rows;
+    }
+    for (Matrix& source : sources_) {
+      spec_.rows.push_back({source.bytes.data(), source.rows, source.stride});
+    }
+    x_ = std::make_unique<Matrix>(ActivationType(c.dtype), c.m, k, 5);
+    for (int64_t r = 0; r < c.m; ++r) {
+      int64_t column = 0;
+      for (const KLeaf& leaf : c.leaves) {
+        for (int64_t j = leaf.begin; j < leaf.end; ++j, ++column) {
+          x_->Set(r, column, values.Make(x_->dtype));
+        }
+        column += leaf.padded() - (leaf.end - leaf.begin);
+      }
+    }
+    for (size_t p = 0; p < c.parts.size(); ++p) expected_.emplace_back(DType::kF32, c.m, n_);
+    std::vector<TensorView> views;
+    for (Matrix& out : expected_) views.push_back(out.View());
+    ReferenceMatMul(x_->View(), spec_, views);
+  }
+
+  const WeightSpec& spec() const { return spec_; }
+  Matrix& x() { return *x_; }
+  int64_t n() const { return n_; }
+  std::vector<Matrix>& expected() { return expected_; }
+
+  // Packs and multiplies on `kernels`, and compares all bits, and that nothing beyond n is written.
+  void Check(Kernels& kernels) {
+    absl::StatusOr<std::unique_ptr<PackedWeight>> weight = kernels.Pack(spec_);
+    ASSERT_TRUE(weight.ok()) << weight.status();
+    EXPECT_EQ((*weight)->n(), n_);
+    EXPECT_EQ((*weight)->k(), x_->cols);
+    std::vector<Matrix> outs;
+    for (size_t p = 0; p < expected_.size(); ++p) {
+      Matrix& out = outs.emplace_back(DType::kF32, case_.m, n_, 7);
+      std::memset(out.bytes.data(), 0x5A, out.bytes.size());
+    }
+    std::vector<TensorView> views;
+    for (Matrix& out : outs) views.push_back(out.View());
+    kernels.MatMul(x_->View(), **weight, views);
+    for (size_t p = 0; p < outs.size(); ++p) {
+      for (int64_t r = 0; r < case_.m; ++r) {
+        const char* got = outs[p].bytes.data() + r * outs[p].stride * 4;
+        ASSERT_EQ(std::memcmp(got, expected_[p].bytes.data() + r * n_ * 4, n_ * 4), 0)
+            << "part " << p << ", row " << r;
+        for (int i = 0; i < 7 * 4; ++i) ASSERT_EQ(got[n_ * 4 + i], 0x5A) << "beyond row " << r;
+      }
+    }
+  }
+
+ private:
+  Case case_;
+  WeightSpec spec_;
+  std::vector<Matrix> sources_;
+  std::unique_ptr<Matrix> x_;
+  int64_t n_ = 0;
+  std::vector<Matrix> expected_;
+};
+
+std::unique_ptr<Kernels> Make(CpuPath path, int threads) {
+  absl::StatusOr<std::unique_ptr<Kernels>> kernels = CreateCpuKernels({threads, path});
+  EXPECT_TRUE(kernels.ok()) << kernels.status();
+  return *std::move(kernels);
+}
+
+std::string PathName(const testing::TestParamInfo<CpuPath>& info) {
+  return std::string(Name(info.param));
+}
+
+// The tree of R2 over leaves [a, b) as a postfix program.
+void AppendTree(int a, int b, std::vector<int>* program) {
+  if (b - a == 1) {
+    program->push_back(a);
+    return;
+  }
+  int half = 1;
+  while (half * 2 < b - a) half *= 2;
+  AppendTree(a, a + half, program);
+  AppendTree(a + half, b, program);
+  program->push_back(-1);
+}
+
+constexpr DType kDTypes[] = {DType::kBF16, DType::kF32, DType::kF16};
+
+class MatMulPathTest : public testing::TestWithParam<CpuPath> {};
+
+TEST_P(MatMulPathTest, EqualsReferenceForEveryNumberOfRows) {
+  const std::unique_ptr<Kernels> kernels = Make(GetParam(), 2);
+  for (const DType dtype : kDTypes) {
+    for (int64_t m = 1; m <= 70; m += m < 34 ? 1 : 9) {
+      SCOPED_TRACE(absl::StrCat(std::string(Name(dtype)), ", m ", m));
+      Problem problem({.dtype = dtype,
+                       .m = m,
+                       .row_blocks = {100},
+                       .leaves = {{0, 320}},
+                       .seed = static_cast<uint64_t>(m)});
+      problem.Check(*kernels);
+    }
+  }
+}
+
+TEST_P(MatMulPathTest, EqualsReferenceForOddColumnsAndDepths) {
+  const std::unique_ptr<Kernels> kernels = Make(GetParam(), 1);
+  for (const DType dtype : kDTypes) {
+    for (const int64_t n : {1, 15, 16, 17, 33, 64, 65, 130}) {
+      for (const int64_t k : {1, 31, 32, 33, 63, 257, 600}) {
+        for (const int64_t m : {1, 3, 20}) {
+          SCOPED_TRACE(absl::StrCat(std::string(Name(dtype)), ", m ", m, ", n ", n, ", k ", k));
+          Problem problem({.dtype = dtype,
+                           .m = m,
+                           .row_blocks = {n},
+                           .leaves = {{0, k}},
+                           .seed = static_cast<uint64_t>(n * 1000 + k)});
+          problem.Check(*kernels);
+        }
+      }
+    }
+  }
+}
+
+TEST_P(MatMulPathTest, EqualsReferenceOnDenormalsZerosAndHugeValues) {
+  const std::unique_ptr<Kernels> kernels = Make(GetParam(), 2);
+  for (const DType dtype : kDTypes) {
+    for (const int64_t m : {1, 2, 5, 8, 13, 40}) {
+      for (uint64_t seed = 0; seed < 4; ++seed) {
+        SCOPED_TRACE(absl::StrCat(std::string(Name(dtype)), ", m ", m, ", seed ", seed));
+        Problem problem({.dtype = dtype,
+                         .m = m,
+                         .row_blocks = {70},
+                         .leaves = {{0, 96}},
+                         .values = Values::kWild,
+                         .seed = seed});
+        problem.Check(*kernels);
+      }
+    }
+  }
+}
+
+TEST_P(MatMulPathTest, AddsUnevenAndEmptyLeavesByTheirPrograms) {
+  const std::unique_ptr<Kernels> kernels = Make(GetParam(), 2);
+  std::vector<int> tree;
+  AppendTree(0, 8, &tree);
+  const std::vector<KLeaf> leaves = {{0, 64},    {64, 96},   {96, 96},   {96, 400},
+                                     {400, 433}, {433, 465}, {465, 465}, {465, 480}};
+  // Whole, in two and three parts, and skewed as no balanced tree is.
+  const std::vector<std::vector<std::vector<int>>> all_parts = {
+      {tree},
+      {{0, 1, -1, 2, 3, -1, -1}, {4, 5, -1, 6, 7, -1, -1}},
+      {{0}, {1, 2, 3, 4, 5, 6, -1, -1, -1, -1, -1}, {7}},
+      {{0, 1, -1, 2, -1, 3, -1, 4, -1, 5, -1, 6, -1, 7, -1}},
+      {{7, 6, 5, -1, -1, 4, 3, -1, 2, 1, -1, -1, 0, -1, -1}},
+  };
+  for (const DType dtype : kDTypes) {
+    for (const auto& parts : all_parts) {
+      for (const int64_t m : {1, 4, 12, 35}) {
+        for (const Values values : {Values::kOrdinary, Values::kWild}) {
+          SCOPED_TRACE(
+              absl::StrCat(std::string(Name(dtype)), ", m ", m, ", ", parts.size(), " parts"));
+          Problem problem({.dtype = dtype,
+                           .m = m,
+                           .row_blocks = {40, 1, 50},
+                           .leaves = leaves,
+                           .parts = parts,
+                           .values = values});
+          problem.Check(*kernels);
+        }
+      }
+    }
+  }
+}
+
+TEST_P(MatMulPathTest, TakesLeavesFromTheMiddleOfTheSource) {
+  const std::unique_ptr<Kernels> kernels = Make(GetParam(), 1);
+  for (const DType dtype : kDTypes) {
+    Problem problem({.dtype = dtype,
+                     .m = 3,
+                     .row_blocks = {48},
+                     .leaves = {{37, 100}, {5, 37}, {150, 290}},
+                     .parts = {{0, 1, -1, 2, -1}}});
+    problem.Check(*kernels);
+  }
+}
+
+TEST_P(MatMulPathTest, GivesTheSameBitsForAnyNumberOfThreads) {
+  for (const int threads : {1, 2, 3, 7}) {
+    const std::unique_ptr<Kernels> kernels = Make(GetParam(), threads);
+    for (const DType dtype : kDTypes) {
+      for (const int64_t m : {1, 9, 70}) {
+        SCOPED_TRACE(absl::StrCat(threads, " threads, ", std::string(Name(dtype)), ", m ", m));
+        std::vector<int> tree;
+        AppendTree(0, 3, &tree);
+        Problem problem({.dtype = dtype,
+                         .m = m,
+                         .row_blocks = {300},
+                         .leaves = {{0, 96}, {96, 160}, {160, 256}},
+                         .parts = {tree}});
+        problem.Check(*kernels);
+      }
+    }
+  }
+}
+
+TEST_P(MatMulPathTest, CrossesTheLimitOfRowsHeldAtOnce) {
+  const std::unique_ptr<Kernels> kernels = Make(GetParam(), 2);
+  for (const int64_t m : {511, 513, 530}) {
+    Problem problem({.m = m, .row_blocks = {17}, .leaves = {{0, 40}}});
+    problem.Check(*kernels);
+  }
+}
+
+// A row's bits don't depend on the rows beside it.
+TEST_P(MatMulPathTest, RowsAreIndependent) {
+  const std::unique_ptr<Kernels> kernels = Make(GetParam(), 2);
+  for (const DType dtype : kDTypes) {
+    Problem problem({.dtype = dtype,
+                     .m = 41,
+                     .row_blocks = {90},
+                     .leaves = {{0, 288}},
+                     .values = Values::kWild});
+    absl::StatusOr<std::unique_ptr<PackedWeight>> weight = kernels->Pack(problem.spec());
+    ASSERT_TRUE(weight.ok()) << weight.status();
+    const char* expected = problem.expected()[0].bytes.data();
+    for (const int64_t count : {1, 2, 5, 8, 17, 40}) {
+      for (const int64_t first : {0, 1, 24}) {
+        if (first + count > 41) continue;
+        TensorView x = problem.x().View();
+        x.data = static_cast<char*>(x.data) + first * x.stride * SizeOf(x.dtype);
+        x.rows = count;
+        Matrix out(DType::kF32, count, problem.n());
+        kernels->MatMul(x, **weight, {out.View()});
+        EXPECT_EQ(
+            std::memcmp(out.bytes.data(), expected + first * problem.n() * 4, out.bytes.size()), 0)
+            << std::string(Name(dtype)) << " rows " << first << " + " << count;
+      }
+    }
+  }
+}
+
+// A column's bits don't depend on which columns a rank holds.
+TEST_P(MatMulPathTest, ColumnsAreIndependent) {
+  const std::unique_ptr<Kernels> kernels = Make(GetParam(), 2);
+  for (const DType dtype : kDTypes) {
+    for (const int64_t m : {1, 6, 23}) {
+      Problem problem({.dtype = dtype,
+                       .m = m,
+                       .row_blocks = {150},
+                       .leaves = {{0, 96}, {96, 201}},
+                       .parts = {{0, 1, -1}},
+                       .values = Values::kWild});
+      for (const auto& [first, count] :
+           std::vector<std::pair<int64_t, int64_t>>{{0, 1}, {149, 1}, {7, 64}, {33, 100}}) {
+        WeightSpec spec = problem.spec();
+        spec.rows[0].data = static_cast<const char*>(spec.rows[0].data) +
+                            first * spec.rows[0].stride * SizeOf(dtype);
+        spec.rows[0].rows = count;
+        absl::StatusOr<std::unique_ptr<PackedWeight>> weight = kernels->Pack(spec);
+        ASSERT_TRUE(weight.ok()) << weight.status();
+        Matrix out(DType::kF32, m, count);
+        kernels->MatMul(problem.x().View(), **weight, {out.View()});
+        for (int64_t r = 0; r < m; ++r) {
+          EXPECT_EQ(
+              std::memcmp(out.bytes.data() + r * count * 4,
+                          problem.expected()[0].bytes.data() + (r * 150 + first) * 4, count * 4),
+              0)
+              << std::string(Name(dtype)) << " columns " << first << " + " << count;
+        }
+      }
+    }
+  }
+}
+
+TEST_P(MatMulPathTest, RandomShapesEqualReference) {
+  std::mt19937_64 random(20240229);
+  const auto up_to = [&](int64_t most) { return static_cast<int64_t>(random() % (most + 1)); };
+  const std::unique_ptr<Kernels> kernels = Make(GetParam(), 3);
+  for (int trial = 0; trial < 60; ++trial) {
+    Case c;
+    c.dtype = kDTypes[random() % 3];
+    c.m = 1 + up_to(trial % 3 == 0 ? 60 : 10);
+    c.row_blocks.clear();
+    for (int64_t i = 0; i <= up_to(2); ++i) c.row_blocks.push_back(1 + up_to(120));
+    c.leaves.clear();
+    int64_t at = up_to(20);
+    const int leaves = 1 + static_cast<int>(up_to(5));
+    for (int i = 0; i < leaves; ++i) {
+      const int64_t length = up_to(3) == 0 ? 0 : up_to(150);
+      c.leaves.push_back({at, at + length});
+      at += length;
+    }
+    const int cut = 1 + static_cast<int>(up_to(leaves - 1));
+    c.parts.assign(1, {});
+    AppendTree(0, cut, &c.parts[0]);
+    if (cut < leaves) {
+      c.parts.emplace_back();
+      AppendTree(cut, leaves, &c.parts[1]);
+    }
+    c.values = random() % 2 == 0 ? Values::kOrdinary : Values::kWild;
+    c.seed = random();
+    SCOPED_TRACE(absl::StrCat("trial ", trial, ", ", std::string(Name(c.dtype)), ", m ", c.m));
+    Problem problem(c);
+    problem.Check(*kernels);
+  }
+}
+
+TEST_P(MatMulPathTest, RefusesNanAndInfinityNamingRowAndColumn) {
+  const std::unique_ptr<Kernels> kernels = Make(GetParam(), 2);
+  struct Bits {
+    DType dtype;
+    uint32_t bits;
+  };
+  for (const Bits& bad :
+       {Bits{DType::kBF16, 0x7FC0}, Bits{DType::kBF16, 0xFF80}, Bits{DType::kF16, 0xFC00},
+        Bits{DType::kF16, 0x7E00}, Bits{DType::kF32, 0x7F800000}, Bits{DType::kF32, 0xFFC00001}}) {
+    Matrix source(bad.dtype, 70, 100);
+    source.Set(57, 98, bad.bits);
+    source.Set(33, 41, bad.bits);
+    source.Set(33, 77, bad.bits);
+    const WeightSpec spec = {bad.dtype, {{source.bytes.data(), 70, 100}}, {{0, 100}}, {{0}}};
+    const absl::Status status = kernels->Pack(spec).status();
+    EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
+    EXPECT_TRUE(absl::StrContains(status.message(), "row 33, column 41;")) << status;
+    // Outside the leaves nothing is read.
+    const WeightSpec beside = {bad.dtype, {{source.bytes.data(), 70, 100}}, {{0, 40}}, {{0}}};
+    EXPECT_TRUE(kernels->Pack(beside).ok());
+    const WeightSpec stacked = {bad.dtype,
+                                {{source.bytes.data(), 20, 100}, {source.bytes.data(), 50, 100}},
+                                {{0, 100}},
+                                {{0}}};
+    EXPECT_TRUE(absl::StrContains(kernels->Pack(stacked).status().message(),
+                                  "row 33, column 41 of stacked matrix 1;"));
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Paths, MatMulPathTest, testing::ValuesIn(AvailableCpuPaths()), PathName);
+
+TEST(CpuPathTest, EveryInstructionSetOfTheMachineIsAPath) {
+  std::vector<CpuPath> expected = {CpuPath::kPortable};
+  const cpu::CpuFeatures& features = cpu::DetectCpuFeatures();
+  if (features.avx2) expected.push_back(CpuPath::kAvx2);
+  if (features.avx512) expected.push_back(CpuPath::kAvx512);
+  if (features.amx) expected.push_back(CpuPath::kAmx);
+  EXPECT_EQ(AvailableCpuPaths(), expected);
+#if defined(__x86_64__)
+  EXPECT_EQ(features.avx2, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"));
+  EXPECT_EQ(features.avx512,
+            __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"));
+#endif
+}
+
+TEST(CpuPathTest, RefusesMissingPathsAndBadThreadCounts) {
+  for (const int threads : {0, -1, 1 << 20}) {
+    const absl::Status status = CreateCpuKernels({threads, CpuPath::kPortable}).status();
+    EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
+    EXPECT_TRUE(absl::StrContains(status.message(), absl::StrCat("threads is ", threads)));
+  }
+  const size_t available = AvailableCpuPaths().size();
+  if (available < 4) {
+    EXPECT_EQ(CreateCpuKernels({1, CpuPath::kAmx}).status().code(),
+              absl::StatusCode::kInvalidArgument);
+  }
+  EXPECT_EQ(Make(AvailableCpuPaths().back(), 2)->Describe(),
+            absl::StrCat("cpu ", std::string(Name(AvailableCpuPaths().back())), ", 2 threads"));
+}
+
+TEST(HalfTest, WidensEveryF16Exactly) {
+  for (uint32_t bits = 0; bits < 0x10000; ++bits) {
+    const int exponent = static_cast<int>(bits >> 10 & 31);
+    const int mantissa = static_cast<int>(bits & 1023);
+    if (exponent == 31) continue;
+    const double magnitude =
+        exponent == 0 ? std::ldexp(mantissa, -24) : std::ldexp(1024 + mantissa, exponent - 25);
+    const auto expected = static_cast<float>(bits & 0x8000 ? -magnitude : magnitude);
+    const float got = cpu::WidenF16(static_cast<uint16_t>(bits));
+    EXPECT_EQ(std::memcmp(&got, &expected, 4), 0) << bits;
+  }
+}
+
+TEST(AllocateTest, GivesZeroedAlignedMemory) {
+  const std::unique_ptr<Kernels> kernels = Make(CpuPath::kPortable, 1);
+  for (const int64_t bytes : {0, 1, 64, 100000, (2 << 20) - 1, 2 << 20, (5 << 20) + 3}) {
+    absl::StatusOr<Buffer> buffer = kernels->Allocate(bytes);
+    ASSERT_TRUE(buffer.ok()) << buffer.status();
+    EXPECT_EQ(buffer->bytes(), static_cast<size_t>(bytes));
+    EXPECT_EQ(reinterpret_cast<uintptr_t>(buffer->data()) % 64, 0u);
+    for (int64_t i = 0; i < bytes; ++i) ASSERT_EQ(buffer->as<char>()[i], 0);
+  }
+}
+
+TEST(AllocateTest, SaysHowMuchTheSystemRefused) {
+  const std::unique_ptr<Kernels> kernels = Make(CpuPath::kPortable, 1);
+  for (const int64_t bytes : {int64_t{1} << 50, std::numeric_limits<int64_t>::max()}) {
+    const absl::Status status = kernels->Allocate(bytes).status();
+    EXPECT_EQ(status.code(), absl::StatusCode::kResourceExhausted);
+    EXPECT_TRUE(absl::StrContains(status.message(), absl::StrCat(bytes, " bytes"))) << status;
+  }
+}
+
+}  // namespace
+}  // namespace phalanx::kernels

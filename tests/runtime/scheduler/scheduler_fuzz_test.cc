@@ -1,0 +1,162 @@
+// Random arrivals, cancellations, deadlines, restarts, tiny pools and odd budgets: every request's
+// stream is the one it has alone, and all blocks come back.
+#include <map>
+#include <random>
+#include <vector>
+
+#include "gtest/gtest.h"
+#include "tests/runtime/scheduler/simulation.h"
+
+namespace phalanx::scheduler {
+namespace {
+
+class Fuzz {
+ public:
+  explicit Fuzz(uint32_t seed) : rng_(seed), options_(RandomOptions()), simulation_(options_) {}
+
+  void Run() {
+    for (int turn = 0; turn < 400 && !::testing::Test::HasFailure(); ++turn) {
+      Turn();
+      const absl::Status status = simulation_.scheduler().CheckInvariants();
+      ASSERT_TRUE(status.ok()) << status;
+      ASSERT_EQ(simulation_.model().error(), "");
+    }
+    ASSERT_TRUE(simulation_.RunAll());
+    ASSERT_EQ(simulation_.model().error(), "");
+    Check();
+  }
+  int64_t preemptions() const { return preemptions_; }
+  int64_t hits() const { return hits_; }
+  int64_t finished() const { return finished_; }
+
+ private:
+  int64_t Random(int64_t low, int64_t high) {
+    return std::uniform_int_distribution<int64_t>(low, high)(rng_);
+  }
+
+  SchedulerOptions RandomOptions() {
+    SchedulerOptions o;
+    o.block_tokens = static_cast<int32_t>(Random(1, 6));
+    o.num_blocks = Random(4, 40);
+    o.max_batch_tokens = Random(1, 40);
+    o.max_batch_sequences = Random(1, 8);
+    o.prefill_chunk = Random(0, 8);
+    o.max_queued_requests = Random(1, 12);
+    o.max_plans_in_flight = Random(1, 3);
+    o.max_context = Random(10, 60);
+    o.eos_token_ids = {7, 8};
+    o.prefix_reuse = Random(0, 5) > 0;
+    return o;
+  }
+
+  RequestSpec RandomRequest() {
+    RequestSpec r;
+    r.request_id = next_id_++;
+    const int64_t size = Random(1, std::min<int64_t>(options_.max_context - 1, 30));
+    // Prompts share prefixes.
+    for (int64_t i = 0; i < size; ++i) r.prompt.push_back(i < 20 ? (Random(0, 15) == 0) : 3);
+    r.max_tokens = Random(1, 25);
+    r.min_tokens = Random(0, 4) == 0 ? Random(0, r.max_tokens) : 0;
+    if (Random(0, 3) == 0) r.stop_token_ids = {static_cast<int32_t>(Random(0, kVocab - 1))};
+    r.ignore_eos = Random(0, 3) == 0;
+    r.n = Random(0, 3) == 0 ? static_cast<int32_t>(Random(2, 4)) : 1;
+    r.cache_salt = Random(0, 5) == 0 ? "salt" : "";
+    r.sampling.seed = Random(0, 3);
+    r.sampling.logprobs = static_cast<int32_t>(Random(-1, 1));
+    r.sampling.prompt_logprobs = Random(0, 4) == 0 ? 0 : -1;
+    if (Random(0, 3) == 0) r.sampling.frequency_penalty = 0.5f;
+    if (Random(0, 9) == 0) r.deadline = absl::FromUnixSeconds(now_ + Random(1, 60));
+    return r;
+  }
+
+  void Turn() {
+    ++now_;
+    if (Random(0, 3) == 0) {
+      RequestSpec r = RandomRequest();
+      const absl::Status status = simulation_.scheduler().Add(r);
+      if (status.ok()) {
+        specs_[r.request_id] = r;
+      } else {
+        EXPECT_EQ(status.code(), absl::StatusCode::kResourceExhausted) << status;
+      }
+    }
+    if (Random(0, 25) == 0 && next_id_ > 1) {
+      simulation_.scheduler().Cancel(Random(1, next_id_ - 1), absl::CancelledError("cancelled"));
+    }
+    if (Random(0, 120) == 0) {
+      simulation_.Restart(std::max<int64_t>(1, options_.num_blocks + Random(-2, 2)));
+    }
+    simulation_.scheduler().Expire(absl::FromUnixSeconds(now_));
+    simulation_.Take();
+    if (Random(0, 1) == 0) simulation_.Schedule();
+    if (Random(0, 1) == 0) simulation_.Commit();
+  }
+
+  void Check() {
+    for (const auto& [id, spec] : specs_) {
+      SCOPED_TRACE(::testing::Message() << "request " << id);
+      const RequestTrace& trace = simulation_.traces()[id];
+      ASSERT_EQ(trace.ends, 1);
+      ASSERT_LE(trace.admissions, 1);
+      const std::vector<SampleTrace> alone = Alone(spec, options_);
+      for (size_t i = 0; i < trace.samples.size(); ++i) {
+        const std::vector<TokenLogprobs>& got = trace.samples[i].tokens;
+        if (trace.status.ok()) {
+          ASSERT_EQ(trace.samples[i].finish, alone[i].finish);
+          ASSERT_EQ(got.size(), alone[i].tokens.size());
+        }
+        ASSERT_LE(got.size(), alone[i].tokens.size());
+        ASSERT_TRUE(std::equal(got.begin(), got.end(), alone[i].tokens.begin()));
+      }
+      if (spec.sampling.prompt_logprobs >= 0 && !trace.samples.empty()) {
+        ASSERT_EQ(trace.prompt_logprobs.size(), spec.prompt.size() - 1);
+        for (size_t i = 0; i < trace.prompt_logprobs.size(); ++i) {
+          ASSERT_EQ(trace.prompt_logprobs[i].id, spec.prompt[i + 1]);
+          ASSERT_EQ(trace.prompt_logprobs[i].logprob,
+                    testing::FakeModel::PromptLogprob(spec.prompt, static_cast<int64_t>(i) + 1));
+        }
+      }
+      if (trace.status.ok()) {
+        ASSERT_EQ(trace.samples.size(), static_cast<size_t>(spec.n));
+        ++finished_;
+      }
+    }
+    const SchedulerStats stats = simulation_.scheduler().stats();
+    ASSERT_EQ(stats.blocks.in_use, 0);
+    ASSERT_EQ(stats.queued_requests + stats.running_requests + stats.running_sequences, 0);
+    preemptions_ = stats.preemptions;
+    hits_ = stats.cached_tokens;
+  }
+
+  std::mt19937 rng_;
+  SchedulerOptions options_;
+  Simulation simulation_;
+  std::map<uint64_t, RequestSpec> specs_;
+  uint64_t next_id_ = 1;
+  int64_t now_ = 0;
+  int64_t preemptions_ = 0;
+  int64_t hits_ = 0;
+  int64_t finished_ = 0;
+};
+
+TEST(SchedulerFuzz, EveryStreamEqualsItsStreamAlone) {
+  int64_t preemptions = 0;
+  int64_t hits = 0;
+  int64_t finished = 0;
+  for (uint32_t seed = 0; seed < 400; ++seed) {
+    SCOPED_TRACE(::testing::Message() << "seed " << seed);
+    Fuzz fuzz(seed);
+    fuzz.Run();
+    if (::testing::Test::HasFailure()) return;
+    preemptions += fuzz.preemptions();
+    hits += fuzz.hits();
+    finished += fuzz.finished();
+  }
+  // The runs met what they are for.
+  EXPECT_GT(preemptions, 1000);
+  EXPECT_GT(hits, 1000);
+  EXPECT_GT(finished, 5000);
+}
+
+}  // namespace
+}  // namespace phalanx::scheduler

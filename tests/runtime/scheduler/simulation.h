@@ -1,0 +1,155 @@
+// Runs a Scheduler against a FakeModel, and the same request alone by the plain rules.
+#ifndef PHALANX_TESTS_RUNTIME_SCHEDULER_SIMULATION_H_
+#define PHALANX_TESTS_RUNTIME_SCHEDULER_SIMULATION_H_
+
+#include <algorithm>
+#include <cstdint>
+#include <map>
+#include <vector>
+
+#include "gtest/gtest.h"
+#include "runtime/scheduler/scheduler.h"
+#include "tests/testing/fake_model.h"
+
+namespace phalanx::scheduler {
+
+inline constexpr int32_t kVocab = 50;
+
+struct SampleTrace {
+  std::vector<TokenLogprobs> tokens;
+  FinishReason finish = FinishReason::kNone;
+  friend bool operator==(const SampleTrace&, const SampleTrace&) = default;
+};
+
+struct RequestTrace {
+  std::vector<SampleTrace> samples;
+  std::vector<TokenLogprobs> prompt_logprobs;
+  int64_t cached_tokens = 0;
+  int64_t preemptions = 0;
+  int admissions = 0;
+  int ends = 0;
+  absl::Status status;
+};
+
+// What the request gives alone, by the rules and nothing else.
+inline std::vector<SampleTrace> Alone(const RequestSpec& spec, const SchedulerOptions& options) {
+  std::vector<SampleTrace> samples(spec.n);
+  for (int32_t i = 0; i < spec.n; ++i) {
+    std::vector<int32_t> tokens = spec.prompt;
+    SampleTrace& sample = samples[i];
+    while (sample.finish == FinishReason::kNone) {
+      std::vector<int32_t> stops = spec.stop_token_ids;
+      if (!spec.ignore_eos) {
+        stops.insert(stops.end(), options.eos_token_ids.begin(), options.eos_token_ids.end());
+      }
+      const bool early = static_cast<int64_t>(sample.tokens.size()) < spec.min_tokens;
+      const TokenLogprobs next = testing::FakeModel::Next(
+          tokens, spec.sampling, i, static_cast<int64_t>(spec.prompt.size()),
+          early ? stops : std::vector<int32_t>(), kVocab);
+      tokens.push_back(next.id);
+      sample.tokens.push_back(next);
+      if (std::find(stops.begin(), stops.end(), next.id) != stops.end()) {
+        sample.finish = FinishReason::kStop;
+      } else if (static_cast<int64_t>(sample.tokens.size()) >= spec.max_tokens ||
+                 static_cast<int64_t>(tokens.size()) >= options.max_context) {
+        sample.finish = FinishReason::kLength;
+      }
+    }
+  }
+  return samples;
+}
+
+class Simulation {
+ public:
+  explicit Simulation(SchedulerOptions options)
+      : options_(options),
+        scheduler_(options, 1),
+        model_(std::make_unique<testing::FakeModel>(options.num_blocks, options.block_tokens,
+                                                    kVocab)) {}
+
+  Scheduler& scheduler() { return scheduler_; }
+  std::map<uint64_t, RequestTrace>& traces() { return traces_; }
+  const testing::FakeModel& model() const { return *model_; }
+
+  void Take() {
+    for (RequestOutput& output : scheduler_.TakeOutputs()) {
+      RequestTrace& trace = traces_[output.request_id];
+      EXPECT_EQ(trace.ends, 0) << "output after the end of request " << output.request_id;
+      if (output.admitted) {
+        ++trace.admissions;
+        trace.cached_tokens = output.cached_tokens;
+      }
+      for (auto& p : output.prompt_logprobs) trace.prompt_logprobs.push_back(p);
+      for (SampleToken& token : output.tokens) {
+        if (trace.samples.size() <= static_cast<size_t>(token.sample_index)) {
+          trace.samples.resize(token.sample_index + 1);
+        }
+        SampleTrace& sample = trace.samples[token.sample_index];
+        EXPECT_EQ(sample.finish, FinishReason::kNone);
+        sample.tokens.push_back(token.token);
+        sample.finish = token.finish;
+      }
+      if (output.done) {
+        ++trace.ends;
+        trace.status = output.status;
+        trace.preemptions = output.preemptions;
+      }
+    }
+  }
+
+  // Schedules one plan, if there is one.
+  bool Schedule() {
+    std::optional<StepPlan> plan = scheduler_.Schedule();
+    Take();
+    if (!plan.has_value()) return false;
+    EXPECT_LE(plan->num_tokens(), options_.max_batch_tokens);
+    EXPECT_LE(static_cast<int64_t>(plan->sequences.size()), options_.max_batch_sequences);
+    // Plans reach the ranks in order, and are computed in order.
+    results_.push_back(model_->Run(*plan));
+    last_plan_ = *std::move(plan);
+    return true;
+  }
+  const StepPlan& last_plan() const { return last_plan_; }
+
+  bool Commit() {
+    if (results_.empty()) return false;
+    const absl::Status status = scheduler_.Commit(results_.front());
+    EXPECT_TRUE(status.ok()) << status;
+    results_.erase(results_.begin());
+    Take();
+    return true;
+  }
+
+  bool Step() {
+    const bool scheduled = Schedule();
+    return Commit() || scheduled;
+  }
+
+  // Everything to its end; false: it doesn't come to one.
+  bool RunAll() {
+    for (int i = 0; i < 1000000; ++i) {
+      if (!Step()) return true;
+    }
+    return false;
+  }
+
+  void Restart(int64_t num_blocks) {
+    options_.num_blocks = num_blocks;
+    results_.clear();
+    model_ = std::make_unique<testing::FakeModel>(num_blocks, options_.block_tokens, kVocab);
+    scheduler_.Restart(scheduler_.epoch() + 1, num_blocks);
+    Take();
+  }
+
+ private:
+  SchedulerOptions options_;
+  Scheduler scheduler_;
+  std::unique_ptr<testing::FakeModel> model_;
+  std::vector<StepResult> results_;
+  std::map<uint64_t, RequestTrace> traces_;
+  StepPlan last_plan_;
+};
+
+}  // namespace phalanx::scheduler
+
+#endif  // PHALANX_TESTS_RUNTIME_SCHEDULER_SIMULATION_H_

@@ -1,0 +1,73 @@
+// Runs a checkpoint's decoder over given tokens with ranks as threads, for parity and layout tests.
+#ifndef PHALANX_TESTS_TESTING_DECODE_H_
+#define PHALANX_TESTS_TESTING_DECODE_H_
+
+#include <algorithm>
+#include <filesystem>
+#include <numeric>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "kernels/kernels.h"
+#include "runtime/checkpoint/checkpoint.h"
+#include "runtime/model/decoder.h"
+#include "tests/testing/rank_threads.h"
+
+namespace phalanx::testing {
+
+struct DecodeOptions {
+  int tp = 1;
+  int threads = 1;
+  kernels::CpuPath path = kernels::AvailableCpuPaths().back();
+  int64_t chunk = 1 << 20;  // tokens per forward pass
+  int reduction_leaves = 8;
+};
+
+// Logits [tokens, vocab_size] of every position of `ids`, fed from position 0.
+inline absl::StatusOr<std::vector<float>> DecodeLogits(const std::string& directory,
+                                                       const std::vector<int32_t>& ids,
+                                                       const DecodeOptions& options) {
+  std::vector<float> out;
+  const std::vector<absl::Status> statuses =
+      RunRanks(options.tp, [&](comm::Communicator& tp) -> absl::Status {
+        auto checkpoint = checkpoint::Checkpoint::Open(directory);
+        if (!checkpoint.ok()) return checkpoint.status();
+        auto kernels = kernels::CreateCpuKernels({options.threads, options.path});
+        if (!kernels.ok()) return kernels.status();
+        model::DecoderOptions decoder_options;
+        const int64_t n = static_cast<int64_t>(ids.size());
+        decoder_options.max_rows = n;
+        decoder_options.profile.reduction_leaves = options.reduction_leaves;
+        auto decoder = model::Decoder::Load(**checkpoint, decoder_options, **kernels, tp);
+        if (!decoder.ok()) return decoder.status();
+        const int64_t blocks = n / kernels::kBlockTokens + 1;
+        if (absl::Status status = (*decoder)->AllocateKv(blocks); !status.ok()) return status;
+        // Blocks in an order of no meaning: where a block lies must not matter.
+        std::vector<int32_t> table(blocks);
+        std::iota(table.begin(), table.end(), 0);
+        std::reverse(table.begin(), table.end());
+        for (int64_t begin = 0; begin < n; begin += options.chunk) {
+          const int64_t count = std::min(options.chunk, n - begin);
+          model::Batch batch;
+          batch.Append(ids.data() + begin, count, static_cast<int32_t>(begin), table.data());
+          if (absl::Status status = (*decoder)->Forward(batch); !status.ok()) return status;
+          std::vector<int32_t> rows(count);
+          std::iota(rows.begin(), rows.end(), 0);
+          const absl::Status status =
+              (*decoder)->Logits(rows, [&](int64_t, absl::Span<const float> logits) {
+                if (tp.rank() == 0) out.insert(out.end(), logits.begin(), logits.end());
+              });
+          if (!status.ok()) return status;
+        }
+        return absl::OkStatus();
+      });
+  for (const absl::Status& status : statuses) {
+    if (!status.ok()) return status;
+  }
+  return out;
+}
+
+}  // namespace phalanx::testing
+
+#endif  // PHALANX_TESTS_TESTING_DECODE_H_
