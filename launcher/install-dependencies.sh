@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Installs what Phalanx builds with, on Debian 12. Does nothing, and needs no privileges, where it is
-# all there. With --tests: also what the tests use (GoogleTest, Python with grpcio).
+# all there. With --tests: also what the tests use (GoogleTest, clang-format, Python with grpcio).
 set -euo pipefail
 
 packages=(g++ cmake ninja-build ccache pkg-config libgrpc++-dev protobuf-compiler
@@ -8,7 +8,7 @@ packages=(g++ cmake ninja-build ccache pkg-config libgrpc++-dev protobuf-compile
   libyaml-cpp-dev nlohmann-json3-dev libspdlog-dev libicu-dev libpcre2-dev libsentencepiece-dev
   libhwloc-dev)
 if [[ "${1:-}" == --tests ]]; then
-  packages+=(libgtest-dev libgmock-dev python3 python3-grpcio python3-protobuf)
+  packages+=(clang-format libgtest-dev libgmock-dev python3 python3-grpcio python3-protobuf)
 fi
 
 missing=()

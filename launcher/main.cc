@@ -1,3 +1,5 @@
+#include <google/protobuf/stubs/logging.h>
+
 #include <string>
 
 #include "CLI/CLI.hpp"
@@ -38,6 +40,9 @@ int main(int argc, char** argv) {
     const int code = app.exit(error);
     return code == 0 ? kExitDone : kExitUsage;
   }
+  // A client's bad bytes are answered with the field's name; protobuf's own line would say less, in
+  // our log.
+  google::protobuf::SetLogHandler(nullptr);
   spdlog::set_default_logger(spdlog::stderr_color_mt("phalanx"));
   spdlog::set_pattern("%^[%H:%M:%S.%e %l]%$ %v");
   spdlog::set_level(spdlog::level::from_str(log_level));

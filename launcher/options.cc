@@ -57,7 +57,11 @@ void AddRankOptions(CLI::App& app, RankOptions& o) {
 }
 
 void AddServiceOptions(CLI::App& app, ServiceOptions& o) {
+  app.add_option("--cluster", o.cluster_file,
+                 "Configuration in YAML, see cluster-configs/; flags override it")
+      ->group("Configuration");
   AddRankOptions(app, o.rank);
+  app.get_option("--model")->required(false);
   const std::string workers = "Workers";
   app.add_option("--workers", o.workers,
                  "Who starts the ranks: mpirun, threads (of this process), external (by hand; the "
@@ -97,8 +101,28 @@ void AddServiceOptions(CLI::App& app, ServiceOptions& o) {
                  "Prompt tokens of one request per step (default: --max-step-tokens)")
       ->check(CLI::NonNegativeNumber)
       ->group(batching);
-  app.add_flag("!--no-prefix-reuse", o.prefix_reuse, "Compute every prompt from its beginning")
+  app.add_flag("--prefix-reuse,!--no-prefix-reuse", o.prefix_reuse,
+               "Take up cached beginnings of prompts (the default), or compute every prompt whole")
       ->group(batching);
+}
+
+void AddServingOptions(CLI::App& app, ServingOptions& o) {
+  const std::string group = "Service";
+  app.add_option("--listen", o.listen, "HOST:PORT for clients; port 0: any free one")
+      ->capture_default_str()
+      ->group(group);
+  app.add_option("--model-name", o.model_name,
+                 "What clients call the model (default: the directory's name)")
+      ->group(group);
+  app.add_option("--max-request-bytes", o.max_request_bytes, "Largest request that is read")
+      ->check(CLI::Range(int64_t{1024}, int64_t{INT32_MAX}))
+      ->capture_default_str()
+      ->group(group);
+  app.add_option("--grace", o.grace,
+                 "Seconds that running requests may go on after SIGTERM or SIGINT")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str()
+      ->group(group);
 }
 
 void AddRequestOptions(CLI::App& app, RequestOptions& o) {

@@ -31,6 +31,7 @@ void AddRankOptions(CLI::App& app, RankOptions& options);
 
 // What starts the ranks and how they are scheduled.
 struct ServiceOptions {
+  std::string cluster_file;  // YAML, see launcher/config.h; empty: flags alone
   RankOptions rank;
   std::string workers = "auto";  // auto, mpirun, threads, external
   std::string mpirun = "mpirun";
@@ -45,7 +46,17 @@ struct ServiceOptions {
   int64_t prefill_chunk = 0;
   bool prefix_reuse = true;
 };
+// Includes the flags of AddRankOptions(); --model may be left to the file.
 void AddServiceOptions(CLI::App& app, ServiceOptions& options);
+
+// The port for clients.
+struct ServingOptions {
+  std::string listen = "127.0.0.1:50051";  // HOST:PORT; port 0: any free one
+  std::string model_name;                  // empty: the last part of the model's path
+  int64_t max_request_bytes = int64_t{128} << 20;
+  double grace = 30;  // seconds that running requests may go on after a signal to stop
+};
+void AddServingOptions(CLI::App& app, ServingOptions& options);
 
 // What a request asks for; absent values take the server's defaults.
 struct RequestOptions {

@@ -3,10 +3,15 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <filesystem>
+#include <system_error>
 #include <utility>
 
+#include "absl/strings/ascii.h"
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "absl/strings/str_replace.h"
 #include "launcher/env.h"
 #include "launcher/machine.h"
 #include "launcher/progress_bar.h"
@@ -30,6 +35,15 @@ absl::StatusOr<kernels::CpuPath> FindCpuPath(const std::string& name) {
   }
   return absl::InvalidArgumentError(
       absl::StrCat("--cpu-path ", name, ": this machine has ", absl::StrJoin(names, ", ")));
+}
+
+// For a command that a person copies into a shell.
+std::string ShellQuoted(const std::string& word) {
+  const auto plain = [](char c) {
+    return absl::ascii_isalnum(c) || absl::StrContains("-_./:=,+@", c);
+  };
+  if (!word.empty() && std::all_of(word.begin(), word.end(), plain)) return word;
+  return absl::StrCat("'", absl::StrReplaceAll(word, {{"'", "'\\''"}}), "'");
 }
 
 void LogRanks(const coordinator::GroupInfo& group) {
@@ -179,57 +193,73 @@ absl::Status Service::CreateGroup() {
   return absl::OkStatus();
 }
 
+std::vector<std::string> Service::MpirunArguments() const {
+  std::vector<std::string> out = {"-np", absl::StrCat(world_size_)};
+  if (geteuid() == 0) out.push_back("--allow-run-as-root");
+  // Ranks place their own threads; bound to one core, two ranks would be hundreds of times slower.
+  out.insert(out.end(), {"--bind-to", "none"});
+  const bool many_hosts = !options_.hosts.empty() || !options_.hostfile.empty();
+  if (!many_hosts) out.push_back("--oversubscribe");
+  out.insert(out.end(), {"-x", kControlTokenVariable});
+  return out;
+}
+
+std::vector<std::string> Service::WorkerArguments(const std::string& model) const {
+  const RankOptions& rank = options_.rank;
+  const bool many_hosts = !options_.hosts.empty() || !options_.hostfile.empty();
+  const std::string coordinator = many_hosts && options_.control_listen.empty()
+                                      ? absl::StrCat(HostName(), ":", control_->port())
+                                      : control_->address();
+  std::vector<std::string> out = {"worker", "--coordinator", coordinator, "--model",
+                                  model,    "--layout",      layout_};
+  const auto add = [&out](const char* flag, int64_t value) {
+    out.insert(out.end(), {flag, absl::StrCat(value)});
+  };
+  add("--kv-blocks", rank.kv_blocks);
+  add("--max-context", max_context_);
+  add("--max-step-tokens", rank.max_step_tokens);
+  add("--reduction-leaves", rank.reduction_leaves);
+  add("--sequence-stripes", rank.sequence_stripes);
+  return out;
+}
+
 std::string Service::WorkerCommand() const {
-  return absl::StrCat(kControlTokenVariable, "=", token_, " mpirun -x ", kControlTokenVariable,
-                      " -np ", world_size_, " ", OwnPath(), " worker --coordinator ",
-                      control_->address(), " --model ", options_.rank.model, " --layout ", layout_);
+  const RankOptions& rank = options_.rank;
+  // Absolute: the command may be typed in another directory.
+  std::error_code error;
+  const std::string model = std::filesystem::absolute(rank.model, error).lexically_normal();
+  std::vector<std::string> words = {options_.mpirun};
+  const auto append = [&words](const std::vector<std::string>& more) {
+    words.insert(words.end(), more.begin(), more.end());
+  };
+  append(MpirunArguments());
+  append({OwnPath()});
+  append(WorkerArguments(error ? rank.model : model));
+  if (rank.threads > 0) append({"--threads", absl::StrCat(rank.threads)});
+  if (!rank.cpu_path.empty()) append({"--cpu-path", rank.cpu_path});
+  if (!rank.kv_memory.empty()) append({"--kv-memory", rank.kv_memory});
+  return absl::StrCat(kControlTokenVariable, "=", token_, " ",
+                      absl::StrJoin(words, " ", [](std::string* out, const std::string& word) {
+                        absl::StrAppend(out, ShellQuoted(word));
+                      }));
 }
 
 absl::Status Service::LaunchMpirun() {
-  const RankOptions& rank = options_.rank;
-  const bool many_hosts = !options_.hosts.empty() || !options_.hostfile.empty();
-  std::vector<std::string> command = {options_.mpirun, "-np", absl::StrCat(world_size_)};
-  if (geteuid() == 0) command.push_back("--allow-run-as-root");
-  // Ranks place their own threads; bound to one core, two ranks would be hundreds of times slower.
-  command.insert(command.end(), {"--bind-to", "none"});
-  if (!many_hosts) command.push_back("--oversubscribe");
-  if (!options_.hosts.empty()) command.insert(command.end(), {"--host", options_.hosts});
-  if (!options_.hostfile.empty()) {
-    command.insert(command.end(), {"--hostfile", options_.hostfile});
-  }
+  std::vector<std::string> command = {options_.mpirun};
+  const auto append = [&command](const std::vector<std::string>& more) {
+    command.insert(command.end(), more.begin(), more.end());
+  };
+  append(MpirunArguments());
+  if (!options_.hosts.empty()) append({"--host", options_.hosts});
+  if (!options_.hostfile.empty()) append({"--hostfile", options_.hostfile});
   // One rank's death ends the others at once instead of after a second.
-  command.insert(command.end(), {"--mca", "odls_base_sigkill_timeout", "0"});
-  command.insert(command.end(), {"-x", kControlTokenVariable});
-  command.insert(command.end(), options_.mpirun_args.begin(), options_.mpirun_args.end());
-
-  std::string coordinator = control_->address();
-  if (many_hosts && options_.control_listen.empty()) {
-    coordinator = absl::StrCat(HostName(), ":", control_->port());
-  }
-  command.insert(command.end(), {OwnPath(),
-                                 "worker",
-                                 "--coordinator",
-                                 coordinator,
-                                 "--model",
-                                 rank.model,
-                                 "--layout",
-                                 layout_,
-                                 "--threads",
-                                 absl::StrCat(worker_options_.cpu.threads),
-                                 "--cpu-path",
-                                 std::string(kernels::Name(worker_options_.cpu.path)),
-                                 "--kv-memory",
-                                 absl::StrCat(worker_options_.kv_memory_bytes),
-                                 "--kv-blocks",
-                                 absl::StrCat(rank.kv_blocks),
-                                 "--max-context",
-                                 absl::StrCat(max_context_),
-                                 "--max-step-tokens",
-                                 absl::StrCat(rank.max_step_tokens),
-                                 "--reduction-leaves",
-                                 absl::StrCat(rank.reduction_leaves),
-                                 "--sequence-stripes",
-                                 absl::StrCat(rank.sequence_stripes)});
+  append({"--mca", "odls_base_sigkill_timeout", "0"});
+  append(options_.mpirun_args);
+  append({OwnPath()});
+  append(WorkerArguments(options_.rank.model));
+  append({"--threads", absl::StrCat(worker_options_.cpu.threads), "--cpu-path",
+          std::string(kernels::Name(worker_options_.cpu.path)), "--kv-memory",
+          absl::StrCat(worker_options_.kv_memory_bytes)});
   spdlog::debug("starting: {}", absl::StrJoin(command, " "));
   auto process = Process::Start(command, {{kControlTokenVariable, token_}});
   if (!process.ok()) {

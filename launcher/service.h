@@ -49,12 +49,16 @@ class Service {
   const coordinator::ModelLimits& limits() const { return limits_; }
   // Last heartbeats of ranks that are processes; empty for threads.
   std::vector<control::RankHealth> Health() const;
-  // How workers are started by hand, "mpirun -np 2 … worker …".
+  // How workers are started by hand, "mpirun -np 2 … worker …", quoted for a shell.
   std::string WorkerCommand() const;
 
  private:
   Service() = default;
   absl::Status CreateGroup();
+  // What the ranks need of mpirun, whoever starts it.
+  std::vector<std::string> MpirunArguments() const;
+  // The ranks' command line after the binary, but for what differs by machine (threads, memory).
+  std::vector<std::string> WorkerArguments(const std::string& model) const;
   absl::Status LaunchMpirun();
   absl::Status CheckMpirun();
 

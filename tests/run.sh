@@ -44,7 +44,7 @@ else
   check release || failed=1
   build asan sanitized_tests
   check asan -L 'unit|multirank' || failed=1
-  build tsan sanitized_tests
+  build tsan tsan_tests
   check tsan -L 'tsan' || failed=1
   ran=(release asan tsan)
 fi

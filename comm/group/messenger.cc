@@ -350,7 +350,7 @@ absl::Status Messenger::Exchange(const Call& call, Channel channel, int tag,
     const uint32_t ticket = member_->PrepareSleep();
     // Once announced, look at everything again; first at whether a peer left, so that Step() sees
     // all that it wrote before it did.
-    const absl::Status ends = CheckEnds(call);
+    absl::Status ends = CheckEnds(call);
     moved = Step(call, channel, tag, &done);
     if (moved.ok() && !*moved && !done && ends.ok()) {
       std::chrono::nanoseconds nap = ShmMember::kTick;

@@ -167,6 +167,7 @@ void RunAttention(Kernels& kernels, Device& device, Inputs& inputs, DType type) 
   const int64_t block_bytes = kernels.KvBlockBytes(shape);
   cache.data = device.Put(nullptr, kBlocks * block_bytes);
   std::vector<float> inv_freq;
+  inv_freq.reserve(kDim / 2);
   for (int i = 0; i < kDim / 2; ++i) {
     inv_freq.push_back(static_cast<float>(PowDouble(10000.0, -2.0 * i / kDim)));
   }

@@ -17,6 +17,11 @@
 #include <cstdint>
 #include <cstring>
 
+#if PHALANX_SIMD_PATH == 0 && defined(__GNUC__) && !defined(__clang__)
+// No vector crosses a call that isn't inlined, so GCC's notes on the calling convention don't
+// apply.
+#pragma GCC diagnostic ignored "-Wpsabi"
+#endif
 #if PHALANX_SIMD_PATH != 0
 #if defined(__GNUC__) && !defined(__clang__)
 // GCC 12 warns about its own _mm512_undefined_ps() (GCC bug 105593).

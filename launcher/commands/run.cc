@@ -12,6 +12,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/synchronization/mutex.h"
 #include "launcher/commands/commands.h"
+#include "launcher/config.h"
 #include "launcher/exit_code.h"
 #include "launcher/json_output.h"
 #include "launcher/model_info.h"
@@ -181,9 +182,10 @@ void AddRunCommand(CLI::App& parent, Command* run) {
   AddServiceOptions(*app, options->service);
   AddRequestOptions(*app, options->request);
   app->add_flag("--json", options->json, "One JSON object per answer");
-  app->callback([options, run] {
-    *run = [options] {
-      const absl::Status status = Run(*options);
+  app->callback([app, options, run] {
+    *run = [app, options] {
+      absl::Status status = ApplyClusterFile(*app, options->service, /*serving=*/nullptr);
+      if (status.ok()) status = Run(*options);
       return status.ok() ? kExitDone : Fail("run", status);
     };
   });

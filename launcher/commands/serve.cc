@@ -13,6 +13,7 @@
 #include "absl/synchronization/mutex.h"
 #include "absl/synchronization/notification.h"
 #include "launcher/commands/commands.h"
+#include "launcher/config.h"
 #include "launcher/exit_code.h"
 #include "launcher/model_info.h"
 #include "launcher/options.h"
@@ -27,10 +28,8 @@ namespace {
 
 struct ServeOptions {
   ServiceOptions service;
-  std::string listen = "127.0.0.1:50051";
+  ServingOptions serving;
   std::string endpoint_file;
-  std::string model_name;
-  double grace = 30;
 };
 
 absl::Status WriteEndpoint(const std::string& path, const std::string& endpoint) {
@@ -69,7 +68,8 @@ absl::Status Serve(const ServeOptions& options) {
       Service::Create(options.service, /*one_process_by_default=*/false);
   if (!service.ok()) return service.status();
   serving::InferenceServerOptions server_options;
-  server_options.listen = options.listen;
+  server_options.listen = options.serving.listen;
+  server_options.max_request_bytes = options.serving.max_request_bytes;
   server_options.version = kVersion;
   absl::StatusOr<std::unique_ptr<serving::InferenceServer>> server =
       serving::InferenceServer::Listen(server_options);
@@ -84,7 +84,7 @@ absl::Status Serve(const ServeOptions& options) {
   serving::ServedModel served;
   served.coordinator = &(*service)->coordinator();
   served.tokenizer = &(*service)->tokenizer();
-  served.info = MakeModelInfo(**service, options.model_name);
+  served.info = MakeModelInfo(**service, options.serving.model_name);
   served.rank_health = [&service] { return (*service)->Health(); };
   (*server)->Serve(served);
   spdlog::info("serving \"{}\" ({}, {}) on {}", served.info.name, (*service)->layout(),
@@ -102,7 +102,8 @@ absl::Status Serve(const ServeOptions& options) {
   }
   if (failure.ok()) {
     (*server)->BeginDrain();
-    const absl::Status drained = (*service)->coordinator().Drain(absl::Seconds(options.grace));
+    const absl::Status drained =
+        (*service)->coordinator().Drain(absl::Seconds(options.serving.grace));
     if (!drained.ok()) spdlog::warn("{}", std::string(drained.message()));
   }
   (*service)->Stop();
@@ -120,24 +121,14 @@ void AddServeCommand(CLI::App& parent, Command* run) {
   CLI::App* app = parent.add_subcommand("serve", "Start the ranks and answer gRPC clients");
   auto options = std::make_shared<ServeOptions>();
   AddServiceOptions(*app, options->service);
-  const std::string group = "Service";
-  app->add_option("--listen", options->listen, "HOST:PORT for clients; port 0: any free one")
-      ->capture_default_str()
-      ->group(group);
+  AddServingOptions(*app, options->serving);
   app->add_option("--endpoint-file", options->endpoint_file,
                   "Write the address to this file once it is bound")
-      ->group(group);
-  app->add_option("--model-name", options->model_name,
-                  "What clients call the model (default: the directory's name)")
-      ->group(group);
-  app->add_option("--grace", options->grace,
-                  "Seconds that running requests may go on after SIGTERM or SIGINT")
-      ->check(CLI::NonNegativeNumber)
-      ->capture_default_str()
-      ->group(group);
-  app->callback([options, run] {
-    *run = [options] {
-      const absl::Status status = Serve(*options);
+      ->group("Service");
+  app->callback([app, options, run] {
+    *run = [app, options] {
+      absl::Status status = ApplyClusterFile(*app, options->service, &options->serving);
+      if (status.ok()) status = Serve(*options);
       return status.ok() ? kExitDone : Fail("serve", status);
     };
   });

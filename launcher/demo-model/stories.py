@@ -62,7 +62,8 @@ OPENINGS = [
 ]
 HOBBIES = ["play outside", "sing songs", "run and jump", "read books", "draw pictures",
            "play games", "dance", "climb trees", "look at the stars", "pick flowers", "swim",
-           "tell stories", "play with {his} toys", "play with {his} friends", "bake with {his} {rel}"]
+           "tell stories", "play with {his} toys", "play with {his} friends",
+           "bake with {his} {rel}"]
 DAYS = ["One day, ", "One {weather} day, ", "One {weather} morning, ", "One afternoon, ",
         "That day, "]
 ENDINGS_OF_STORIES = [

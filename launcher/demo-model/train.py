@@ -26,7 +26,7 @@ VOCAB_SIZE = 1024
 # (step, share of the full learning rate); linear between. The last step ends the run.
 SCHEDULE = ((0, 0.02), (49, 1.0), (2280, 1.0), (2600, 1200 / 1520), (2840, 0.0))
 LONG_FROM = 2720  # From this step on, rows are LONG_ROW tokens instead of SHORT_ROW.
-SHORT_ROW, LONG_ROW = 192, 768
+SHORT_ROW, LONG_ROW = 192, 384
 TOKENS_PER_STEP = 16 * SHORT_ROW
 
 

@@ -28,15 +28,6 @@ constexpr int kPoolThreads = 2;
 constexpr size_t kPoolCapacity = 64;
 constexpr std::chrono::milliseconds kHealthInterval(200);
 
-// For this server only; the library's own switch is for every server of the process.
-class ReflectionOption final : public grpc::ServerBuilderOption {
- public:
-  void UpdateArguments(grpc::ChannelArguments*) override {}
-  void UpdatePlugins(std::vector<std::unique_ptr<grpc::ServerBuilderPlugin>>* plugins) override {
-    plugins->push_back(std::make_unique<grpc::reflection::ProtoServerReflectionPlugin>());
-  }
-};
-
 // Requests come as bytes, see parse.h.
 template <typename Service>
 using Raw = v1::Inference::WithRawCallbackMethod_Generate<
@@ -115,11 +106,11 @@ absl::Status InferenceServer::Impl::Listen() {
   if (!can_listen.ok()) return can_listen;
 
   grpc::EnableDefaultHealthCheckService(true);
+  grpc::reflection::InitProtoReflectionServerBuilderPlugin();
   grpc::ServerBuilder builder;
   builder.AddListeningPort(control::JoinHostPort(parsed->host, parsed->port),
                            grpc::InsecureServerCredentials(), &port_);
   builder.RegisterService(this);
-  builder.SetOption(std::make_unique<ReflectionOption>());
   // Without this a second server could share the port and take half of the requests.
   builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
   builder.SetMaxReceiveMessageSize(

@@ -400,7 +400,9 @@ TEST_F(ControlStreamTest, ErrorAtAStepKillsTheGroupOnceNamingRankAndStep) {
 }
 
 TEST_F(ControlStreamTest, BrokenStreamKillsTheGroupNamingRankHostPidAndStep) {
-  StartTwo(GroupOptions(2));
+  RemoteGroupOptions options = GroupOptions(2);
+  options.stop_timeout = absl::Milliseconds(50);  // rank 0 stays
+  StartTwo(std::move(options));
   ASSERT_TRUE(group_->Submit(Plan(1)).ok());
   clients_[1].reset();
   const auto result = results_.Pop();

@@ -30,7 +30,9 @@ TEST(RequestTest, AbsentFieldsTakeTheDocumentedDefaults) {
   const auto got = ToCoordinatorRequest(request, Model(), ByteTokenizer());
   ASSERT_TRUE(got.ok()) << got.status();
   EXPECT_THAT(got->prompt_token_ids, ElementsAre(ByteTokenizer::kBos, 'h', 'i'));
-  EXPECT_EQ(got->sampling, sampling::SamplingParams());
+  sampling::SamplingParams neutral;
+  neutral.temperature = 0;  // greedy, as no generation_config.json asks for sampling
+  EXPECT_EQ(got->sampling, neutral);
   EXPECT_FALSE(got->seed.has_value());
   EXPECT_FALSE(got->max_tokens.has_value());
   EXPECT_EQ(got->min_tokens, 0);
@@ -40,6 +42,7 @@ TEST(RequestTest, AbsentFieldsTakeTheDocumentedDefaults) {
 
 TEST(RequestTest, GenerationConfigFillsWhatIsAbsentAndOnlyThat) {
   ModelInfo model = Model();
+  model.defaults.do_sample = true;
   model.defaults.temperature = 0.6;
   model.defaults.top_p = 0.9;
   model.defaults.top_k = 20;

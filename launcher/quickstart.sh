@@ -1,0 +1,22 @@
+#!/usr/bin/env bash
+# From a fresh Debian 12 machine to a streamed answer: installs what is missing, builds, starts two
+# ranks under mpirun with the demo model and lets them tell a story. Arguments go to `phalanx run`.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+launcher/install-dependencies.sh
+
+# The CUDA part is built only where a driver can use it, so that the first minutes stay short.
+cuda=OFF
+[[ -e /proc/driver/nvidia/version ]] && cuda=AUTO
+ccache=()
+command -v ccache >/dev/null && ccache=(-DCMAKE_CXX_COMPILER_LAUNCHER=ccache)
+if [[ ! -f build/release/build.ninja ]]; then
+  cmake --preset release -DPHALANX_CUDA="$cuda" "${ccache[@]}" >/dev/null
+fi
+cmake --build --preset release --target phalanx
+
+if [[ $# -gt 0 ]]; then
+  exec build/release/phalanx run --model launcher/demo-model --layout tp=2 "$@"
+fi
+exec build/release/phalanx run --model launcher/demo-model --layout tp=2 \
+  --prompt "Once upon a time" --temperature 0.7 --seed 7 --max-tokens 200
