@@ -32,10 +32,10 @@ struct Voidify {
 
 }  // namespace phalanx::kernels::internal
 
-#define PHALANX_CHECK(condition)                  \
-  (condition)                                     \
-      ? (void)0                                   \
-      : ::phalanx::kernels::internal::Voidify() & \
+#define PHALANX_CHECK(condition)                       \
+  (condition) /* NOLINT(bugprone-macro-parentheses) */ \
+      ? (void)0                                        \
+      : ::phalanx::kernels::internal::Voidify() &      \
             ::phalanx::kernels::internal::CheckFailure(__FILE__, __LINE__, #condition).stream()
 
 #endif  // PHALANX_KERNELS_CHECK_H_

@@ -1,8 +1,10 @@
 #include <google/protobuf/stubs/logging.h>
 
 #include <string>
+#include <vector>
 
 #include "CLI/CLI.hpp"
+#include "absl/strings/str_cat.h"
 #include "launcher/commands/commands.h"
 #include "launcher/exit_code.h"
 #include "launcher/version.h"
@@ -24,6 +26,18 @@ int main(int argc, char** argv) {
       ->check(CLI::IsMember({"trace", "debug", "info", "warn", "error", "off"}))
       ->capture_default_str();
   app.fallthrough();
+  app.failure_message([](const CLI::App* top, const CLI::Error& error) {
+    const std::vector<CLI::App*> commands = top->get_subcommands();
+    std::string name = top->get_name();
+    for (const CLI::App* command : commands) absl::StrAppend(&name, " ", command->get_name());
+    std::string message = error.what();
+    // The library says only that a command is required where an unknown one was given.
+    const std::vector<std::string> unknown = top->remaining();
+    if (commands.empty() && !unknown.empty()) {
+      message = absl::StrCat("unknown command or flag \"", unknown[0], "\"");
+    }
+    return absl::StrCat(name, ": ", message, " (", name, " --help shows what there is)\n");
+  });
 
   Command run;
   AddRunCommand(app, &run);

@@ -216,7 +216,10 @@ namespace {
 absl::StatusOr<Prompt> ParsePromptLine(const std::string& line) {
   const nlohmann::json json = nlohmann::json::parse(line, nullptr, /*allow_exceptions=*/false);
   Prompt prompt;
-  if (json.is_discarded()) return absl::InvalidArgumentError("not JSON");
+  if (json.is_discarded()) {
+    return absl::InvalidArgumentError(
+        "not JSON in UTF-8; every line is one string, array or object");
+  }
   const auto ids = [&](const nlohmann::json& array) -> absl::Status {
     prompt.is_text = false;
     for (const nlohmann::json& id : array) {
@@ -286,6 +289,7 @@ absl::StatusOr<std::vector<Prompt>> ReadPrompts(const PromptOptions& options) {
       return absl::NotFoundError(
           absl::StrCat("--prompts-file ", options.prompts_file, ": can't be read"));
     }
+    const size_t before = out.size();
     std::string line;
     for (int number = 1; std::getline(in, line); ++number) {
       if (line.find_first_not_of(" \t\r") == std::string::npos) continue;
@@ -295,6 +299,14 @@ absl::StatusOr<std::vector<Prompt>> ReadPrompts(const PromptOptions& options) {
             absl::StrCat(options.prompts_file, ":", number, ": ", prompt.status().message()));
       }
       out.push_back(*std::move(prompt));
+    }
+    if (in.bad()) {  // a directory can be opened, but not read
+      return absl::InvalidArgumentError(absl::StrCat("--prompts-file ", options.prompts_file,
+                                                     ": can't be read; expected a file"));
+    }
+    if (out.size() == before) {
+      return absl::InvalidArgumentError(absl::StrCat("--prompts-file ", options.prompts_file,
+                                                     ": holds no prompt; expected one a line"));
     }
   }
   if (out.empty()) {

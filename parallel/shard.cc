@@ -45,6 +45,7 @@ TensorShard DecoderShards::shard(int t) const {
 
 std::vector<int> DecoderShards::parts_per_member() const {
   std::vector<int> out;
+  out.reserve(tp_);
   for (int t = 0; t < tp_; ++t) out.push_back(static_cast<int>(parts(t).size()));
   return out;
 }

@@ -1,8 +1,10 @@
 #!/usr/bin/env bash
 # Installs what is missing, builds and runs the tests.
-#   ./tests/run.sh                 everything that CI runs: release tests, then the sanitizers
-#   ./tests/run.sh release         one preset only (release, debug, asan, tsan)
-#   ./tests/run.sh release -L unit further arguments go to ctest
+#   ./tests/run.sh                 every test, as CI runs them
+#   ./tests/run.sh release -L unit a preset (release, debug, asan, tsan); the rest goes to ctest
+#   ./tests/run.sh asan            unit and multirank tests under ASan and UBSan
+#   ./tests/run.sh tsan            those of them that link neither gRPC nor MPI under TSan
+#   ./tests/run.sh all             release, asan and tsan
 set -euo pipefail
 cd "$(dirname "$0")/.."
 launcher/install-dependencies.sh --tests
@@ -33,20 +35,36 @@ check() {
 }
 
 failed=0
-if [[ $# -gt 0 ]]; then
-  preset=$1
+ran=()
+# run PRESET [CTEST ARGUMENT ...]
+run() {
+  local preset=$1
   shift
-  build "$preset"
-  check "$preset" "$@" || failed=1
-  ran=("$preset")
+  case "$preset" in
+    asan)
+      build asan sanitized_tests
+      check asan -L 'unit|multirank' "$@" || failed=1
+      ;;
+    tsan)
+      build tsan tsan_tests
+      check tsan -L tsan "$@" || failed=1
+      ;;
+    *)
+      build "$preset"
+      check "$preset" "$@" || failed=1
+      ;;
+  esac
+  ran+=("$preset")
+}
+
+if [[ "${1:-}" == all ]]; then
+  run release
+  run asan
+  run tsan
 else
-  build release
-  check release || failed=1
-  build asan sanitized_tests
-  check asan -L 'unit|multirank' || failed=1
-  build tsan tsan_tests
-  check tsan -L 'tsan' || failed=1
-  ran=(release asan tsan)
+  [[ -z "${CI:-}" ]] || tests/lint.sh
+  preset=${1:-release}
+  run "$preset" "${@:2}"
 fi
 
 passed=0

@@ -101,7 +101,7 @@ absl::Status GenerateOne(const GenerateOptions& options, const Prompt& prompt) {
   }
   const absl::Status status = ToAbslStatus(reader->Finish(), options.endpoint);
   if (stream) {
-    std::cout << std::endl;
+    if (!shared.prompt_token_ids.empty()) std::cout << std::endl;  // something was printed
     return status;
   }
   for (auto& [index, part] : answers) {

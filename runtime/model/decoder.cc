@@ -467,7 +467,7 @@ absl::Status Decoder::Logits(
       vocabs.push_back(m.shards.shard(t).vocab);
       bytes.push_back(count * vocabs.back().size() * static_cast<int64_t>(sizeof(float)));
     }
-    const absl::Status status =
+    absl::Status status =
         m.tp.Gather(m.local_logits.data(), m.all_logits.data(), bytes, /*root=*/0);
     if (!status.ok()) return status;
     if (m.tp.rank() != 0) continue;

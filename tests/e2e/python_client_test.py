@@ -1,143 +1,24 @@
-"""A client in another language, written from proto/phalanx/v1/inference.proto alone.
+#!/usr/bin/env python3
+"""A client in another language, written from proto/phalanx/v1/inference.proto alone, goes through
+the whole public API.
 
-Checks a running server; prints one line per check. Needs grpcio and grpcio-tools, which make the
-stubs in a temporary directory.
-
-    python_client_test.py --endpoint HOST:PORT --proto DIR
-
-Exit code 0: all checks passed; 1: one failed (named on stderr); 77: grpcio-tools is not installed.
+    python_client_test.py [--phalanx PATH] [unittest's arguments]
 """
 
-import argparse
-import importlib
-import os
-import sys
-import tempfile
-import threading
-import traceback
+import unittest
 
-try:
-    import grpc
-    from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
-    from grpc_tools import protoc
-except ImportError as error:
-    print(f"skipped: {error}", file=sys.stderr)
-    sys.exit(77)
+import grpc
+
+import harness
 
 
-def compile_stubs(proto_dir, out_dir):
-    """Generates and imports the modules of inference.proto."""
-    source = os.path.join(proto_dir, "phalanx", "v1", "inference.proto")
-    status = protoc.main(
-        ["protoc", f"--proto_path={proto_dir}", f"--python_out={out_dir}",
-         f"--grpc_python_out={out_dir}", source])
-    if status != 0:
-        raise RuntimeError(f"protoc failed on {source}")
-    sys.path.insert(0, out_dir)
-    return (importlib.import_module("phalanx.v1.inference_pb2"),
-            importlib.import_module("phalanx.v1.inference_pb2_grpc"))
-
-
-def small_messages():
-    """Messages of grpc.health.v1 and grpc.reflection.v1alpha, as far as they are used here."""
-    file = descriptor_pb2.FileDescriptorProto(name="small.proto", package="small", syntax="proto3")
-
-    def add(message, name, number, kind, repeated=False, type_name=None):
-        message.field.add(name=name, number=number, type=kind, type_name=type_name,
-                          label=3 if repeated else 1)
-
-    string, enum_as_int, nested = 9, 5, 11
-    health = file.message_type.add(name="HealthCheckRequest")
-    add(health, "service", 1, string)
-    health = file.message_type.add(name="HealthCheckResponse")
-    add(health, "status", 1, enum_as_int)
-    request = file.message_type.add(name="ReflectionRequest")
-    add(request, "list_services", 7, string)
-    service = file.message_type.add(name="ServiceResponse")
-    add(service, "name", 1, string)
-    listing = file.message_type.add(name="ListServiceResponse")
-    add(listing, "service", 1, nested, True, ".small.ServiceResponse")
-    response = file.message_type.add(name="ReflectionResponse")
-    add(response, "list_services_response", 6, nested, False, ".small.ListServiceResponse")
-    pool = descriptor_pool.DescriptorPool()
-    pool.Add(file)
-    return {name: message_factory.GetMessageClass(pool.FindMessageTypeByName(f"small.{name}"))
-            for name in ("HealthCheckRequest", "HealthCheckResponse", "ReflectionRequest",
-                         "ReflectionResponse")}
-
-
-class Client:
-    def __init__(self, endpoint, pb, pb_grpc):
-        self.pb = pb
-        self.channel = grpc.insecure_channel(endpoint, options=[("grpc.enable_http_proxy", 0)])
-        grpc.channel_ready_future(self.channel).result(timeout=60)
-        self.stub = pb_grpc.InferenceStub(self.channel)
-
-    def request(self, text="Once upon a time", **sampling):
-        sampling.setdefault("max_tokens", 8)
-        return self.pb.GenerateRequest(text=text, sampling=self.pb.SamplingParams(**sampling))
-
-    def generate(self, request):
-        """Checks the order of a stream and returns it taken apart."""
-        result = {"text": {}, "ids": {}, "logprobs": {}, "finished": {}, "prompt_logprobs": []}
-        stage = "start"
-        for response in self.stub.Generate(request, timeout=300):
-            event = response.WhichOneof("event")
-            message = getattr(response, event)
-            if event == "started":
-                assert stage == "start", f"started after {stage}"
-                result["started"] = message
-                stage = "started"
-                continue
-            assert stage in ("started", "samples"), f"{event} after {stage}"
-            if event == "prompt_logprobs":
-                assert stage == "started", "prompt_logprobs after deltas"
-                assert message.start == len(result["prompt_logprobs"]) + 1
-                result["prompt_logprobs"].extend(message.tokens)
-            elif event == "delta":
-                stage = "samples"
-                assert message.index not in result["finished"], "a delta after finished"
-                result["text"].setdefault(message.index, []).append(message.text)
-                result["ids"].setdefault(message.index, []).extend(message.token_ids)
-                result["logprobs"].setdefault(message.index, []).extend(message.logprobs)
-            elif event == "finished":
-                stage = "samples"
-                assert message.index not in result["finished"], "finished twice"
-                result["finished"][message.index] = message
-            elif event == "summary":
-                result["summary"] = message
-                stage = "summary"
-        assert stage == "summary", f"the stream ended after {stage}"
-        result["text"] = {i: "".join(parts) for i, parts in result["text"].items()}
-        return result
-
-    def status_of(self, request, **options):
-        """The status with which a Generate call ends."""
-        try:
-            for _ in self.stub.Generate(request, timeout=300, **options):
-                pass
-        except grpc.RpcError as error:
-            return error.code(), error.details()
-        return grpc.StatusCode.OK, ""
-
-
-def check_health(client, small):
-    call = client.channel.unary_unary(
-        "/grpc.health.v1.Health/Check",
-        request_serializer=small["HealthCheckRequest"].SerializeToString,
-        response_deserializer=small["HealthCheckResponse"].FromString)
+def check_health(client):
     for service in ("", "phalanx.v1.Inference"):
-        answer = call(small["HealthCheckRequest"](service=service), timeout=30)
-        assert answer.status == 1, f"health of {service!r} is {answer.status}, not SERVING"
+        assert client.health(service) == "SERVING", service
 
 
-def check_reflection(client, small):
-    call = client.channel.stream_stream(
-        "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
-        request_serializer=small["ReflectionRequest"].SerializeToString,
-        response_deserializer=small["ReflectionResponse"].FromString)
-    answers = call(iter([small["ReflectionRequest"](list_services="*")]), timeout=30)
-    names = [s.name for s in next(answers).list_services_response.service]
+def check_reflection(client):
+    names = client.services()
     for name in ("phalanx.v1.Inference", "grpc.health.v1.Health"):
         assert name in names, f"{name} is not among {names}"
 
@@ -268,72 +149,41 @@ def check_deadline(client):
         assert error.code() == grpc.StatusCode.DEADLINE_EXCEEDED, error
 
 
-def check_cancel_frees_blocks(client):
-    for i in range(8):
-        request = client.request(ignore_eos=True, seed=i)
-        request.sampling.ClearField("max_tokens")
-        stream = client.stub.Generate(request, timeout=300)
-        next(stream)
-        stream.cancel()
-    for _ in range(3000):
-        engine = client.stub.GetStatus(client.pb.GetStatusRequest(), timeout=30).engine
-        if engine.running_requests == engine.queued_requests == engine.kv_blocks_in_use == 0:
-            return
-        threading.Event().wait(0.01)
-    raise AssertionError(f"cancelled requests still hold memory: {engine}")
+class PythonClient(unittest.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        cls.server = harness.Server("--layout", "tp=2", "--threads", "1")
+        cls.addClassCleanup(cls.server.stop)
+        cls.client = harness.Client(cls.server.endpoint)
+        cls.addClassCleanup(cls.client.channel.close)
 
+    def test_health(self):
+        check_health(self.client)
 
-def check_many_clients(client):
-    prompts = [f"Once there were {i} birds" for i in range(64)]
-    alone = [client.generate(client.request(p, temperature=0.0, logprobs=1)) for p in prompts]
-    together = [None] * len(prompts)
+    def test_reflection(self):
+        check_reflection(self.client)
 
-    def ask(i):
-        together[i] = client.generate(client.request(prompts[i], temperature=0.0, logprobs=1))
+    def test_model_and_status(self):
+        check_model_and_status(self.client)
 
-    threads = [threading.Thread(target=ask, args=(i,)) for i in range(len(prompts))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    for one, many in zip(alone, together):
-        assert many is not None, "a client failed"
-        assert one["ids"] == many["ids"] and one["logprobs"] == many["logprobs"]
+    def test_tokenize(self):
+        check_tokenize(self.client)
 
+    def test_greedy_stream(self):
+        check_greedy_stream(self.client)
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--endpoint", required=True, help="HOST:PORT of a serving Phalanx")
-    parser.add_argument("--proto", required=True, help="the directory that holds phalanx/v1")
-    arguments = parser.parse_args()
-    small = small_messages()
-    with tempfile.TemporaryDirectory() as out_dir:
-        pb, pb_grpc = compile_stubs(arguments.proto, out_dir)
-        client = Client(arguments.endpoint, pb, pb_grpc)
-        checks = [
-            ("health", lambda: check_health(client, small)),
-            ("reflection", lambda: check_reflection(client, small)),
-            ("model and status", lambda: check_model_and_status(client)),
-            ("tokenize", lambda: check_tokenize(client)),
-            ("greedy stream", lambda: check_greedy_stream(client)),
-            ("sampling", lambda: check_sampling(client)),
-            ("stop", lambda: check_stop(client)),
-            ("statuses", lambda: check_statuses(client)),
-            ("deadline", lambda: check_deadline(client)),
-            ("cancel frees blocks", lambda: check_cancel_frees_blocks(client)),
-            ("64 clients", lambda: check_many_clients(client)),
-        ]
-        failed = 0
-        for name, check in checks:
-            try:
-                check()
-                print(f"ok {name}", flush=True)
-            except Exception:  # every check is run; the first failure hides none
-                failed += 1
-                print(f"FAILED {name}", flush=True)
-                print(f"{name}:\n{traceback.format_exc()}", file=sys.stderr)
-        return 1 if failed else 0
+    def test_sampling(self):
+        check_sampling(self.client)
+
+    def test_stop(self):
+        check_stop(self.client)
+
+    def test_statuses(self):
+        check_statuses(self.client)
+
+    def test_deadline(self):
+        check_deadline(self.client)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    harness.main()

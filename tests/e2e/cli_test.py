@@ -1,0 +1,193 @@
+#!/usr/bin/env python3
+"""The commands: help, JSON, several prompts and samples, stops, and that a served answer is the same
+as one of `run`.
+
+    cli_test.py [--phalanx PATH] [unittest's arguments]
+"""
+
+import json
+import unittest
+
+import harness
+
+DEMO = str(harness.DEMO_MODEL)
+COMMANDS = ("run", "serve", "worker", "generate", "status", "tokenize", "bench")
+PROMPT = "Once upon a time"
+
+
+class Cli(unittest.TestCase):
+    maxDiff = None
+
+    def succeed(self, *arguments, stdin=b""):
+        result = harness.run(*arguments, stdin=stdin)
+        self.assertEqual(result.returncode, 0, result.stderr.decode())
+        return result.stdout.decode()
+
+    def answers(self, *arguments):
+        return [json.loads(line)
+                for line in self.succeed("run", "--model", DEMO, "--json", *arguments).splitlines()]
+
+    def one(self, *arguments):
+        answers = self.answers(*arguments)
+        self.assertEqual(len(answers), 1)
+        return answers[0]
+
+    def test_help_and_version_of_all_commands(self):
+        self.assertIn("--version", self.succeed("--help"))
+        for command in COMMANDS:
+            with self.subTest(command=command):
+                self.assertIn(command, self.succeed("--help"))
+                self.assertIn("Usage:", self.succeed(command, "--help"))
+                self.assertRegex(self.succeed(command, "--version"), r"^phalanx \d+\.\d+\.\d+\n$")
+        for flag in ("--layout", "--threads", "--device", "--max-tokens", "--temperature",
+                     "--top-p", "--top-k", "--min-p", "--seed", "--stop", "--token-ids",
+                     "--logprobs", "--ignore-eos", "--json", "--prompts-file"):
+            self.assertIn(flag, self.succeed("run", "--help"))
+
+    def test_text_goes_to_stdout_and_logs_to_stderr(self):
+        result = harness.run("run", "--model", DEMO, "--prompt", PROMPT, "--max-tokens", "12",
+                             "--temperature", "0")
+        self.assertEqual(result.returncode, 0)
+        answer = self.one("--prompt", PROMPT, "--max-tokens", "12", "--temperature", "0")
+        self.assertEqual(result.stdout.decode(), PROMPT + answer["text"] + "\n")
+        self.assertIn(b"rank 0 of 1", result.stderr)
+        quiet = harness.run("--log-level", "off", "run", "--model", DEMO, "--prompt", PROMPT,
+                            "--max-tokens", "2")
+        self.assertEqual(quiet.stderr, b"")
+
+    def test_json_fields(self):
+        answer = self.one("--prompt", PROMPT, "--max-tokens", "6", "--logprobs", "5",
+                          "--prompt-logprobs", "1", "--temperature", "0", "--ignore-eos")
+        for field in ("prompt_token_ids", "token_ids", "text", "finish_reason", "logprobs",
+                      "prompt_logprobs", "layout", "timings", "seed"):
+            self.assertIn(field, answer)
+        self.assertNotIn("index", answer)
+        self.assertEqual(answer["finish_reason"], "length")
+        self.assertEqual(answer["layout"], "tp=1")
+        self.assertEqual([t["id"] for t in answer["logprobs"]], answer["token_ids"])
+        for token in answer["logprobs"]:
+            self.assertEqual(len(token["top"]), 5)
+            self.assertEqual(token["top"][0], {"id": token["id"], "logprob": token["logprob"]})
+            order = [(-t["logprob"], t["id"]) for t in token["top"]]
+            self.assertEqual(order, sorted(order))
+        self.assertEqual([t["id"] for t in answer["prompt_logprobs"]],
+                         answer["prompt_token_ids"][1:])
+        self.assertIsNone(self.one("--prompt", PROMPT, "--max-tokens", "1")["logprobs"])
+
+    def test_n_gives_a_line_for_each_sample_with_its_index(self):
+        answers = self.answers("--prompt", PROMPT, "--max-tokens", "8", "--temperature", "1",
+                               "--seed", "5", "-n", "4", "--ignore-eos")
+        self.assertEqual([a["index"] for a in answers], [0, 1, 2, 3])
+        self.assertGreater(len({tuple(a["token_ids"]) for a in answers}), 1)
+        alone = self.one("--prompt", PROMPT, "--max-tokens", "8", "--temperature", "1", "--seed",
+                         "5", "--ignore-eos")
+        self.assertEqual(alone["token_ids"], answers[0]["token_ids"])
+
+    def test_prompts_file_is_one_batch_with_the_answers_of_each_alone(self):
+        file = harness.scratch() / "prompts.jsonl"
+        file.write_text('"One day"\n'
+                        '{"prompt": "The cat", "id": "cat", "seed": 7, "max_tokens": 5}\n'
+                        "\n[0, 672, 739]\n"
+                        '{"token_ids": [0, 260], "id": "ids"}\n')
+        common = ("--temperature", "1", "--seed", "3", "--max-tokens", "9", "--logprobs", "2",
+                  "--ignore-eos")
+        answers = self.answers("--prompts-file", str(file), *common)
+        self.assertEqual([a.get("id", "") for a in answers], ["", "cat", "", "ids"])
+        self.assertEqual([len(a["token_ids"]) for a in answers], [9, 5, 9, 9])
+        changed = ("--temperature", "1", "--seed", "7", "--max-tokens", "5", "--logprobs", "2",
+                   "--ignore-eos")
+        alone = [self.one("--prompt", "One day", *common), self.one("--prompt", "The cat", *changed),
+                 self.one("--token-ids", "0,672,739", *common),
+                 self.one("--token-ids", "0,260", *common)]
+        for one, of_batch in zip(alone, answers):
+            for field in ("prompt_token_ids", "token_ids", "logprobs", "text"):
+                self.assertEqual(one[field], of_batch[field])
+
+    def test_generate_against_serve_gives_what_run_gives(self):
+        with harness.Server("--layout", "tp=2", "--threads", "1") as server:
+            for more in (("--temperature", "0"), ("--temperature", "0.8", "--seed", "11")):
+                arguments = ("--prompt", PROMPT, "--max-tokens", "20", "--logprobs", "5",
+                             "--ignore-eos", "--json", *more)
+                served = self.succeed("generate", "--endpoint", server.endpoint, *arguments)
+                ran = self.succeed("run", "--model", DEMO, *arguments)
+
+                def exact(text):
+                    """The bytes from prompt_token_ids to logprobs."""
+                    return text[text.index('"prompt_token_ids"'):text.index(',"seed"')]
+
+                self.assertEqual(exact(served), exact(ran))
+                self.assertEqual(json.loads(served)["layout"], "tp=2")
+            streamed = self.succeed("generate", "--endpoint", server.endpoint, "--prompt", PROMPT,
+                                    "--max-tokens", "20", "--temperature", "0", "--ignore-eos")
+            answer = self.one("--prompt", PROMPT, "--max-tokens", "20", "--temperature", "0",
+                              "--ignore-eos")
+            self.assertEqual(streamed, PROMPT + answer["text"] + "\n")
+
+            table = self.succeed("status", "--endpoint", server.endpoint)
+            self.assertRegex(table, r"serving, model demo-model, layout tp=2")
+            self.assertRegex(table, r"KV blocks  0 in use")
+            for pid in server.rank_pids():
+                self.assertIn(str(pid), table)
+            status = json.loads(self.succeed("status", "--endpoint", server.endpoint, "--json"))
+            self.assertEqual(status["state"], "SERVER_STATE_SERVING")
+            self.assertEqual([r["rank"] for r in status["ranks"]], [0, 1])
+            engine = status["engine"]
+            self.assertEqual(int(engine["kv_blocks_total"]),
+                             sum(int(engine["kv_blocks_" + k]) for k in ("free", "in_use", "cached")))
+
+            refused = harness.run("generate", "--endpoint", server.endpoint, "--prompt", "a",
+                                  "--model", "another")
+            self.assertEqual(refused.returncode, 2)
+            self.assertEqual(refused.stdout, b"")
+            self.assertRegex(refused.stderr.decode(), r'^phalanx generate: NOT_FOUND: .*"another"')
+
+    def test_tokenize_round_trip(self):
+        text = "Once upon a time, naïve 日本 🙂\n\tTwo  spaces.\n"
+        ids = self.succeed("tokenize", "--model", DEMO, "--no-special-tokens",
+                           stdin=text.encode())
+        self.assertRegex(ids, r"^[\d ]+\n$")
+        self.assertEqual(self.succeed("tokenize", "--model", DEMO, "--decode",
+                                      stdin=ids.encode()), text)
+        with_bos = self.succeed("tokenize", "--model", DEMO, stdin=PROMPT.encode()).split()
+        answer = self.one("--prompt", PROMPT, "--max-tokens", "1")
+        self.assertEqual([int(i) for i in with_bos], answer["prompt_token_ids"])
+        bad = harness.run("tokenize", "--model", DEMO, "--decode", stdin=b"1 two")
+        self.assertEqual(bad.returncode, 2)
+        self.assertIn(b'"two"', bad.stderr)
+        for decode, stdin in (((), b"\xc3("), (("--decode",), b"1024")):
+            bad = harness.run("tokenize", "--model", DEMO, *decode, stdin=stdin)
+            self.assertEqual(bad.returncode, 2, bad.stdout)
+            self.assertEqual(len(bad.stderr.splitlines()), 1)
+
+    def test_a_stop_string_across_token_borders(self):
+        common = ("--prompt", PROMPT, "--max-tokens", "24", "--temperature", "0", "--ignore-eos")
+        whole = self.one(*common)
+        first = self.succeed("tokenize", "--model", DEMO, "--decode",
+                             stdin=" ".join(map(str, whole["token_ids"][:5])).encode())
+        # The last two characters of the fifth token's text and three of what follows it.
+        stop = whole["text"][len(first) - 2:len(first) + 3]
+        self.assertEqual(len(stop), 5)
+        cut = self.one(*common, "--stop", stop)
+        self.assertEqual(cut["text"], whole["text"][:whole["text"].index(stop)])
+        self.assertEqual(cut["finish_reason"], "stop")
+        self.assertLess(len(cut["token_ids"]), 24)
+        self.assertEqual(cut["token_ids"], whole["token_ids"][:len(cut["token_ids"])])
+        streamed = self.succeed("run", "--model", DEMO, *common, "--stop", stop)
+        self.assertEqual(streamed, PROMPT + cut["text"] + "\n")
+
+    def test_ignore_eos_goes_on_where_the_answer_would_end(self):
+        common = ("--prompt", PROMPT, "--max-tokens", "1000", "--temperature", "0")
+        ended = self.one(*common)
+        self.assertEqual(ended["finish_reason"], "stop")
+        self.assertEqual(ended["token_ids"][-1], 1)
+        on = self.one(*common, "--ignore-eos")
+        self.assertEqual(on["finish_reason"], "length")
+        self.assertEqual(len(on["token_ids"]), 1000)
+        self.assertEqual(on["token_ids"][:len(ended["token_ids"])], ended["token_ids"])
+        stopped = self.one(*common, "--stop-token-ids", str(ended["token_ids"][3]))
+        end = ended["token_ids"].index(ended["token_ids"][3]) + 1
+        self.assertEqual(stopped["token_ids"], ended["token_ids"][:end])
+
+
+if __name__ == "__main__":
+    harness.main()

@@ -1,0 +1,113 @@
+#include "launcher/options.h"
+
+#include <filesystem>
+#include <fstream>
+#include <string>
+
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+
+namespace phalanx::launcher {
+namespace {
+
+using ::testing::ElementsAre;
+using ::testing::HasSubstr;
+using ::testing::Pair;
+
+std::string Text(const absl::Status& status) { return std::string(status.message()); }
+
+class PromptsFile : public ::testing::Test {
+ protected:
+  absl::StatusOr<std::vector<Prompt>> Read(const std::string& content) {
+    const auto* test = ::testing::UnitTest::GetInstance()->current_test_info();
+    path_ = ::testing::TempDir() + "/prompts-" + test->name() + ".jsonl";
+    std::ofstream(path_) << content;
+    PromptOptions options;
+    options.prompts_file = path_;
+    return ReadPrompts(options);
+  }
+  void TearDown() override { std::filesystem::remove(path_); }
+  std::string path_;
+};
+
+TEST(ParseTokenIds, ReadsAList) {
+  const auto ids = ParseTokenIds("1,22,-3");
+  ASSERT_TRUE(ids.ok()) << ids.status();
+  EXPECT_THAT(*ids, ElementsAre(1, 22, -3));
+}
+
+TEST(ParseTokenIds, NamesTheItemThatIsNone) {
+  for (const char* text : {"1,x,3", "1,,3", "", "1,4294967296"}) {
+    const auto ids = ParseTokenIds(text);
+    EXPECT_EQ(ids.status().code(), absl::StatusCode::kInvalidArgument) << text;
+    EXPECT_THAT(Text(ids.status()), HasSubstr("--token-ids: \""));
+  }
+}
+
+TEST(ParseLogitBias, ReadsIdAndValue) {
+  const auto bias = ParseLogitBias({"42=-1.5", "7=100"});
+  ASSERT_TRUE(bias.ok()) << bias.status();
+  EXPECT_THAT(*bias, ElementsAre(Pair(42, -1.5f), Pair(7, 100.0f)));
+}
+
+TEST(ParseLogitBias, NamesTheEntryThatIsNone) {
+  for (const char* text : {"42", "=1", "a=1", "1=b", "1=2=3"}) {
+    const auto bias = ParseLogitBias({"1=1", text});
+    EXPECT_EQ(bias.status().code(), absl::StatusCode::kInvalidArgument) << text;
+    EXPECT_THAT(Text(bias.status()), HasSubstr(text));
+  }
+}
+
+TEST(ReadPrompts, RefusesNoPrompt) {
+  const auto prompts = ReadPrompts({});
+  EXPECT_EQ(prompts.status().code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(Text(prompts.status()), HasSubstr("--prompts-file"));
+}
+
+TEST(ReadPrompts, NamesAFileThatIsNotThere) {
+  PromptOptions options;
+  options.prompts_file = "/nonexistent/prompts.jsonl";
+  const auto prompts = ReadPrompts(options);
+  EXPECT_EQ(prompts.status().code(), absl::StatusCode::kNotFound);
+  EXPECT_THAT(Text(prompts.status()), HasSubstr("/nonexistent/prompts.jsonl"));
+}
+
+TEST(ReadPrompts, KeepsTextsBeforeTokenIds) {
+  PromptOptions options;
+  options.prompts = {"a", "b"};
+  options.token_ids = "5,6";
+  const auto prompts = ReadPrompts(options);
+  ASSERT_TRUE(prompts.ok()) << prompts.status();
+  ASSERT_EQ(prompts->size(), 3u);
+  EXPECT_EQ((*prompts)[1].text, "b");
+  EXPECT_FALSE((*prompts)[2].is_text);
+  EXPECT_THAT((*prompts)[2].token_ids, ElementsAre(5, 6));
+}
+
+TEST_F(PromptsFile, HoldsStringsArraysAndObjects) {
+  const auto prompts = Read(
+      "\"a\\n\"\n\n[1,2]\n"
+      "{\"prompt\":\"c\",\"id\":\"x\",\"seed\":18446744073709551615,\"max_tokens\":3}\n"
+      "{\"token_ids\":[4]}\n");
+  ASSERT_TRUE(prompts.ok()) << prompts.status();
+  ASSERT_EQ(prompts->size(), 4u);
+  EXPECT_EQ((*prompts)[0].text, "a\n");
+  EXPECT_THAT((*prompts)[1].token_ids, ElementsAre(1, 2));
+  EXPECT_EQ((*prompts)[2].id, "x");
+  EXPECT_EQ((*prompts)[2].seed, 18446744073709551615u);
+  EXPECT_EQ((*prompts)[2].max_tokens, 3);
+  EXPECT_FALSE((*prompts)[3].is_text);
+}
+
+TEST_F(PromptsFile, NamesTheLineOfAFault) {
+  for (const char* bad :
+       {"{", "3", "{}", "{\"prompt\":\"a\",\"token_ids\":[1]}", "{\"prompt\":3}", "[1.5]",
+        "[4294967296]", "{\"prompt\":\"a\",\"seed\":-1}", "{\"prompt\":\"a\",\"colour\":1}"}) {
+    const auto prompts = Read(std::string("\"fine\"\n\n") + bad + "\n");
+    EXPECT_EQ(prompts.status().code(), absl::StatusCode::kInvalidArgument) << bad;
+    EXPECT_THAT(Text(prompts.status()), HasSubstr(".jsonl:3: ")) << bad;
+  }
+}
+
+}  // namespace
+}  // namespace phalanx::launcher
