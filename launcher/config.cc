@@ -76,7 +76,7 @@ std::string ParseInteger(const YAML::Node& node, const FieldDescriptor& field, i
                                : milliseconds ? "a duration such as 30s, 500ms or a number of "
                                                 "milliseconds"
                                               : "a whole number";
-  const std::string wrong = absl::StrCat("expected ", expected, ", found ", Describe(node));
+  std::string wrong = absl::StrCat("expected ", expected, ", found ", Describe(node));
   if (!node.IsScalar()) return wrong;
   const std::string& text = node.Scalar();
   const size_t sign = absl::StartsWith(text, "-") || absl::StartsWith(text, "+") ? 1 : 0;
@@ -149,8 +149,13 @@ class ConfigReader {
   }
 
   // At the place of `path`, which the file gives.
+  // For checks of what was read; silent where the reading of that place has found a fault already.
   void FaultAt(const std::string& path, const std::string& what) {
-    Fault(marks_.at(path), path, what);
+    const YAML::Mark& mark = marks_.at(path);
+    for (const FaultLine& fault : faults_) {
+      if (fault.line == mark.line && fault.column == mark.column) return;
+    }
+    Fault(mark, path, what);
   }
   bool Given(const std::string& path) const { return marks_.count(path) > 0; }
 
@@ -257,7 +262,7 @@ class ConfigReader {
       case FieldDescriptor::CPPTYPE_INT64: {
         assert(!field.is_repeated());
         int64_t value = 0;
-        const std::string wrong = ParseInteger(node, field, &value);
+        std::string wrong = ParseInteger(node, field, &value);
         if (!wrong.empty()) {
           Fault(mark, path, wrong);
         } else if (field.cpp_type() == FieldDescriptor::CPPTYPE_INT32) {
