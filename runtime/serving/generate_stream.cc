@@ -63,7 +63,7 @@ absl::Status GenerateStream::Submit() {
                                              converted->prompt_token_ids.end());
     started->set_layout(layout);
     *started->mutable_profile() = ToProto(info);
-    writer_.emplace(converted->n, converted->sampling.logprobs >= 0);
+    writer_.emplace(converted->sampling.logprobs >= 0);
   }
   // Not under the mutex: events may come before Submit returns.
   absl::StatusOr<coordinator::RequestHandle> handle = model_->coordinator->Submit(

@@ -2,6 +2,7 @@
 #ifndef PHALANX_RUNTIME_SERVING_RESPONSE_H_
 #define PHALANX_RUNTIME_SERVING_RESPONSE_H_
 
+#include <map>
 #include <vector>
 
 #include "proto/phalanx/v1/inference.pb.h"
@@ -14,16 +15,17 @@ namespace phalanx::serving {
 // Counts what has been said of each sample.
 class ResponseWriter {
  public:
-  // `samples`: the request's n. `logprobs`: whether the request asked for those of its tokens.
-  ResponseWriter(int64_t samples, bool logprobs)
-      : num_tokens_(static_cast<size_t>(samples)), logprobs_(logprobs) {}
+  // `logprobs`: whether the request asked for those of its tokens.
+  explicit ResponseWriter(bool logprobs) : logprobs_(logprobs) {}
 
   // The messages that `event` calls for, in order; the last event's end with the summary if its
   // status is OK.
   std::vector<v1::GenerateResponse> Write(const coordinator::Event& event);
 
  private:
-  std::vector<int32_t> num_tokens_;  // generated, [samples]
+  // Generated tokens by sample index. Filled by events alone: the request's n, which the client
+  // chooses, must not decide how much memory is taken before it is checked.
+  std::map<int64_t, int32_t> num_tokens_;
   bool logprobs_;
 };
 

@@ -374,6 +374,8 @@ class BadRequests(unittest.TestCase):
                 ("sampling.max_tokens", request(max_tokens=2**31)),
                 ("sampling.min_tokens", request(min_tokens=9)),
                 ("sampling.n", request(n=0)),
+                ("sampling.n", request(n=-1)),
+                ("sampling.n", request(n=-(2**31))),
                 ("sampling.n", request(n=2**31 - 1)),
                 ("sampling.logprobs", request(logprobs=-1)),
                 ("sampling.logprobs", request(logprobs=129)),
