@@ -206,10 +206,11 @@ std::vector<std::string> Service::MpirunArguments() const {
 
 std::vector<std::string> Service::WorkerArguments(const std::string& model) const {
   const RankOptions& rank = options_.rank;
-  const bool many_hosts = !options_.hosts.empty() || !options_.hostfile.empty();
-  const std::string coordinator = many_hosts && options_.control_listen.empty()
-                                      ? absl::StrCat(HostName(), ":", control_->port())
-                                      : control_->address();
+  // An address that stands for all of this machine's is no address for another machine.
+  std::string coordinator = control_->address();
+  if (absl::StartsWith(coordinator, "0.0.0.0:") || absl::StartsWith(coordinator, "[::]:")) {
+    coordinator = absl::StrCat(HostName(), ":", control_->port());
+  }
   std::vector<std::string> out = {"worker", "--coordinator", coordinator, "--model",
                                   model,    "--layout",      layout_};
   const auto add = [&out](const char* flag, int64_t value) {
@@ -220,6 +221,10 @@ std::vector<std::string> Service::WorkerArguments(const std::string& model) cons
   add("--max-step-tokens", rank.max_step_tokens);
   add("--reduction-leaves", rank.reduction_leaves);
   add("--sequence-stripes", rank.sequence_stripes);
+  // Left out, they are settled by every rank for the host that it finds itself on.
+  if (rank.threads > 0) add("--threads", rank.threads);
+  if (!rank.cpu_path.empty()) out.insert(out.end(), {"--cpu-path", rank.cpu_path});
+  if (!rank.kv_memory.empty()) out.insert(out.end(), {"--kv-memory", rank.kv_memory});
   return out;
 }
 
@@ -235,9 +240,6 @@ std::string Service::WorkerCommand() const {
   append(MpirunArguments());
   append({OwnPath()});
   append(WorkerArguments(error ? rank.model : model));
-  if (rank.threads > 0) append({"--threads", absl::StrCat(rank.threads)});
-  if (!rank.cpu_path.empty()) append({"--cpu-path", rank.cpu_path});
-  if (!rank.kv_memory.empty()) append({"--kv-memory", rank.kv_memory});
   return absl::StrCat(kControlTokenVariable, "=", token_, " ",
                       absl::StrJoin(words, " ", [](std::string* out, const std::string& word) {
                         absl::StrAppend(out, ShellQuoted(word));
@@ -257,9 +259,6 @@ absl::Status Service::LaunchMpirun() {
   append(options_.mpirun_args);
   append({OwnPath()});
   append(WorkerArguments(options_.rank.model));
-  append({"--threads", absl::StrCat(worker_options_.cpu.threads), "--cpu-path",
-          std::string(kernels::Name(worker_options_.cpu.path)), "--kv-memory",
-          absl::StrCat(worker_options_.kv_memory_bytes)});
   spdlog::debug("starting: {}", absl::StrJoin(command, " "));
   auto process = Process::Start(command, {{kControlTokenVariable, token_}});
   if (!process.ok()) {
