@@ -32,10 +32,13 @@ struct Voidify {
 
 }  // namespace phalanx::kernels::internal
 
-#define PHALANX_CHECK(condition)                       \
-  (condition) /* NOLINT(bugprone-macro-parentheses) */ \
-      ? (void)0                                        \
-      : ::phalanx::kernels::internal::Voidify() &      \
+// Open at its end, for what the caller adds with <<.
+// NOLINTBEGIN(bugprone-macro-parentheses)
+#define PHALANX_CHECK(condition)                  \
+  (condition)                                     \
+      ? (void)0                                   \
+      : ::phalanx::kernels::internal::Voidify() & \
             ::phalanx::kernels::internal::CheckFailure(__FILE__, __LINE__, #condition).stream()
+// NOLINTEND(bugprone-macro-parentheses)
 
 #endif  // PHALANX_KERNELS_CHECK_H_

@@ -112,12 +112,12 @@ struct QkvArgs {
   const float* k_norm = nullptr;  // [d] or null
   float norm_eps = 0;
   int64_t num_heads = 0;
-  // Rotary tables [positions, rotary_dim / 2] in F32; the "rotate half" pairing of Hugging Face:
+  // Rotary tables [rows, rotary_dim / 2] in F32; the "rotate half" pairing of Hugging Face:
   // x[i] with x[i + rotary_dim / 2]. Attention factors (YaRN) are multiplied into the tables.
   const float* cos = nullptr;
   const float* sin = nullptr;
   int64_t rotary_dim = 0;               // = d for every family so far; even
-  absl::Span<const int32_t> positions;  // [m] absolute position of each row
+  absl::Span<const int32_t> positions;  // [m] row of the tables for each row
   absl::Span<const int32_t> slots;      // [m] physical block * kBlockTokens + offset, or -1: this
                                         // rank does not store the row's keys and values
   KvView cache;
@@ -146,7 +146,11 @@ struct AttentionArgs {
   int num_stripes = 8;
   int stripe_begin = 0;  // stripes that this rank attends over
   int stripe_end = 8;
-  // Postfix program over stripes 0 .. num_stripes - 1 (as WeightSpec::parts).
+  // Partials per query head that MergeAttention takes: 0 means one per stripe; less after
+  // MergePartials. Attention and AttentionPartials ignore it.
+  int num_partials = 0;
+  // Postfix program (as WeightSpec::parts) over stripes 0 .. num_stripes - 1, or over partials
+  // 0 .. num_partials - 1 where that is set.
   absl::Span<const int> stripe_program;
   // Where head h's output goes: column out_column[h] of `out`, d values wide.
   absl::Span<const int32_t> out_column;
@@ -156,6 +160,45 @@ struct AttentionArgs {
 // (max, sum of exp, weighted values) of one query head over one stripe, before normalisation.
 // Laid out as partials[row][head][stripe - stripe_begin][2 + d] in F32: max, sum, then d values.
 // An empty stripe is (-inf, 0, 0...).
+
+// ---------------------------------------------------------------------------------------------
+// Mixture of experts
+
+// The widest router that the ops take.
+inline constexpr int64_t kMaxExperts = 4096;
+
+// Which experts a token goes to, and with what weights (rule R4 of the design; Fedus et al.,
+// arXiv:2101.03961; Jiang et al., arXiv:2401.04088).
+struct RouterArgs {
+  TensorView logits;            // [m, E] F32, E at most kMaxExperts
+  int64_t top_k = 0;            // 1 .. E
+  bool normalise = false;       // divide the chosen probabilities by their sum
+  absl::Span<int32_t> experts;  // out, on the host: [m * top_k] expert ids, best first
+  absl::Span<float> weights;    // out, on the host: [m * top_k]
+};
+
+// Finishes each token's experts: the sum over its experts in the router's order (R4).
+struct CombineExpertsArgs {
+  int64_t rows = 0;
+  int64_t hidden = 0;
+  int64_t top_k = 0;               // at least 1
+  const float* weights = nullptr;  // [rows * top_k], as RouterArgs.weights
+  // Part p of slot (row, k)'s output, `hidden` floats, is at parts[(row * top_k + k) * num_parts +
+  // p].
+  absl::Span<const float* const> parts;  // [rows * top_k * num_parts]
+  int num_parts = 1;                     // 1 .. 64
+  absl::Span<const int> program;         // postfix (as WeightSpec::parts) over 0 .. num_parts - 1
+  TensorView shared;                     // [rows, hidden] F32: the shared expert; data null: none
+  const float* shared_gate_logit = nullptr;  // [rows] or null: no gate
+  TensorView out;                            // [rows, hidden] F32; may be `shared` itself
+};
+
+// One expert's rows in a grouped matmul.
+struct ExpertRows {
+  const PackedWeight* w = nullptr;
+  int64_t begin = 0;  // first row of x and of the outputs
+  int64_t count = 0;  // rows; 0: the expert got no token
+};
 
 // ---------------------------------------------------------------------------------------------
 // Sampling
@@ -239,8 +282,39 @@ class Kernels {
   virtual void Attention(const AttentionArgs& args) = 0;
   // The partials of stripes [stripe_begin, stripe_end) only; `args.out` is unused.
   virtual void AttentionPartials(const AttentionArgs& args, float* partials) = 0;
-  // Merges partials of all stripes, [m][num_heads][num_stripes][2 + d], into args.out.
+  // Merges partials of all stripes, [m][num_heads][num_stripes][2 + d], into args.out. With
+  // args.num_partials set, [m][num_heads][num_partials][2 + d].
   virtual void MergeAttention(const AttentionArgs& args, const float* partials) = 0;
+  // Merges whole subtrees of the stripes' tree, so that fewer partials travel. partials:
+  // [count][num_in][2 + d], count = m * num_heads, num_in at most 64; out: [count][programs.size()]
+  // [2 + d], part p merged by the postfix program programs[p] over the num_in inputs and not
+  // normalised. A node merges as in MergeAttention, so that merging in two steps gives the bits of
+  // one. `out` and `partials` don't overlap.
+  virtual void MergePartials(const float* partials, int64_t count, int64_t d, int num_in,
+                             absl::Span<const std::vector<int>> programs, float* out) = 0;
+
+  // Per row: p = exp(x - max) / sum, max and sum over all E logits in 16 lanes over rising columns,
+  // lanes taken together by halving (as LogSumExpLeaves, one leaf); then the top_k largest p in
+  // falling order, ties to the lower id. weights: p, or with `normalise` p divided by the sum of
+  // the chosen p, added in k order. A NaN logit, or one of +inf, loses to every number; ids are
+  // always distinct and in [0, E), and all weights of such a row are the quiet NaN 0x7fc00000, so
+  // that the fault shows in the output; so are those of a row of -inf.
+  virtual void RouteTopK(const RouterArgs& args) = 0;
+
+  // out[row] = w_0 y_0, then fma(w_k, y_k, out) for k = 1 .. top_k - 1, then the shared expert:
+  // fma(1 / (1 + exp(-shared_gate_logit[row])), shared, out), or out + shared without a gate.
+  // y_k: the program over slot (row, k)'s parts in F32 additions.
+  virtual void CombineExperts(const CombineExpertsArgs& args) = 0;
+
+  // Copies rows: out[i, 0:out.cols] = in[rows[i], 0:out.cols]. One dtype. out.cols is at most
+  // in.stride, so that pad columns can come along. rows[i] = -1: row i becomes +0.
+  virtual void GatherTokens(TensorView in, absl::Span<const int32_t> rows, TensorView out) = 0;
+
+  // For every group, rows [begin, begin + count) of x times its weight into the same rows of
+  // outs[p]: MatMul on each group's rows, bit for bit. The weights have one shape, dtype and number
+  // of parts; groups share no row. Rows in no group are not touched.
+  virtual void GroupedMatMul(TensorView x, absl::Span<const ExpertRows> groups,
+                             absl::Span<const TensorView> outs) = 0;
 
   // out[row * leaves.size() + i] = (max, sum of exp(x - max)) over columns leaves[i] of row.
   // Inside a leaf: 16 lanes over rising columns, lanes added by halving.

@@ -2,6 +2,8 @@
 #include "kernels/rope.h"
 
 #include <cstdint>
+#include <numeric>
+#include <vector>
 
 #include "absl/types/span.h"
 #include "kernels/check.h"
@@ -103,23 +105,31 @@ double LogDouble(double x) {
 
 double PowDouble(double base, double exponent) { return ExpDouble(exponent * LogDouble(base)); }
 
+void RopeRows(absl::Span<const float> inv_freq, absl::Span<const int32_t> positions,
+              float attention_factor, float* cos, float* sin) {
+  for (const int32_t position : positions) {
+    PHALANX_CHECK(position >= 0 && position < (1 << 23))
+        << "position " << position << "; rotary embeddings reach to 8388607";
+    for (const float frequency : inv_freq) {
+      const float angle = static_cast<float>(position) * frequency;
+      double sine, cosine;
+      SinCos(static_cast<double>(angle), &sine, &cosine);
+      *cos++ = static_cast<float>(cosine) * attention_factor;
+      *sin++ = static_cast<float>(sine) * attention_factor;
+    }
+  }
+}
+
 RopeTables BuildRopeTables(absl::Span<const float> inv_freq, int64_t positions,
                            float attention_factor) {
   PHALANX_CHECK(positions >= 0 && positions <= (int64_t{1} << 23))
       << positions << " positions; a rotary table holds at most 8388608";
-  const int64_t half = static_cast<int64_t>(inv_freq.size());
   RopeTables tables;
-  tables.cos.resize(positions * half);
-  tables.sin.resize(positions * half);
-  for (int64_t p = 0; p < positions; ++p) {
-    for (int64_t i = 0; i < half; ++i) {
-      const float angle = static_cast<float>(p) * inv_freq[i];
-      double sine, cosine;
-      SinCos(static_cast<double>(angle), &sine, &cosine);
-      tables.cos[p * half + i] = static_cast<float>(cosine) * attention_factor;
-      tables.sin[p * half + i] = static_cast<float>(sine) * attention_factor;
-    }
-  }
+  tables.cos.resize(positions * inv_freq.size());
+  tables.sin.resize(positions * inv_freq.size());
+  std::vector<int32_t> rows(positions);
+  std::iota(rows.begin(), rows.end(), 0);
+  RopeRows(inv_freq, rows, attention_factor, tables.cos.data(), tables.sin.data());
   return tables;
 }
 

@@ -1,5 +1,5 @@
-// Rotary position tables (Su et al., "RoFormer", arXiv:2104.09864). Built once when a model loads,
-// with arithmetic of our own: neither libm nor FMA, so every machine gets the same bits.
+// Rotary position tables (Su et al., "RoFormer", arXiv:2104.09864), with arithmetic of our own:
+// neither libm nor FMA, so every machine gets the same bits.
 #ifndef PHALANX_KERNELS_ROPE_H_
 #define PHALANX_KERNELS_ROPE_H_
 
@@ -20,7 +20,10 @@ struct RopeTables {
 // Face Transformers computes it. The tables hold its cosine and sine, rounded to F32, times
 // `attention_factor` in F32 (1, or YaRN's).
 // `inv_freq`: [rotary_dim / 2], radians per position, in (0, 1], the family's scaling applied.
-// `positions`: rows of the tables, at most 2^23.
+// `cos`, `sin`: [positions.size(), rotary_dim / 2], row i for positions[i], each in [0, 2^23).
+void RopeRows(absl::Span<const float> inv_freq, absl::Span<const int32_t> positions,
+              float attention_factor, float* cos, float* sin);
+// The rows of positions 0 .. positions - 1, at most 2^23.
 RopeTables BuildRopeTables(absl::Span<const float> inv_freq, int64_t positions,
                            float attention_factor);
 

@@ -1,286 +1,25 @@
 #include "launcher/config.h"
 
 #include <algorithm>
-#include <cassert>
 #include <cstdint>
 #include <filesystem>
-#include <fstream>
 #include <set>
-#include <tuple>
 #include <utility>
 #include <vector>
 
 #include "absl/strings/ascii.h"
-#include "absl/strings/escaping.h"
-#include "absl/strings/match.h"
-#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
-#include "absl/strings/strip.h"
 #include "absl/time/time.h"
 #include "google/protobuf/descriptor.h"
-#include "google/protobuf/message.h"
 #include "launcher/machine.h"
+#include "launcher/yaml_reader.h"
 #include "parallel/mesh.h"
-#include "yaml-cpp/yaml.h"
 
 namespace phalanx::launcher {
 namespace {
 
-using google::protobuf::Descriptor;
 using google::protobuf::EnumDescriptor;
-using google::protobuf::EnumValueDescriptor;
-using google::protobuf::FieldDescriptor;
-using google::protobuf::Message;
-using google::protobuf::Reflection;
-
-// More than any configuration needs; keeps a mistyped path from being read for minutes.
-constexpr size_t kMaxFileBytes = size_t{1} << 20;
-
-std::string Quoted(const std::string& text) {
-  constexpr size_t kShown = 60;
-  const bool cut = text.size() > kShown;
-  return absl::StrCat("\"", absl::Utf8SafeCHexEscape(text.substr(0, kShown)), cut ? "…" : "", "\"");
-}
-
-// A scalar without quotes or an explicit tag: what YAML lets be a number or a truth value.
-bool IsPlain(const YAML::Node& node) { return node.IsScalar() && node.Tag() == "?"; }
-
-std::string Describe(const YAML::Node& node) {
-  if (node.IsMap()) return "a mapping";
-  if (node.IsSequence()) return "a list";
-  if (node.IsScalar()) return absl::StrCat(IsPlain(node) ? "" : "the text ", Quoted(node.Scalar()));
-  return "nothing";
-}
-
-std::string FieldNames(const Descriptor& type) {
-  std::vector<std::string> names;
-  for (int i = 0; i < type.field_count(); ++i) names.push_back(type.field(i)->name());
-  return absl::StrJoin(names, ", ");
-}
-
-// "mpirun" for KIND_MPIRUN; empty for the value that stands for a field left out.
-std::string YamlName(const EnumValueDescriptor& value) {
-  if (value.number() == 0) return "";
-  const std::string& zero = value.type()->FindValueByNumber(0)->name();
-  const auto prefix = absl::StripSuffix(zero, "UNSPECIFIED");
-  return absl::AsciiStrToLower(absl::StripPrefix(value.name(), prefix));
-}
-
-// Reads a whole number in the unit of `field`: by its own or the file's unit. Returns what is
-// wrong, or an empty text.
-std::string ParseInteger(const YAML::Node& node, const FieldDescriptor& field, int64_t* out) {
-  const bool bytes = absl::EndsWith(field.name(), "_bytes");
-  const bool milliseconds = absl::EndsWith(field.name(), "_ms");
-  const std::string expected = bytes          ? "a size such as 512MiB, 8GiB or a number of bytes"
-                               : milliseconds ? "a duration such as 30s, 500ms or a number of "
-                                                "milliseconds"
-                                              : "a whole number";
-  std::string wrong = absl::StrCat("expected ", expected, ", found ", Describe(node));
-  if (!node.IsScalar()) return wrong;
-  const std::string& text = node.Scalar();
-  const size_t sign = absl::StartsWith(text, "-") || absl::StartsWith(text, "+") ? 1 : 0;
-  const bool digits =
-      text.size() > sign && std::all_of(text.begin() + static_cast<std::ptrdiff_t>(sign),
-                                        text.end(), absl::ascii_isdigit);
-  bool fits = true;
-  if (digits && IsPlain(node)) {
-    fits = absl::SimpleAtoi(text, out);
-  } else if (bytes) {
-    const absl::StatusOr<int64_t> parsed = ParseBytes(text);
-    if (!parsed.ok()) return wrong;
-    *out = *parsed;
-  } else if (milliseconds) {
-    absl::Duration duration;
-    if (!absl::ParseDuration(text, &duration) || duration == absl::InfiniteDuration() ||
-        duration == -absl::InfiniteDuration()) {
-      return wrong;
-    }
-    *out = absl::ToInt64Milliseconds(duration);
-    if (absl::Milliseconds(*out) != duration) {
-      return absl::StrCat(Quoted(text), " is not a whole number of milliseconds");
-    }
-  } else {
-    return wrong;
-  }
-  const v1::Limits& limits = field.options().GetExtension(v1::limits);
-  const bool small = field.cpp_type() == FieldDescriptor::CPPTYPE_INT32;
-  const int64_t min = limits.has_min() ? limits.min() : small ? INT32_MIN : INT64_MIN;
-  const int64_t max = limits.has_max() ? limits.max() : small ? INT32_MAX : INT64_MAX;
-  if (!fits || *out < min || *out > max) {
-    const std::string unit = bytes ? " bytes" : milliseconds ? " ms" : "";
-    return absl::StrCat(Quoted(text), " is out of range; expected ", min, " to ", max, unit);
-  }
-  return "";
-}
-
-// Walks YAML and schema together.
-class ConfigReader {
- public:
-  explicit ConfigReader(ConfigFile& file) : file_(file) {}
-
-  void ReadMessage(const YAML::Node& node, const YAML::Mark& mark, const std::string& path,
-                   Message& message) {
-    const Descriptor& type = *message.GetDescriptor();
-    if (node.IsNull()) return;  // a section whose lines are all commented out
-    if (!node.IsMap()) {
-      Fault(mark, path, absl::StrCat("expected a mapping, found ", Describe(node)));
-      return;
-    }
-    std::set<std::string> seen;
-    for (const auto& entry : node) {
-      const YAML::Node& key = entry.first;
-      const FieldDescriptor* field = key.IsScalar() ? type.FindFieldByName(key.Scalar()) : nullptr;
-      if (field == nullptr) {
-        const std::string name = key.IsScalar() ? Quoted(key.Scalar()) : Describe(key);
-        Fault(key.Mark(), path,
-              absl::StrCat("unknown key ", name, "; the keys here are ", FieldNames(type)));
-        continue;
-      }
-      const std::string inner = path.empty() ? field->name() : path + "." + field->name();
-      if (!seen.insert(field->name()).second) {
-        Fault(key.Mark(), inner, "the key is given twice");
-        continue;
-      }
-      // Nothing has no place of its own.
-      const YAML::Mark value_mark = entry.second.IsNull() ? key.Mark() : entry.second.Mark();
-      ReadField(entry.second, value_mark, inner, *field, message);
-    }
-  }
-
-  // At the place of `path`, which the file gives.
-  // For checks of what was read; silent where the reading of that place has found a fault already.
-  void FaultAt(const std::string& path, const std::string& what) {
-    const YAML::Mark& mark = marks_.at(path);
-    for (const FaultLine& fault : faults_) {
-      if (fault.line == mark.line && fault.column == mark.column) return;
-    }
-    Fault(mark, path, what);
-  }
-  bool Given(const std::string& path) const { return marks_.count(path) > 0; }
-
-  absl::Status status() {
-    if (faults_.empty()) return absl::OkStatus();
-    std::stable_sort(faults_.begin(), faults_.end(), [](const FaultLine& a, const FaultLine& b) {
-      return std::tie(a.line, a.column) < std::tie(b.line, b.column);
-    });
-    std::vector<std::string> lines;
-    for (const FaultLine& fault : faults_) lines.push_back(fault.text);
-    if (lines.size() > 1) {
-      lines.insert(lines.begin(),
-                   absl::StrCat(file_.path, ": ", faults_.size(), " faults in the configuration"));
-    }
-    return absl::InvalidArgumentError(absl::StrJoin(lines, "\n"));
-  }
-
- private:
-  struct FaultLine {
-    int line = 0;
-    int column = 0;
-    std::string text;
-  };
-
-  std::string Place(const YAML::Mark& mark) const {
-    return absl::StrCat(file_.path, ":", mark.line + 1, ":", mark.column + 1);
-  }
-
-  void Fault(const YAML::Mark& mark, const std::string& path, const std::string& what) {
-    faults_.push_back({mark.line, mark.column,
-                       absl::StrCat(Place(mark), ": ", path, path.empty() ? "" : ": ", what)});
-  }
-
-  void ReadField(const YAML::Node& node, const YAML::Mark& mark, const std::string& path,
-                 const FieldDescriptor& field, Message& message) {
-    Note(mark, path);
-    if (!field.is_repeated()) {
-      ReadValue(node, mark, path, field, message);
-      return;
-    }
-    if (!node.IsSequence()) {
-      Fault(mark, path, absl::StrCat("expected a list, found ", Describe(node)));
-      return;
-    }
-    for (size_t i = 0; i < node.size(); ++i) {
-      const YAML::Node item = node[i];
-      const YAML::Mark item_mark = item.IsNull() && item.Mark().is_null() ? mark : item.Mark();
-      const std::string item_path = absl::StrCat(path, "[", i, "]");
-      Note(item_mark, item_path);
-      ReadValue(item, item_mark, item_path, field, message);
-    }
-  }
-
-  void Note(const YAML::Mark& mark, const std::string& path) {
-    marks_[path] = mark;
-    file_.positions[path] = Place(mark);
-  }
-
-  // One value; added where the field is repeated.
-  void ReadValue(const YAML::Node& node, const YAML::Mark& mark, const std::string& path,
-                 const FieldDescriptor& field, Message& message) {
-    const Reflection& reflection = *message.GetReflection();
-    const auto expected = [&](const std::string& what) {
-      Fault(mark, path, absl::StrCat("expected ", what, ", found ", Describe(node)));
-    };
-    switch (field.cpp_type()) {
-      case FieldDescriptor::CPPTYPE_MESSAGE:
-        ReadMessage(node, mark, path,
-                    field.is_repeated() ? *reflection.AddMessage(&message, &field)
-                                        : *reflection.MutableMessage(&message, &field));
-        return;
-      case FieldDescriptor::CPPTYPE_STRING:
-        // A number or a truth value is as good a text as any: a host may be called 7.
-        if (!node.IsScalar() || node.Scalar().empty()) return expected("a text");
-        if (field.is_repeated()) {
-          reflection.AddString(&message, &field, node.Scalar());
-        } else {
-          reflection.SetString(&message, &field, node.Scalar());
-        }
-        return;
-      case FieldDescriptor::CPPTYPE_BOOL:
-        assert(!field.is_repeated());
-        if (!IsPlain(node) || (node.Scalar() != "true" && node.Scalar() != "false")) {
-          return expected("true or false");
-        }
-        reflection.SetBool(&message, &field, node.Scalar() == "true");
-        return;
-      case FieldDescriptor::CPPTYPE_ENUM: {
-        assert(!field.is_repeated());
-        const EnumDescriptor& type = *field.enum_type();
-        std::vector<std::string> names;
-        for (int i = 0; i < type.value_count(); ++i) {
-          const std::string name = YamlName(*type.value(i));
-          if (name.empty()) continue;
-          if (node.IsScalar() && node.Scalar() == name) {
-            reflection.SetEnum(&message, &field, type.value(i));
-            return;
-          }
-          names.push_back(name);
-        }
-        return expected(absl::StrJoin(names, " or "));
-      }
-      case FieldDescriptor::CPPTYPE_INT32:
-      case FieldDescriptor::CPPTYPE_INT64: {
-        assert(!field.is_repeated());
-        int64_t value = 0;
-        std::string wrong = ParseInteger(node, field, &value);
-        if (!wrong.empty()) {
-          Fault(mark, path, wrong);
-        } else if (field.cpp_type() == FieldDescriptor::CPPTYPE_INT32) {
-          reflection.SetInt32(&message, &field, static_cast<int32_t>(value));
-        } else {
-          reflection.SetInt64(&message, &field, value);
-        }
-        return;
-      }
-      default:
-        assert(false && "the schema has a type that no YAML is read for");
-    }
-  }
-
-  ConfigFile& file_;
-  std::map<std::string, YAML::Mark> marks_;
-  std::vector<FaultLine> faults_;
-};
 
 bool IsHostName(const std::string& name) {
   return std::all_of(name.begin(), name.end(), [](unsigned char c) {
@@ -294,8 +33,44 @@ bool IsVariableName(const std::string& name) {
                      [](unsigned char c) { return absl::ascii_isalnum(c) || c == '_'; });
 }
 
+void CheckNodes(const v1::ClusterConfig& cluster, YamlFaults& reader) {
+  const auto& nodes = cluster.nodes();
+  if (reader.Given("cluster.nodes") && nodes.empty()) {
+    reader.FaultAt("cluster.nodes", "describe at least one machine, or leave the key out");
+  }
+  int64_t machines = 0;
+  for (const v1::NodeConfig& node : nodes) machines += node.has_count() ? node.count() : 1;
+  for (int i = 0; i < nodes.size(); ++i) {
+    const std::string path = absl::StrCat("cluster.nodes[", i, "]");
+    const bool cuda = nodes[i].device() == v1::NodeConfig::DEVICE_CUDA;
+    std::vector<std::string> needed = {"name", "memory_bytes", "read_gb_per_s", "matrix_tflops"};
+    needed.push_back(cuda ? "devices" : "cores");
+    if (cuda && nodes[i].devices() > 1) {
+      needed.insert(needed.end(), {"link_us", "link_gb_per_s"});
+    }
+    if (machines > 1) needed.insert(needed.end(), {"network_us", "network_gb_per_s"});
+    std::vector<std::string> missing;
+    for (const std::string& key : needed) {
+      if (!reader.Given(absl::StrCat(path, ".", key))) missing.push_back(key);
+    }
+    if (!missing.empty()) {
+      reader.FaultAt(path, absl::StrCat(absl::StrJoin(missing, ", "),
+                                        missing.size() == 1 ? " is missing" : " are missing"));
+    }
+    if (cuda && reader.Given(path + ".cores")) {
+      reader.FaultAt(path + ".cores", "has no effect where device is cuda; remove one of the two");
+    }
+  }
+  if (!nodes.empty() && !cluster.hosts().empty() && machines != cluster.hosts_size()) {
+    reader.FaultAt("cluster.nodes",
+                   absl::StrCat("describes ", machines, machines == 1 ? " machine" : " machines",
+                                ", but cluster.hosts names ", cluster.hosts_size(),
+                                "; describe each host, in the same order"));
+  }
+}
+
 // What the schema alone can't say.
-void CheckTogether(const v1::Config& config, ConfigReader& reader) {
+void CheckTogether(const v1::Config& config, YamlFaults& reader) {
   const auto& hosts = config.cluster().hosts();
   std::set<std::string> names;
   for (int i = 0; i < hosts.size(); ++i) {
@@ -315,6 +90,7 @@ void CheckTogether(const v1::Config& config, ConfigReader& reader) {
   if (reader.Given("cluster.hosts") && hosts.empty()) {
     reader.FaultAt("cluster.hosts", "name at least one host, or leave the key out");
   }
+  CheckNodes(config.cluster(), reader);
   const v1::LauncherConfig& launcher = config.cluster().launcher();
   for (int i = 0; i < launcher.pass_environment_size(); ++i) {
     const std::string& name = launcher.pass_environment(i);
@@ -375,10 +151,10 @@ absl::Status ApplyHosts(const ConfigFile& file, ServiceOptions& options) {
   }
   // A layout that doesn't parse is reported where it is used.
   const absl::StatusOr<parallel::Layout> layout = parallel::ParseLayout(options.rank.layout);
-  if (layout.ok() && layout->group_size() > slots) {
+  if (layout.ok() && layout->world_size() > slots) {
     return absl::InvalidArgumentError(absl::StrCat(
         file.positions.at("cluster.hosts"), ": cluster.hosts: ", slots,
-        slots == 1 ? " slot" : " slots", " for the ", layout->group_size(), " ranks of layout ",
+        slots == 1 ? " slot" : " slots", " for the ", layout->world_size(), " ranks of layout ",
         layout->ToString(), "; add hosts or slots, or take a smaller layout"));
   }
   options.hosts = absl::StrJoin(hosts, ",");
@@ -392,44 +168,18 @@ absl::Status ApplyHosts(const ConfigFile& file, ServiceOptions& options) {
 absl::StatusOr<ConfigFile> ParseConfig(const std::string& text, const std::string& path) {
   ConfigFile file;
   file.path = path;
-  ConfigReader reader(file);
-  try {
-    const std::vector<YAML::Node> documents = YAML::LoadAll(text);
-    if (documents.size() > 1) {
-      return absl::InvalidArgumentError(
-          absl::StrCat(path, ":", documents[1].Mark().line + 1, ":", documents[1].Mark().column + 1,
-                       ": a second document; a configuration is one"));
-    }
-    if (!documents.empty()) {
-      reader.ReadMessage(documents[0], documents[0].Mark(), "", file.config);
-    }
-  } catch (const YAML::Exception& error) {
-    return absl::InvalidArgumentError(
-        absl::StrCat(path, ":", error.mark.line + 1, ":", error.mark.column + 1, ": ", error.msg));
-  }
-  CheckTogether(file.config, reader);
-  if (absl::Status status = reader.status(); !status.ok()) return status;
+  YamlFaults faults(path);
+  if (absl::Status status = ReadYaml(text, path, file.config, faults); !status.ok()) return status;
+  CheckTogether(file.config, faults);
+  if (absl::Status status = faults.status(); !status.ok()) return status;
+  file.positions = faults.positions();
   return file;
 }
 
 absl::StatusOr<ConfigFile> ReadConfig(const std::string& path) {
-  std::error_code error;
-  if (!std::filesystem::exists(path, error)) {
-    return absl::NotFoundError(absl::StrCat("--cluster ", path, ": there is no such file"));
-  }
-  std::ifstream in(path, std::ios::binary);
-  std::string text(kMaxFileBytes + 1, '\0');
-  in.read(text.data(), static_cast<std::streamsize>(text.size()));
-  text.resize(static_cast<size_t>(in.gcount()));
-  if (!in.is_open() || in.bad() || std::filesystem::is_directory(path, error)) {
-    return absl::InvalidArgumentError(absl::StrCat("--cluster ", path, ": can't be read"));
-  }
-  if (text.size() > kMaxFileBytes) {
-    return absl::InvalidArgumentError(absl::StrCat("--cluster ", path, ": larger than ",
-                                                   FormatBytes(kMaxFileBytes),
-                                                   "; that is no configuration file"));
-  }
-  return ParseConfig(text, path);
+  const absl::StatusOr<std::string> text = ReadSmallFile(path, absl::StrCat("--cluster ", path));
+  if (!text.ok()) return text.status();
+  return ParseConfig(*text, path);
 }
 
 absl::Status ApplyConfig(const ConfigFile& file, const CLI::App& flags, ServiceOptions& options,
@@ -515,7 +265,7 @@ absl::Status ApplyClusterFile(const CLI::App& flags, ServiceOptions& options,
   if (!options.cluster_file.empty()) {
     const absl::StatusOr<ConfigFile> file = ReadConfig(options.cluster_file);
     if (!file.ok()) return file.status();
-    const absl::Status applied = ApplyConfig(*file, flags, options, serving);
+    absl::Status applied = ApplyConfig(*file, flags, options, serving);
     if (!applied.ok()) return applied;
   }
   if (!options.rank.model.empty()) return absl::OkStatus();

@@ -6,7 +6,7 @@ set -euo pipefail
 packages=(g++ cmake ninja-build ccache pkg-config libgrpc++-dev protobuf-compiler
   protobuf-compiler-grpc libprotobuf-dev libabsl-dev libopenmpi-dev openmpi-bin libcli11-dev
   libyaml-cpp-dev nlohmann-json3-dev libspdlog-dev libicu-dev libpcre2-dev libsentencepiece-dev
-  libhwloc-dev)
+  libhwloc-dev libxxhash-dev)
 if [[ "${1:-}" == --tests ]]; then
   packages+=(clang-format libgtest-dev libgmock-dev python3 python3-grpcio python3-protobuf)
 fi

@@ -49,8 +49,8 @@ std::string ToJson(const Answer& a) {
   absl::StrAppend(&out, ",\"seed\":", a.seed, ",\"cached_tokens\":", a.cached_tokens,
                   ",\"layout\":", Quote(a.layout),
                   absl::StrFormat(",\"timings\":{\"queue_ms\":%.3f,\"time_to_first_token_ms\":%.3f,"
-                                  "\"total_ms\":%.3f}}",
-                                  a.queue_ms, a.time_to_first_token_ms, a.total_ms));
+                                  "\"total_ms\":%.3f,\"preemptions\":%d}}",
+                                  a.queue_ms, a.time_to_first_token_ms, a.total_ms, a.preemptions));
   return out;
 }
 

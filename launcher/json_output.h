@@ -30,6 +30,7 @@ struct Answer {
   double queue_ms = 0;
   double time_to_first_token_ms = 0;
   double total_ms = 0;
+  int64_t preemptions = 0;
 };
 
 // One line without its end. Logprobs have 9 significant digits, so that equal text is equal bits;

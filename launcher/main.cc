@@ -46,6 +46,7 @@ int main(int argc, char** argv) {
   AddGenerateCommand(app, &run);
   AddStatusCommand(app, &run);
   AddTokenizeCommand(app, &run);
+  AddPlanCommand(app, &run);
   AddBenchCommand(app, &run);
 
   try {

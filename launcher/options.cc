@@ -14,7 +14,9 @@ namespace phalanx::launcher {
 void AddRankOptions(CLI::App& app, RankOptions& o) {
   const std::string group = "Model and ranks";
   app.add_option("--model", o.model, "Hugging Face model directory")->required()->group(group);
-  app.add_option("--layout", o.layout, "Axes and sizes, e.g. tp=2; left-out axes are 1")
+  app.add_option("--layout", o.layout,
+                 "Axes and sizes, e.g. dp=2,pp=2,tp=2 (left-out axes are 1, ep is the largest that "
+                 "fits), or auto: what plan would choose")
       ->capture_default_str()
       ->group(group);
   app.add_option("--device", o.device, "cpu or cuda")
@@ -71,7 +73,9 @@ void AddServiceOptions(CLI::App& app, ServiceOptions& o) {
       ->capture_default_str()
       ->group(workers);
   app.add_option("--mpirun", o.mpirun, "The mpirun to use")->capture_default_str()->group(workers);
-  app.add_option("--hosts", o.hosts, "Hosts for mpirun, e.g. a:2,b:2")->group(workers);
+  app.add_option("--hosts", o.hosts,
+                 "Hosts for mpirun, e.g. a:2,b:2; replicas (dp) take them one after the other")
+      ->group(workers);
   app.add_option("--hostfile", o.hostfile, "Hostfile for mpirun")->group(workers);
   app.add_option("--mpirun-arg", o.mpirun_args, "A further argument for mpirun; may be repeated")
       ->group(workers)

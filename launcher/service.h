@@ -11,6 +11,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "launcher/options.h"
+#include "launcher/placement.h"
 #include "launcher/process.h"
 #include "runtime/checkpoint/model_config.h"
 #include "runtime/control/control_server.h"
@@ -21,8 +22,9 @@
 
 namespace phalanx::launcher {
 
-// What a rank is started with, from its flags; `ranks_here`: ranks that share this machine. Checks
-// the layout and every flag. INVALID_ARGUMENT or UNIMPLEMENTED names the flag.
+// What a rank is started with, from its flags; `ranks_here`: ranks that share this machine, of all
+// replicas. The layout of the result is that of one replica: dp is 1. Checks the layout and every
+// flag. INVALID_ARGUMENT or UNIMPLEMENTED names the flag.
 absl::StatusOr<worker::WorkerOptions> MakeWorkerOptions(const RankOptions& options, int ranks_here);
 
 class Service {
@@ -49,22 +51,32 @@ class Service {
   const coordinator::ModelLimits& limits() const { return limits_; }
   // Last heartbeats of ranks that are processes; empty for threads.
   std::vector<control::RankHealth> Health() const;
-  // How workers are started by hand, "mpirun -np 2 … worker …", quoted for a shell.
-  std::string WorkerCommand() const;
+  // How a replica's workers are started by hand, "mpirun -np 2 … worker …", quoted for a shell.
+  std::string WorkerCommand(int replica) const;
 
  private:
   Service() = default;
-  absl::Status CreateGroup();
+  bool many_hosts() const { return !options_.hosts.empty() || !options_.hostfile.empty(); }
+  // Divides named hosts among the replicas, where there are several.
+  absl::Status Place();
+  // One group per replica.
+  std::vector<std::unique_ptr<coordinator::WorkerGroup>> CreateGroups();
+  std::unique_ptr<coordinator::WorkerGroup> CreateRemoteGroup(
+      int replica, std::function<void(int64_t done, int64_t total)> progress);
   // What the ranks need of mpirun, whoever starts it.
   std::vector<std::string> MpirunArguments() const;
   // The ranks' command line after the binary, but for what differs by machine (threads, memory).
-  std::vector<std::string> WorkerArguments(const std::string& model) const;
-  absl::Status LaunchMpirun();
-  absl::Status CheckMpirun();
+  std::vector<std::string> WorkerArguments(int replica, const std::string& model) const;
+  absl::Status LaunchMpirun(int replica);
+  absl::Status CheckMpirun(int replica);
+  void EndMpirun(int replica);
 
   ServiceOptions options_;
-  std::string layout_;
-  int world_size_ = 1;
+  std::string layout_;        // of all replicas, as it is shown
+  std::string group_layout_;  // of each
+  int replicas_ = 1;
+  int group_size_ = 1;                // ranks of each replica
+  std::vector<Placement> placement_;  // by replica; empty: mpirun is left to it
   int64_t max_context_ = 0;
   int64_t num_parameters_ = 0;
   coordinator::ModelLimits limits_;
@@ -74,11 +86,11 @@ class Service {
   std::string token_;
   std::unique_ptr<tokenizer::Tokenizer> tokenizer_;
   std::unique_ptr<control::ControlServer> control_;
-  std::unique_ptr<coordinator::WorkerGroup> group_;     // until the coordinator takes it
-  const control::RemoteWorkerGroup* remote_ = nullptr;  // the same, where ranks are processes
+  // By replica, where ranks are processes; the coordinator owns them.
+  std::vector<const control::RemoteWorkerGroup*> remote_;
+  // By replica. Each is started by its replica's loop thread, which lives as long as mpirun should.
+  std::vector<std::unique_ptr<Process>> mpirun_;
   std::unique_ptr<coordinator::Coordinator> coordinator_;
-  // The thread that starts mpirun must live as long as mpirun (PDEATHSIG), so it waits here.
-  std::unique_ptr<Process> mpirun_;
 };
 
 }  // namespace phalanx::launcher

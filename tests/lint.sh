@@ -3,7 +3,13 @@
 # configured build folder: tests/lint.sh --tidy [BUILD_FOLDER] [FILE ...].
 set -euo pipefail
 cd "$(dirname "$0")/.."
-mapfile -t sources < <(git ls-files '*.h' '*.cc' '*.inc' | grep -v '^tests/goldens/')
+# The files of the repository, and those that are to be, that match.
+files_like() {
+  git ls-files -co --exclude-standard "$@" | while IFS= read -r file; do
+    [[ ! -e "$file" ]] || echo "$file"
+  done
+}
+mapfile -t sources < <(files_like '*.h' '*.cc' '*.inc' | grep -v '^tests/goldens/')
 # The files that are lists of numbers keep their own form.
 clang-format --dry-run --Werror "${sources[@]}"
 echo "clang-format: ${#sources[@]} files clean"
@@ -11,6 +17,6 @@ echo "clang-format: ${#sources[@]} files clean"
 build=${2:-build/release}
 shift $(($# < 2 ? $# : 2))
 files=("$@")
-[[ ${#files[@]} -gt 0 ]] || mapfile -t files < <(git ls-files '*.cc' | grep -v '^tests/')
+[[ ${#files[@]} -gt 0 ]] || mapfile -t files < <(files_like '*.cc' | grep -v '^tests/')
 printf '%s\n' "${files[@]}" | xargs -P "$(nproc)" -n 1 clang-tidy --quiet -p "$build" --extra-arg=-Wno-unknown-warning-option
 echo "clang-tidy: ${#files[@]} files clean"

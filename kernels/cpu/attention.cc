@@ -27,6 +27,8 @@ void CheckArgs(const AttentionArgs& args) {
   PHALANX_CHECK(d > 0 && d <= kMaxHeadDim) << "head_dim " << d << ", at most " << kMaxHeadDim;
   PHALANX_CHECK(args.num_stripes > 0 && args.num_stripes <= kMaxStripes)
       << "num_stripes " << args.num_stripes << ", at most " << kMaxStripes;
+  PHALANX_CHECK(args.num_partials >= 0 && args.num_partials <= kMaxStripes)
+      << "num_partials " << args.num_partials << ", at most " << kMaxStripes;
 }
 
 // Fills scratch.groups and scratch.heads: query heads by KV head, both in rising order.
@@ -100,11 +102,11 @@ void ZeroOutput(const AttentionArgs& args) {
 void MergeRows(ThreadPool& pool, const OpTable& ops, const AttentionArgs& args,
                const float* partials) {
   const int64_t d = args.cache.shape.head_dim;
-  const int64_t work = args.num_stripes * (2 + d);
+  const int64_t work = NumPartials(args) * (2 + d);
   pool.ParallelFor(
       args.out.rows * args.num_heads, std::max<int64_t>(1, 16384 / work),
       [&](int64_t begin, int64_t end) {
-        float* stack = ThreadScratch(AttendScratchLayout::MergeScratchFloats(d, args.num_stripes));
+        float* stack = ThreadScratch(AttendScratchLayout::MergeScratchFloats(d, NumPartials(args)));
         ops.merge_attention(args, partials, stack, begin, end);
       });
 }
@@ -132,6 +134,7 @@ void Attention(ThreadPool& pool, const OpTable& ops, AttentionScratch& scratch,
   AttentionArgs all = args;
   all.stripe_begin = 0;
   all.stripe_end = args.num_stripes;
+  all.num_partials = 0;
   const size_t floats =
       args.q.rows * args.num_heads * args.num_stripes * (2 + args.cache.shape.head_dim);
   if (scratch.partials.size() < floats) scratch.partials.resize(floats);
@@ -157,6 +160,24 @@ void MergeAttention(ThreadPool& pool, const OpTable& ops, AttentionScratch& /*sc
   CheckArgs(args);
   ZeroOutput(args);
   MergeRows(pool, ops, args, partials);
+}
+
+void MergePartials(ThreadPool& pool, const OpTable& ops, const float* partials, int64_t count,
+                   int64_t d, int num_in, absl::Span<const std::vector<int>> programs, float* out) {
+  PHALANX_CHECK(d > 0 && d <= kMaxHeadDim) << "head_dim " << d << ", at most " << kMaxHeadDim;
+  PHALANX_CHECK(num_in > 0 && num_in <= kMaxStripes)
+      << "num_in " << num_in << ", at most " << kMaxStripes;
+  std::vector<MergeProgram> plain;
+  plain.reserve(programs.size());
+  for (const std::vector<int>& program : programs) {
+    plain.push_back({program.data(), static_cast<int64_t>(program.size())});
+  }
+  const int64_t work = num_in * (2 + d);
+  pool.ParallelFor(count, std::max<int64_t>(1, 16384 / work), [&](int64_t begin, int64_t end) {
+    float* stack = ThreadScratch(AttendScratchLayout::MergeScratchFloats(d, num_in));
+    ops.merge_partials(partials, d, num_in, plain.data(), static_cast<int64_t>(plain.size()), stack,
+                       out, begin, end);
+  });
 }
 
 }  // namespace phalanx::kernels::cpu

@@ -19,6 +19,11 @@ inline constexpr int kMaxStripes = 64;
 // Token rows of one task of a group of `heads` query heads.
 inline int64_t TaskTokenRows(int64_t heads) { return std::max<int64_t>(1, kTileRows / heads); }
 
+// Operands of the merge's program.
+inline int NumPartials(const AttentionArgs& args) {
+  return args.num_partials > 0 ? args.num_partials : args.num_stripes;
+}
+
 // One task's memory, as offsets in floats; every part starts at a multiple of 16.
 struct AttendScratchLayout {
   // `rows`: query rows of the task; `dk`, `dv`: padded widths (kv_layout.h).

@@ -83,6 +83,26 @@ void CpuKernels::MergeAttention(const AttentionArgs& args, const float* partials
   cpu::MergeAttention(pool_, ops_, attention_scratch_, args, partials);
 }
 
+void CpuKernels::MergePartials(const float* partials, int64_t count, int64_t d, int num_in,
+                               absl::Span<const std::vector<int>> programs, float* out) {
+  cpu::MergePartials(pool_, ops_, partials, count, d, num_in, programs, out);
+}
+
+void CpuKernels::RouteTopK(const RouterArgs& args) { cpu::RouteTopK(pool_, ops_, args); }
+
+void CpuKernels::CombineExperts(const CombineExpertsArgs& args) {
+  cpu::CombineExperts(pool_, ops_, args);
+}
+
+void CpuKernels::GatherTokens(TensorView in, absl::Span<const int32_t> rows, TensorView out) {
+  cpu::GatherTokens(pool_, in, rows, out);
+}
+
+void CpuKernels::GroupedMatMul(TensorView x, absl::Span<const ExpertRows> groups,
+                               absl::Span<const TensorView> outs) {
+  cpu::GroupedMatMul(pool_, matmul_, packed_x_, x, groups, outs);
+}
+
 void CpuKernels::LogSumExpLeaves(TensorView logits,
                                  absl::Span<const std::pair<int64_t, int64_t>> leaves,
                                  absl::Span<MaxSum> out) {

@@ -5,6 +5,7 @@
 #include <memory>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "kernels/cpu/matmul.h"
 #include "kernels/cpu/ops.h"
@@ -40,6 +41,13 @@ class CpuKernels : public Kernels {
   void Attention(const AttentionArgs& args) override;
   void AttentionPartials(const AttentionArgs& args, float* partials) override;
   void MergeAttention(const AttentionArgs& args, const float* partials) override;
+  void MergePartials(const float* partials, int64_t count, int64_t d, int num_in,
+                     absl::Span<const std::vector<int>> programs, float* out) override;
+  void RouteTopK(const RouterArgs& args) override;
+  void CombineExperts(const CombineExpertsArgs& args) override;
+  void GatherTokens(TensorView in, absl::Span<const int32_t> rows, TensorView out) override;
+  void GroupedMatMul(TensorView x, absl::Span<const ExpertRows> groups,
+                     absl::Span<const TensorView> outs) override;
   void LogSumExpLeaves(TensorView logits, absl::Span<const std::pair<int64_t, int64_t>> leaves,
                        absl::Span<MaxSum> out) override;
   Choice GumbelArgmax(absl::Span<const float> logits, int32_t first_id, float temperature,

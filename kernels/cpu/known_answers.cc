@@ -225,6 +225,11 @@ void RunAttention(Kernels& kernels, Device& device, Inputs& inputs, DType type) 
   device.AddToDigest(partials, floats * SizeOf(DType::kF32));
   kernels.MergeAttention(attention, partials);
   device.AddToDigest(attention.out);
+  const std::array<std::vector<int>, 2> programs = {std::vector<int>{0, 1, -1}, {2}};
+  const int64_t merged_floats = kRows * kHeads * 2 * (2 + kDim);
+  auto* merged = static_cast<float*>(device.Put(nullptr, merged_floats * SizeOf(DType::kF32)));
+  kernels.MergePartials(partials, kRows * kHeads, kDim, 3, programs, merged);
+  device.AddToDigest(merged, merged_floats * SizeOf(DType::kF32));
   // The cache's inner layout is the device's own, so copied blocks are digested by what attention
   // reads from them.
   kernels.CopyBlocks(cache, std::array<std::pair<int32_t, int32_t>, 1>{{{2, 1}}});
@@ -237,6 +242,74 @@ void RunAttention(Kernels& kernels, Device& device, Inputs& inputs, DType type) 
   device.AddToDigest(static_cast<const uint8_t*>(attention.out.data) +
                          kTokens * attention.out.stride * SizeOf(attention.out.dtype),
                      kDecoded * attention.out.stride * SizeOf(attention.out.dtype));
+}
+
+void RunExperts(Kernels& kernels, Device& device, Inputs& inputs, Digest& digest, DType type) {
+  constexpr int64_t kRows = 6, kExperts = 5, kTopK = 3, kHidden = 70, kK = 64;
+  const TensorView logits =
+      device.Matrix(DType::kF32, kRows, kExperts, inputs.Floats(kRows * kExperts, 2.0f));
+  std::array<int32_t, kRows* kTopK> experts = {};
+  std::array<float, kRows* kTopK> weights = {};
+  for (const bool normalise : {false, true}) {
+    kernels.RouteTopK({logits, kTopK, normalise, absl::MakeSpan(experts), absl::MakeSpan(weights)});
+    kernels.Synchronize();
+    digest.Add(experts.data(), sizeof experts);
+    digest.Add(weights.data(), sizeof weights);
+  }
+  const TensorView tokens =
+      device.Matrix(ActivationType(type), kRows, kK, inputs.Floats(kRows * kK));
+  constexpr int64_t kSlots = kRows * kTopK;
+  std::array<int32_t, kSlots> rows = {};
+  for (int32_t i = 0; i < kSlots; ++i) rows[i] = i == 4 ? -1 : i * 5 % kRows;
+  const TensorView x = device.Matrix(ActivationType(type), kSlots, kK);
+  kernels.GatherTokens(tokens, rows, x);
+  device.AddToDigest(x);
+  std::vector<std::unique_ptr<PackedWeight>> bank;
+  std::vector<ExpertRows> groups;
+  constexpr std::array<int64_t, 3> kCounts = {1, 13, 4};
+  int64_t begin = 0;
+  for (const int64_t count : kCounts) {
+    const std::vector<uint8_t> weight =
+        Device::Encode(type, inputs.Floats(kHidden * kK), kHidden * kK);
+    WeightSpec spec;
+    spec.dtype = type;
+    spec.rows = {{weight.data(), kHidden, kK}};
+    spec.leaves = {{0, 32}, {32, 64}};
+    spec.parts = {{0}, {1}};
+    absl::StatusOr<std::unique_ptr<PackedWeight>> packed = kernels.Pack(spec);
+    PHALANX_CHECK(packed.ok()) << packed.status().message();
+    bank.push_back(*std::move(packed));
+    groups.push_back({bank.back().get(), begin, count});
+    begin += count;
+  }
+  const std::array<TensorView, 2> outs = {device.Matrix(DType::kF32, kSlots, kHidden),
+                                          device.Matrix(DType::kF32, kSlots, kHidden)};
+  kernels.GroupedMatMul(x, groups, outs);
+  std::vector<const float*> parts;
+  for (int64_t slot = 0; slot < kSlots; ++slot) {
+    for (const TensorView& out : outs) {
+      device.AddToDigest(out.f32() + slot * out.stride, kHidden * SizeOf(DType::kF32));
+      parts.push_back(out.f32() + slot * out.stride);
+    }
+  }
+  constexpr std::array<int, 3> kProgram = {0, 1, -1};
+  CombineExpertsArgs combine;
+  combine.rows = kRows;
+  combine.hidden = kHidden;
+  combine.top_k = kTopK;
+  combine.weights = weights.data();
+  combine.parts = parts;
+  combine.num_parts = 2;
+  combine.program = kProgram;
+  combine.out = device.Matrix(DType::kF32, kRows, kHidden);
+  kernels.CombineExperts(combine);
+  device.AddToDigest(combine.out);
+  combine.shared = device.Matrix(DType::kF32, kRows, kHidden, inputs.Floats(kRows * kHidden));
+  kernels.CombineExperts(combine);
+  device.AddToDigest(combine.out);
+  combine.shared_gate_logit = device.Put(inputs.Floats(kRows, 3.0f));
+  kernels.CombineExperts(combine);
+  device.AddToDigest(combine.out);
 }
 
 void RunSampling(Kernels& kernels, Device& device, Inputs& inputs, Digest& digest) {
@@ -269,6 +342,7 @@ std::string KnownAnswerDigest(Kernels& kernels, DType weight_dtype) {
   RunRows(kernels, device, inputs, weight_dtype);
   RunAttention(kernels, device, inputs, weight_dtype);
   RunSampling(kernels, device, inputs, digest);
+  RunExperts(kernels, device, inputs, digest, weight_dtype);
   return digest.Hex();
 }
 

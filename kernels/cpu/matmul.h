@@ -47,6 +47,11 @@ absl::StatusOr<std::unique_ptr<PackedWeight>> PackWeight(ThreadPool& pool, const
 void MatMul(ThreadPool& pool, const MatMulTable& table, Buffer& packed_x, TensorView x,
             const CpuPackedWeight& w, absl::Span<const TensorView> outs);
 
+// See Kernels::GroupedMatMul. The groups share the pool's loops, so that eight experts of one token
+// cost two, not sixteen.
+void GroupedMatMul(ThreadPool& pool, const MatMulTable& table, Buffer& packed_x, TensorView x,
+                   absl::Span<const ExpertRows> groups, absl::Span<const TensorView> outs);
+
 }  // namespace cpu
 }  // namespace phalanx::kernels
 

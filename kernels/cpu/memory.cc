@@ -51,7 +51,8 @@ absl::StatusOr<Buffer> AllocateHost(int64_t bytes) {
   if (mapped - skipped > rounded) munmap(begin + skipped + rounded, mapped - skipped - rounded);
   begin += skipped;
   // Advice only: a kernel without transparent huge pages refuses, and that is fine.
-  (void)madvise(begin, rounded, MADV_HUGEPAGE);
+  // The tail has small pages, lest a huge one should hold memory that nobody asked for.
+  (void)madvise(begin, bytes / kHugePage * kHugePage, MADV_HUGEPAGE);
   return Buffer(begin, bytes, [rounded](void* p) { munmap(p, rounded); });
 }
 

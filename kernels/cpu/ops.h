@@ -51,6 +51,12 @@ struct AttentionScratch {
   std::vector<Choice> choices;  // GumbelArgmax: best of each chunk
 };
 
+// A postfix program, as plain data.
+struct MergeProgram {
+  const int* steps = nullptr;
+  int64_t count = 0;
+};
+
 struct OpTable {
   // Rows [begin, end).
   void (*gather_rows)(TensorView table, const int32_t* ids, int64_t first_id, TensorView out,
@@ -80,6 +86,11 @@ struct OpTable {
   // MergeScratchFloats floats.
   void (*merge_attention)(const AttentionArgs& args, const float* partials, float* scratch,
                           int64_t begin, int64_t end);
+  // Units [begin, end) of `count`; see Kernels::MergePartials. `scratch` as merge_attention's, for
+  // num_in operands.
+  void (*merge_partials)(const float* partials, int64_t d, int num_in, const MergeProgram* programs,
+                         int64_t num_programs, float* scratch, float* out, int64_t begin,
+                         int64_t end);
   // Units [begin, end) of rows x leaves.
   void (*log_sum_exp_leaves)(TensorView logits,
                              absl::Span<const std::pair<int64_t, int64_t>> leaves, MaxSum* out,
@@ -87,6 +98,9 @@ struct OpTable {
   // Columns [begin, end) of the row.
   Choice (*gumbel_argmax)(const float* logits, int64_t begin, int64_t end, int32_t first_id,
                           float temperature, float threshold, const GumbelKey& key);
+  // Rows [begin, end).
+  void (*route)(const RouterArgs& args, int64_t begin, int64_t end);
+  void (*combine_experts)(const CombineExpertsArgs& args, int64_t begin, int64_t end);
 };
 
 // The ops compiled for `path`; kAmx uses those of kAvx512. Precondition: the machine has the path.
@@ -112,6 +126,11 @@ void AttentionPartials(ThreadPool& pool, const OpTable& ops, AttentionScratch& s
                        const AttentionArgs& args, float* partials);
 void MergeAttention(ThreadPool& pool, const OpTable& ops, AttentionScratch& scratch,
                     const AttentionArgs& args, const float* partials);
+void MergePartials(ThreadPool& pool, const OpTable& ops, const float* partials, int64_t count,
+                   int64_t d, int num_in, absl::Span<const std::vector<int>> programs, float* out);
+void RouteTopK(ThreadPool& pool, const OpTable& ops, const RouterArgs& args);
+void CombineExperts(ThreadPool& pool, const OpTable& ops, const CombineExpertsArgs& args);
+void GatherTokens(ThreadPool& pool, TensorView in, absl::Span<const int32_t> rows, TensorView out);
 void LogSumExpLeaves(ThreadPool& pool, const OpTable& ops, TensorView logits,
                      absl::Span<const std::pair<int64_t, int64_t>> leaves, absl::Span<MaxSum> out);
 Choice GumbelArgmax(ThreadPool& pool, const OpTable& ops, AttentionScratch& scratch,

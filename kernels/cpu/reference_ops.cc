@@ -1,9 +1,11 @@
 #include "kernels/cpu/reference_ops.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <limits>
+#include <numeric>
 #include <utility>
 #include <vector>
 
@@ -150,6 +152,21 @@ Partial Merge(const Partial& a, const Partial& b) {
   return r;
 }
 
+// Runs a postfix program over partials of `width` floats each.
+Partial RunMerge(absl::Span<const int> program, const float* partials, int64_t width) {
+  std::vector<Partial> stack;
+  for (const int step : program) {
+    if (step >= 0) {
+      stack.emplace_back(partials + step * width, partials + (step + 1) * width);
+    } else {
+      const Partial right = std::move(stack.back());
+      stack.pop_back();
+      stack.back() = Merge(stack.back(), right);
+    }
+  }
+  return stack.back();
+}
+
 }  // namespace
 
 void GatherRows(TensorView table, absl::Span<const int32_t> ids, int64_t first_id, TensorView out) {
@@ -287,22 +304,12 @@ void MergeAttention(const AttentionArgs& args, const float* partials) {
   const ScopedFpEnvironment environment;
   const int64_t d = args.cache.shape.head_dim;
   const int64_t width = 2 + d;
+  const int operands = args.num_partials > 0 ? args.num_partials : args.num_stripes;
   for (int64_t row = 0; row < args.out.rows; ++row) {
     for (int64_t j = 0; j < args.out.cols; ++j) Put(args.out, row, j, 0.0f);
     for (int64_t head = 0; head < args.num_heads; ++head) {
-      std::vector<Partial> stack;
-      for (const int step : args.stripe_program) {
-        if (step >= 0) {
-          const float* p =
-              partials + ((row * args.num_heads + head) * args.num_stripes + step) * width;
-          stack.emplace_back(p, p + width);
-        } else {
-          const Partial right = std::move(stack.back());
-          stack.pop_back();
-          stack.back() = Merge(stack.back(), right);
-        }
-      }
-      const Partial& total = stack.back();
+      const Partial total = RunMerge(
+          args.stripe_program, partials + (row * args.num_heads + head) * operands * width, width);
       for (int64_t i = 0; i < d; ++i) {
         Put(args.out, row, args.out_column[head] + i, total[2 + i] / total[1]);
       }
@@ -316,6 +323,7 @@ void Attention(const AttentionArgs& args) {
   AttentionArgs all = args;
   all.stripe_begin = 0;
   all.stripe_end = args.num_stripes;
+  all.num_partials = 0;
   AttentionPartials(all, partials.data());
   MergeAttention(all, partials.data());
 }
@@ -339,6 +347,95 @@ void LogSumExpLeaves(TensorView logits, absl::Span<const std::pair<int64_t, int6
       }
       out[row * leaves.size() + leaf] = {max, Halve(sum_lanes)};
     }
+  }
+}
+
+void MergePartials(const float* partials, int64_t count, int64_t d, int num_in,
+                   absl::Span<const std::vector<int>> programs, float* out) {
+  const ScopedFpEnvironment environment;
+  const int64_t width = 2 + d;
+  for (int64_t unit = 0; unit < count; ++unit) {
+    for (const std::vector<int>& program : programs) {
+      const Partial total = RunMerge(program, partials + unit * num_in * width, width);
+      for (const float value : total) *out++ = value;
+    }
+  }
+}
+
+void RouteTopK(const RouterArgs& args) {
+  const ScopedFpEnvironment environment;
+  const int64_t experts = args.logits.cols;
+  for (int64_t row = 0; row < args.logits.rows; ++row) {
+    TensorView logits = args.logits;
+    logits.data = logits.f32() + row * logits.stride;
+    logits.rows = 1;
+    MaxSum total;
+    LogSumExpLeaves(logits, std::vector<std::pair<int64_t, int64_t>>{{0, experts}},
+                    absl::MakeSpan(&total, 1));
+    const bool sound = total.sum > 0.0f;
+    std::vector<float> p(experts);
+    for (int64_t e = 0; e < experts; ++e) {
+      p[e] = ExpScalar(Get(logits, 0, e) - total.max);
+      if (sound) p[e] = p[e] / total.sum;
+    }
+    std::vector<int32_t> order(experts);
+    std::iota(order.begin(), order.end(), 0);
+    std::stable_sort(order.begin(), order.end(), [&](int32_t a, int32_t b) {
+      if (std::isnan(p[a]) || std::isnan(p[b])) return !std::isnan(p[a]) && std::isnan(p[b]);
+      return p[a] > p[b];
+    });
+    float chosen = p[order[0]];
+    for (int64_t k = 1; k < args.top_k; ++k) chosen = chosen + p[order[k]];
+    for (int64_t k = 0; k < args.top_k; ++k) {
+      const int64_t slot = row * args.top_k + k;
+      args.experts[slot] = order[k];
+      args.weights[slot] = !sound           ? std::numeric_limits<float>::quiet_NaN()
+                           : args.normalise ? p[order[k]] / chosen
+                                            : p[order[k]];
+    }
+  }
+}
+
+void CombineExperts(const CombineExpertsArgs& args) {
+  const ScopedFpEnvironment environment;
+  for (int64_t row = 0; row < args.rows; ++row) {
+    for (int64_t j = 0; j < args.hidden; ++j) {
+      float sum = 0.0f;
+      for (int64_t k = 0; k < args.top_k; ++k) {
+        const int64_t slot = row * args.top_k + k;
+        std::vector<float> stack;
+        for (const int step : args.program) {
+          if (step >= 0) {
+            stack.push_back(args.parts[slot * args.num_parts + step][j]);
+          } else {
+            const float right = stack.back();
+            stack.pop_back();
+            stack.back() = stack.back() + right;
+          }
+        }
+        sum = k == 0 ? args.weights[slot] * stack.back()
+                     : std::fma(args.weights[slot], stack.back(), sum);
+      }
+      if (args.shared.data != nullptr) {
+        const float shared = Get(args.shared, row, j);
+        if (args.shared_gate_logit != nullptr) {
+          const float gate = 1.0f / (1.0f + ExpScalar(-args.shared_gate_logit[row]));
+          sum = std::fma(gate, shared, sum);
+        } else {
+          sum = sum + shared;
+        }
+      }
+      Put(args.out, row, j, sum);
+    }
+  }
+}
+
+void GatherTokens(TensorView in, absl::Span<const int32_t> rows, TensorView out) {
+  const int64_t size = SizeOf(in.dtype);
+  for (size_t i = 0; i < rows.size(); ++i) {
+    uint8_t* to = static_cast<uint8_t*>(out.data) + i * out.stride * size;
+    const uint8_t* from = static_cast<const uint8_t*>(in.data) + rows[i] * in.stride * size;
+    for (int64_t j = 0; j < out.cols * size; ++j) to[j] = rows[i] < 0 ? 0 : from[j];
   }
 }
 

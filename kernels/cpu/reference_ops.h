@@ -8,6 +8,7 @@
 
 #include <cstdint>
 #include <utility>
+#include <vector>
 
 #include "absl/types/span.h"
 #include "kernels/kernels.h"
@@ -24,6 +25,11 @@ void CopyBlocks(const KvView& cache, absl::Span<const std::pair<int32_t, int32_t
 void Attention(const AttentionArgs& args);
 void AttentionPartials(const AttentionArgs& args, float* partials);
 void MergeAttention(const AttentionArgs& args, const float* partials);
+void MergePartials(const float* partials, int64_t count, int64_t d, int num_in,
+                   absl::Span<const std::vector<int>> programs, float* out);
+void RouteTopK(const RouterArgs& args);
+void CombineExperts(const CombineExpertsArgs& args);
+void GatherTokens(TensorView in, absl::Span<const int32_t> rows, TensorView out);
 void LogSumExpLeaves(TensorView logits, absl::Span<const std::pair<int64_t, int64_t>> leaves,
                      absl::Span<MaxSum> out);
 Choice GumbelArgmax(absl::Span<const float> logits, int32_t first_id, float temperature,

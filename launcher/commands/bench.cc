@@ -1,5 +1,7 @@
 // `phalanx bench`: the project's measurements.
 
+#include "launcher/commands/bench.h"
+
 #include <iostream>
 #include <memory>
 #include <string>
@@ -16,6 +18,8 @@ namespace phalanx::launcher {
 void AddBenchCommand(CLI::App& parent, Command* run) {
   CLI::App* bench = parent.add_subcommand("bench", "Measurements, each a ratio within one run");
   bench->require_subcommand(1);
+  AddBenchPlanCommand(*bench, run);
+  AddBenchCollectivesCommand(*bench, run);
   CLI::App* app = bench->add_subcommand(
       "kernels", "Decode bandwidth and prefill rate on Llama-3.2-1B's shape against the machine's");
   auto options = std::make_shared<kernels::KernelBenchOptions>();

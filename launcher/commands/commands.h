@@ -17,6 +17,7 @@ void AddWorkerCommand(CLI::App& parent, Command* run);
 void AddGenerateCommand(CLI::App& parent, Command* run);
 void AddStatusCommand(CLI::App& parent, Command* run);
 void AddTokenizeCommand(CLI::App& parent, Command* run);
+void AddPlanCommand(CLI::App& parent, Command* run);
 void AddBenchCommand(CLI::App& parent, Command* run);
 
 }  // namespace phalanx::launcher

@@ -93,13 +93,14 @@ absl::Status GenerateOne(const GenerateOptions& options, const Prompt& prompt) {
         shared.queue_ms = summary.timings().queue_ms();
         shared.time_to_first_token_ms = summary.timings().time_to_first_token_ms();
         shared.total_ms = summary.timings().total_ms();
+        shared.preemptions = summary.timings().preemptions();
         break;
       }
       case v1::GenerateResponse::EVENT_NOT_SET:
         break;
     }
   }
-  const absl::Status status = ToAbslStatus(reader->Finish(), options.endpoint);
+  absl::Status status = ToAbslStatus(reader->Finish(), options.endpoint);
   if (stream) {
     if (!shared.prompt_token_ids.empty()) std::cout << std::endl;  // something was printed
     return status;

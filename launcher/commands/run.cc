@@ -17,6 +17,7 @@
 #include "launcher/json_output.h"
 #include "launcher/model_info.h"
 #include "launcher/options.h"
+#include "launcher/planning.h"
 #include "launcher/request_builder.h"
 #include "launcher/service.h"
 #include "launcher/signals.h"
@@ -28,6 +29,7 @@ namespace {
 
 struct RunOptions {
   ServiceOptions service;
+  PlanningOptions planning;  // --layout auto
   PromptOptions prompts;
   RequestOptions request;
   bool json = false;
@@ -79,6 +81,7 @@ class Answers {
       answer.queue_ms = absl::ToDoubleMilliseconds(event.usage.queue_time);
       answer.time_to_first_token_ms = absl::ToDoubleMilliseconds(event.usage.time_to_first_token);
       answer.total_ms = absl::ToDoubleMilliseconds(event.usage.total_time);
+      answer.preemptions = event.usage.preemptions;
     }
     if (event.done) --pending_;
   }
@@ -158,7 +161,7 @@ absl::Status Run(const RunOptions& options) {
       answers.On(i, refused);
     }
   }
-  const absl::Status status = answers.Wait();
+  absl::Status status = answers.Wait();
   if (options.json) {
     for (const std::vector<Answer>& samples : answers.all()) {
       for (const Answer& answer : samples) std::cout << ToJson(answer) << "\n";
@@ -180,11 +183,13 @@ void AddRunCommand(CLI::App& parent, Command* run) {
   auto options = std::make_shared<RunOptions>();
   AddPromptOptions(*app, options->prompts);
   AddServiceOptions(*app, options->service);
+  AddPlanningOptions(*app, options->planning);
   AddRequestOptions(*app, options->request);
   app->add_flag("--json", options->json, "One JSON object per answer");
   app->callback([app, options, run] {
     *run = [app, options] {
       absl::Status status = ApplyClusterFile(*app, options->service, /*serving=*/nullptr);
+      if (status.ok()) status = SettleLayout(options->planning, options->service);
       if (status.ok()) status = Run(*options);
       return status.ok() ? kExitDone : Fail("run", status);
     };

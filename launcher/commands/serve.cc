@@ -6,6 +6,7 @@
 #include <fstream>
 #include <iostream>
 #include <memory>
+#include <set>
 #include <string>
 
 #include "absl/status/status.h"
@@ -17,6 +18,7 @@
 #include "launcher/exit_code.h"
 #include "launcher/model_info.h"
 #include "launcher/options.h"
+#include "launcher/planning.h"
 #include "launcher/service.h"
 #include "launcher/signals.h"
 #include "launcher/version.h"
@@ -28,6 +30,7 @@ namespace {
 
 struct ServeOptions {
   ServiceOptions service;
+  PlanningOptions planning;  // --layout auto
   ServingOptions serving;
   std::string endpoint_file;
 };
@@ -74,7 +77,7 @@ absl::Status Serve(const ServeOptions& options) {
   absl::StatusOr<std::unique_ptr<serving::InferenceServer>> server =
       serving::InferenceServer::Listen(server_options);
   if (!server.ok()) return server.status();
-  const absl::Status written = WriteEndpoint(options.endpoint_file, (*server)->address());
+  absl::Status written = WriteEndpoint(options.endpoint_file, (*server)->address());
   if (!written.ok()) return written;
   spdlog::info("listening on {}, loading {}", (*server)->address(), (*service)->model_directory());
 
@@ -91,6 +94,7 @@ absl::Status Serve(const ServeOptions& options) {
                served.info.profile, (*server)->address());
 
   absl::Status failure;
+  std::set<int> lost;  // replicas
   while (true) {
     absl::MutexLock lock(&mutex);
     if (mutex.AwaitWithTimeout(absl::Condition(&stop), absl::Milliseconds(500))) break;
@@ -98,6 +102,12 @@ absl::Status Serve(const ServeOptions& options) {
     if (status.state == coordinator::CoordinatorState::kFailed) {
       failure = status.failure;
       break;
+    }
+    for (const coordinator::ReplicaStatus& replica : status.replicas) {
+      if (replica.failure.ok() || !lost.insert(replica.replica).second) continue;
+      spdlog::error("replica {} is lost, {} of {} go on: {}", replica.replica,
+                    status.replicas.size() - lost.size(), status.replicas.size(),
+                    std::string(replica.failure.message()));
     }
   }
   if (failure.ok()) {
@@ -121,6 +131,7 @@ void AddServeCommand(CLI::App& parent, Command* run) {
   CLI::App* app = parent.add_subcommand("serve", "Start the ranks and answer gRPC clients");
   auto options = std::make_shared<ServeOptions>();
   AddServiceOptions(*app, options->service);
+  AddPlanningOptions(*app, options->planning);
   AddServingOptions(*app, options->serving);
   app->add_option("--endpoint-file", options->endpoint_file,
                   "Write the address to this file once it is bound")
@@ -128,6 +139,7 @@ void AddServeCommand(CLI::App& parent, Command* run) {
   app->callback([app, options, run] {
     *run = [app, options] {
       absl::Status status = ApplyClusterFile(*app, options->service, &options->serving);
+      if (status.ok()) status = SettleLayout(options->planning, options->service);
       if (status.ok()) status = Serve(*options);
       return status.ok() ? kExitDone : Fail("serve", status);
     };

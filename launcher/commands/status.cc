@@ -38,12 +38,7 @@ const char* StateName(v1::ServerState state) {
   }
 }
 
-void PrintTable(const v1::GetStatusResponse& s, const std::string& endpoint) {
-  std::cout << absl::StrFormat("%s: %s, model %s, layout %s, version %s, up %.0f s\n", endpoint,
-                               StateName(s.state()), s.model(), s.layout(), s.version(),
-                               s.uptime_seconds());
-  if (!s.status_message().empty()) std::cout << s.status_message() << "\n";
-  const v1::EngineStatus& e = s.engine();
+void PrintEngine(const v1::EngineStatus& e) {
   std::cout << absl::StrFormat(
       "requests   %d running, %d waiting, %d finished\n"
       "KV blocks  %d in use, %d cached, %d free of %d\n"
@@ -51,11 +46,39 @@ void PrintTable(const v1::GetStatusResponse& s, const std::string& endpoint) {
       e.running_requests(), e.queued_requests(), e.finished_requests(), e.kv_blocks_in_use(),
       e.kv_blocks_cached(), e.kv_blocks_free(), e.kv_blocks_total(), e.prompt_tokens(),
       e.cached_prompt_tokens(), e.generated_tokens(), e.steps(), e.preemptions());
+  if (e.expert_tokens_size() == 0) return;
+  std::cout << absl::StrFormat(
+      "experts    %d, the busiest has %.2f times the mean; tokens of each:", e.expert_tokens_size(),
+      e.expert_imbalance());
+  for (int i = 0; i < e.expert_tokens_size(); ++i) {
+    std::cout << (i % 8 == 0 ? absl::StrFormat("\n  %5d:", i) : "")
+              << absl::StrFormat(" %10d", e.expert_tokens(i));
+  }
+  std::cout << "\n";
+}
+
+void PrintTable(const v1::GetStatusResponse& s, const std::string& endpoint) {
+  std::cout << absl::StrFormat("%s: %s, model %s, layout %s, version %s, up %.0f s\n", endpoint,
+                               StateName(s.state()), s.model(), s.layout(), s.version(),
+                               s.uptime_seconds());
+  if (!s.status_message().empty()) std::cout << s.status_message() << "\n";
+  PrintEngine(s.engine());
+  const bool replicas = s.replicas_size() > 1;
+  for (const v1::ReplicaStatus& replica : s.replicas()) {
+    if (!replicas) break;
+    std::cout << absl::StrFormat("-- replica %d: %s, layout %s, %d tokens to come\n",
+                                 replica.replica(), StateName(replica.state()), replica.layout(),
+                                 replica.engine().reckoned_tokens());
+    if (!replica.status_message().empty()) std::cout << replica.status_message() << "\n";
+    PrintEngine(replica.engine());
+  }
   if (s.ranks_size() == 0) return;
-  std::cout << absl::StrFormat("%-5s %-20s %9s  %-26s %10s %10s %9s\n", "rank", "host", "pid",
+  std::cout << (replicas ? "replica " : "")
+            << absl::StrFormat("%-5s %-20s %9s  %-26s %10s %10s %9s\n", "rank", "host", "pid",
                                "device", "weights", "KV", "step");
   for (const v1::RankStatus& r : s.ranks()) {
-    std::cout << absl::StrFormat("%-5d %-20s %9d  %-26s %10s %10s %9d\n", r.rank(), r.host(),
+    std::cout << (replicas ? absl::StrFormat("%-8d", r.replica()) : "")
+              << absl::StrFormat("%-5d %-20s %9d  %-26s %10s %10s %9d\n", r.rank(), r.host(),
                                  r.pid(), r.device(), FormatBytes(r.weight_bytes()),
                                  FormatBytes(r.kv_bytes()), r.last_step());
   }
@@ -66,7 +89,7 @@ absl::Status ShowStatus(const StatusOptions& options) {
   grpc::ClientContext context;
   context.set_deadline(absl::ToChronoTime(absl::Now() + absl::Seconds(10)));
   v1::GetStatusResponse response;
-  const absl::Status status = ToAbslStatus(
+  absl::Status status = ToAbslStatus(
       client.stub->GetStatus(&context, v1::GetStatusRequest(), &response), options.endpoint);
   if (!status.ok()) return status;
   if (options.json) {

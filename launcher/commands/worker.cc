@@ -6,6 +6,7 @@
 #include <sys/prctl.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <iostream>
 #include <memory>
 #include <optional>
@@ -31,11 +32,15 @@ struct WorkerCommandOptions {
   RankOptions rank;
   std::string coordinator;
   std::string token;
+  int replica = 0;
+  int ranks_per_host = 0;  // 0: as MPI says
   double connect_timeout = 60;
 };
 
 // Runs plans until the coordinator asks to leave. The lead takes them from its stream and hands
-// them on; an empty message means "leave".
+// them on; an empty message means "leave". The rank that samples sends the results. So the lead
+// goes on to the next plan as soon as its own stage is done with one, and as many plans are under
+// way as there are stages.
 absl::Status RunPlans(worker::Worker& worker, comm::Communicator& group,
                       control::WorkerClient& client) {
   while (true) {
@@ -70,7 +75,7 @@ absl::Status RunPlans(worker::Worker& worker, comm::Communicator& group,
       return absl::Status(result.status().code(),
                           absl::StrCat("step ", plan->number, ": ", result.status().message()));
     }
-    if (group.rank() == 0) {
+    if (group.rank() == worker.result_rank()) {
       if (absl::Status status = client.SendResult(*result); !status.ok()) return status;
     }
   }
@@ -82,7 +87,7 @@ absl::Status RunWorker(const WorkerCommandOptions& options, const Environment& e
   // What can be checked is checked before MPI starts. Without --threads this host's cores are
   // shared by the ranks that are on it.
   absl::StatusOr<worker::WorkerOptions> worker_options =
-      MakeWorkerOptions(options.rank, environment.local_ranks);
+      MakeWorkerOptions(options.rank, std::max(options.ranks_per_host, environment.local_ranks));
   if (!worker_options.ok()) return worker_options.status();
 
   comm::MpiOptions mpi_options;
@@ -104,6 +109,7 @@ absl::Status RunWorker(const WorkerCommandOptions& options, const Environment& e
   control::WorkerIdentity identity;
   identity.rank = group.rank();
   identity.world_size = group.size();
+  identity.replica = options.replica;
   identity.host = info.host;
   identity.pid = info.pid;
   identity.device = info.device;
@@ -116,7 +122,7 @@ absl::Status RunWorker(const WorkerCommandOptions& options, const Environment& e
   client_options.coordinator = options.coordinator;
   client_options.token = options.token;
   client_options.connect_timeout = absl::Seconds(options.connect_timeout);
-  client_options.collective_number = [&group] { return group.collective_number(); };
+  client_options.collective_number = [&worker] { return (*worker)->collective_number(); };
   client_options.on_disconnect = [rank = group.rank()](const absl::Status& status) {
     spdlog::error("rank {}: {}; leaving", rank, std::string(status.message()));
     // Nobody is left to work for, and the main thread may be inside a collective.
@@ -134,7 +140,8 @@ absl::Status RunWorker(const WorkerCommandOptions& options, const Environment& e
   absl::Status status = (*worker)->Load();
   if (status.ok()) {
     const coordinator::RankInfo& loaded = (*worker)->info();
-    status = (*client)->ReportReady(loaded.weight_bytes, loaded.kv_block_bytes, loaded.kv_blocks);
+    status = (*client)->ReportReady(loaded.weight_bytes, loaded.kv_block_bytes, loaded.kv_blocks,
+                                    loaded.content_digest);
   }
   if (status.ok()) status = RunPlans(**worker, group, **client);
   if (!status.ok()) {
@@ -158,6 +165,13 @@ void AddWorkerCommand(CLI::App& parent, Command* run) {
   app->add_option("--token", options->token,
                   absl::StrCat("Secret to register with (default: ", kControlTokenVariable,
                                " from the environment)"))
+      ->group("Workers");
+  app->add_option("--replica", options->replica, "Data-parallel replica of this rank, from 0")
+      ->check(CLI::NonNegativeNumber)
+      ->group("Workers");
+  app->add_option("--ranks-per-host", options->ranks_per_host,
+                  "Ranks of all replicas that share this host (default: those of this mpirun)")
+      ->check(CLI::NonNegativeNumber)
       ->group("Workers");
   app->add_option("--connect-timeout", options->connect_timeout,
                   "Seconds to wait for the coordinator")

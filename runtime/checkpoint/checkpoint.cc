@@ -202,8 +202,18 @@ absl::Status Checkpoint::OpenIndexed(const std::string& index_path) {
   return absl::OkStatus();
 }
 
-std::string Checkpoint::StoredName(Role role, int64_t layer) const {
-  std::string name = TensorName(config_, role, layer);
+std::string Checkpoint::StoredName(Role role, int64_t layer, int64_t expert,
+                                   const OtherName** other) const {
+  std::string name = TensorName(config_, role, layer, expert);
+  if (other != nullptr) *other = nullptr;
+  const OtherName* candidate = FindOtherName(config_, role);
+  if (candidate != nullptr && !tensors_.contains(name)) {
+    std::string other_name = TensorName(*candidate, layer);
+    if (other_name != name && tensors_.contains(other_name)) {
+      if (other != nullptr) *other = candidate;
+      return other_name;
+    }
+  }
   if (!config_.tie_word_embeddings || (role != Role::kEmbedding && role != Role::kLmHead)) {
     return name;
   }
@@ -214,7 +224,7 @@ std::string Checkpoint::StoredName(Role role, int64_t layer) const {
 }
 
 absl::Status Checkpoint::DetermineWeightDtype() {
-  const std::string name = StoredName(Role::kEmbedding, 0);
+  const std::string name = StoredName(Role::kEmbedding, 0, 0);
   const auto it = tensors_.find(name);
   if (it == tensors_.end()) return absl::OkStatus();  // Validate names what is missing
   const auto dtype = SupportedDType(it->second.info->dtype);
@@ -227,30 +237,38 @@ absl::Status Checkpoint::DetermineWeightDtype() {
   return absl::OkStatus();
 }
 
-absl::Status Checkpoint::CheckTensor(Role role, int64_t layer) const {
-  const std::string name = StoredName(role, layer);
-  const auto it = tensors_.find(name);
-  if (it == tensors_.end()) {
-    std::string reason;
-    if (role == Role::kLmHead) {
-      reason = "tie_word_embeddings false";
-    } else if (IsPerLayer(role)) {
-      reason = absl::StrCat("num_hidden_layers ", config_.num_layers);
-      if (role == Role::kOBias || (role >= Role::kQBias && role <= Role::kVBias)) {
-        absl::StrAppend(&reason, " with attention biases");
-      } else if (role >= Role::kGateBias) {
-        absl::StrAppend(&reason, " with mlp_bias true");
-      }
-    } else {
-      reason = absl::StrCat("architecture ", config_.architecture);
+absl::Status Checkpoint::MissingTensor(Role role, const std::string& name) const {
+  std::string reason;
+  if (role == Role::kLmHead) {
+    reason = "tie_word_embeddings false";
+  } else if (IsPerLayer(role)) {
+    reason = absl::StrCat("num_hidden_layers ", config_.num_layers);
+    if (role == Role::kOBias || (role >= Role::kQBias && role <= Role::kVBias)) {
+      absl::StrAppend(&reason, " with attention biases");
+    } else if (role >= Role::kGateBias && role <= Role::kDownBias) {
+      absl::StrAppend(&reason, " with mlp_bias true");
+    } else if (role >= Role::kRouter) {
+      absl::StrAppend(&reason, " with ", config_.num_experts, " experts");
     }
-    return absl::InvalidArgumentError(absl::StrCat(directory_, ": config.json says ", reason,
-                                                   ", but tensor ", name,
-                                                   " is missing from the safetensors files"));
+  } else {
+    reason = absl::StrCat("architecture ", config_.architecture);
   }
+  return absl::InvalidArgumentError(absl::StrCat(directory_, ": config.json says ", reason,
+                                                 ", but tensor ", name,
+                                                 " is missing from the safetensors files"));
+}
+
+absl::Status Checkpoint::CheckTensor(Role role, int64_t layer, int64_t expert) const {
+  const OtherName* other = nullptr;
+  const std::string name = StoredName(role, layer, expert, &other);
+  const auto it = tensors_.find(name);
+  if (it == tensors_.end()) return MissingTensor(role, name);
   const TensorInfo& info = *it->second.info;
   const std::string& path = files_[it->second.file]->path();
-  const Shape expected = ExpectedShape(config_, role);
+  Shape expected = ExpectedShape(config_, role);
+  if (other != nullptr && IsPerExpert(role)) {
+    expected = {config_.num_experts, other->parts * expected[0], expected[1]};
+  }
   if (info.shape != expected) {
     return absl::InvalidArgumentError(
         absl::StrCat(path, ": tensor ", name, " has shape ", ShapeString(info.shape),
@@ -308,11 +326,15 @@ absl::Status Checkpoint::CheckTiedHead() const {
 absl::Status Checkpoint::Validate() const {
   absl::flat_hash_set<std::string> expected;
   for (const Role role : Roles(config_)) {
-    const int64_t count = IsPerLayer(role) ? config_.num_layers : 1;
-    for (int64_t layer = 0; layer < count; ++layer) {
-      absl::Status status = CheckTensor(role, layer);
-      if (!status.ok()) return status;
-      expected.insert(StoredName(role, layer));
+    const int64_t layers = IsPerLayer(role) ? config_.num_layers : 1;
+    const int64_t experts = IsPerExpert(role) ? config_.num_experts : 1;
+    for (int64_t layer = 0; layer < layers; ++layer) {
+      if (!HasRole(config_, role, layer)) continue;
+      for (int64_t expert = 0; expert < experts; ++expert) {
+        absl::Status status = CheckTensor(role, layer, expert);
+        if (!status.ok()) return status;
+        expected.insert(StoredName(role, layer, expert));
+      }
     }
   }
   // The first by name, so that the same directory gives the same message.
@@ -346,8 +368,18 @@ absl::StatusOr<TensorRef> Checkpoint::Find(absl::string_view name) const {
   return TensorRef{it->first, *dtype, info.shape, files_[it->second.file]->data(info)};
 }
 
-absl::StatusOr<TensorRef> Checkpoint::Find(Role role, int64_t layer) const {
-  return Find(StoredName(role, layer));
+absl::StatusOr<TensorRef> Checkpoint::Find(Role role, int64_t layer, int64_t expert) const {
+  const OtherName* other = nullptr;
+  auto tensor = Find(StoredName(role, layer, expert, &other));
+  if (!tensor.ok() || other == nullptr || !IsPerExpert(role)) return tensor;
+  // [num_experts, parts * rows, cols]; Validate has checked the shape.
+  const int64_t rows = tensor->shape[1] / other->parts;
+  const int64_t cols = tensor->shape[2];
+  const int64_t first_row = (expert * other->parts + other->part) * rows;
+  tensor->data =
+      static_cast<const char*>(tensor->data) + first_row * cols * kernels::SizeOf(tensor->dtype);
+  tensor->shape = {rows, cols};
+  return tensor;
 }
 
 absl::StatusOr<std::vector<float>> Checkpoint::ReadVector(Role role, int64_t layer) const {
@@ -372,6 +404,14 @@ std::vector<std::string> Checkpoint::TensorNames() const {
   for (const auto& [name, location] : tensors_) names.push_back(name);
   std::sort(names.begin(), names.end());
   return names;
+}
+
+std::vector<int64_t> Checkpoint::FileIdentities() const {
+  std::vector<int64_t> out;
+  for (const auto& file : files_) {
+    for (const int64_t part : file->identity()) out.push_back(part);
+  }
+  return out;
 }
 
 int64_t Checkpoint::TotalBytes() const {

@@ -56,11 +56,13 @@ class Checkpoint {
 
   // By name in the files, or by role. NOT_FOUND names the tensor and the directory.
   // `layer`: ignored by roles that are not per layer. The head of a tied model is its embedding,
-  // under whichever of the two names the files hold it.
+  // under whichever of the two names the files hold it. `expert`: ignored by roles that are not per
+  // expert; where the files hold all experts of a layer in one tensor, what is found by role is the
+  // expert's part of it, a matrix.
   absl::StatusOr<TensorRef> Find(absl::string_view name) const;
-  absl::StatusOr<TensorRef> Find(Role role, int64_t layer = 0) const;
-  // Whether the model has the role (a bias, q/k norms, ...).
-  bool Has(Role role) const { return HasRole(config_, role); }
+  absl::StatusOr<TensorRef> Find(Role role, int64_t layer = 0, int64_t expert = 0) const;
+  // Whether the model has the role (a bias, q/k norms, experts ...) in that layer.
+  bool Has(Role role, int64_t layer = 0) const { return HasRole(config_, role, layer); }
 
   // A norm weight or bias widened to F32, exactly. INVALID_ARGUMENT names the first element that is
   // NaN or infinite.
@@ -68,6 +70,8 @@ class Checkpoint {
 
   // All tensors' names, sorted.
   std::vector<std::string> TensorNames() const;
+  // SafetensorsFile::identity of every file, in their order.
+  std::vector<int64_t> FileIdentities() const;
   // Bytes of all tensors in the files.
   int64_t TotalBytes() const;
 
@@ -87,9 +91,12 @@ class Checkpoint {
   absl::Status OpenFiles();
   absl::Status OpenIndexed(const std::string& index_path);
   absl::Status DetermineWeightDtype();
-  // The name under which the files hold a role's tensor, if they do.
-  std::string StoredName(Role role, int64_t layer) const;
-  absl::Status CheckTensor(Role role, int64_t layer) const;
+  // The name under which the files hold a role's tensor, if they do. `other`: the entry of the
+  // table that gave it, null for the usual name.
+  std::string StoredName(Role role, int64_t layer, int64_t expert,
+                         const OtherName** other = nullptr) const;
+  absl::Status CheckTensor(Role role, int64_t layer, int64_t expert) const;
+  absl::Status MissingTensor(Role role, const std::string& name) const;
   // A tied model's files may hold the head too; it must then be the embedding.
   absl::Status CheckTiedHead() const;
 

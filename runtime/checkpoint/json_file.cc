@@ -161,7 +161,7 @@ std::string Printable(absl::string_view text, size_t max_chars) {
 }
 
 std::string PrintableJson(const json& value, size_t max_chars) {
-  const std::string text = value.dump(-1, ' ', true, json::error_handler_t::replace);
+  std::string text = value.dump(-1, ' ', true, json::error_handler_t::replace);
   if (text.size() <= max_chars) return text;
   return absl::StrCat(absl::string_view(text).substr(0, max_chars), "...");
 }

@@ -10,6 +10,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "kernels/kernels.h"
 #include "runtime/checkpoint/config_reader.h"
 #include "runtime/checkpoint/families.h"
 #include "runtime/checkpoint/json_file.h"
@@ -127,7 +128,17 @@ void ReadWindows(ConfigReader& reader, ModelConfig* config) {
   config->layer_windows.assign(config->num_layers, 0);
   const FamilySpec& family = *config->family;
   const std::vector<bool> types = ReadLayerTypes(reader, config->num_layers);
-  if (family.window != WindowRule::kNone) {
+  if (family.window == WindowRule::kOff) {
+    // Read, so that they count as known; Transformers 5 saves a window of 0 where it is off.
+    reader.Int("sliding_window", 0, kMaxPositions);
+    reader.Int("max_window_layers", 0, kMaxPositions);
+    if (reader.Bool("use_sliding_window").value_or(false)) {
+      reader.Fail(absl::UnimplementedError(absl::StrCat(
+          reader.where(), ": key \"use_sliding_window\" is true; for ", family.architecture,
+          " only false is supported, because versions of Transformers differ in which layers it "
+          "means")));
+    }
+  } else if (family.window != WindowRule::kNone) {
     int64_t window = family.default_sliding_window;
     if (reader.HasOrNull("sliding_window")) {
       window = reader.Int("sliding_window", 1, kMaxPositions).value_or(0);
@@ -212,7 +223,7 @@ void ReadTokens(ConfigReader& reader, ModelConfig* config) {
   if (pad.has_value() && *pad >= 0 && *pad < config->vocab_size) config->pad_token_id = pad;
 }
 
-bool HasBias(BiasRule rule, bool attention_bias, bool mlp_bias) {
+bool HasBias(BiasRule rule, bool attention_bias, bool qkv_bias, bool mlp_bias) {
   switch (rule) {
     case BiasRule::kNever:
       return false;
@@ -220,6 +231,8 @@ bool HasBias(BiasRule rule, bool attention_bias, bool mlp_bias) {
       return true;
     case BiasRule::kByAttentionBias:
       return attention_bias;
+    case BiasRule::kByQkvBias:
+      return qkv_bias;
     case BiasRule::kByMlpBias:
       return mlp_bias;
   }
@@ -233,10 +246,11 @@ void ReadBiases(ConfigReader& reader, ModelConfig* config) {
   };
   const bool attention_bias =
       reads(BiasRule::kByAttentionBias) && reader.Bool("attention_bias").value_or(false);
+  const bool qkv_bias = reads(BiasRule::kByQkvBias) && reader.Bool("qkv_bias").value_or(true);
   const bool mlp_bias = reads(BiasRule::kByMlpBias) && reader.Bool("mlp_bias").value_or(false);
-  config->qkv_bias = HasBias(family.qkv_bias, attention_bias, mlp_bias);
-  config->o_bias = HasBias(family.o_bias, attention_bias, mlp_bias);
-  config->mlp_bias = HasBias(family.mlp_bias, attention_bias, mlp_bias);
+  config->qkv_bias = HasBias(family.qkv_bias, attention_bias, qkv_bias, mlp_bias);
+  config->o_bias = HasBias(family.o_bias, attention_bias, qkv_bias, mlp_bias);
+  config->mlp_bias = HasBias(family.mlp_bias, attention_bias, qkv_bias, mlp_bias);
   config->qk_norm = family.qk_norm;
 }
 
@@ -276,8 +290,83 @@ void ReadHeads(ConfigReader& reader, ModelConfig* config) {
   }
 }
 
+// ---------------------------------------------------------------------------------------------
+// Experts
+
+int64_t ReadNumExperts(ConfigReader& reader, const MoeSpec& moe) {
+  if (!reader.Has(moe.experts_key) && reader.Has(moe.other_experts_key)) {
+    return reader.RequiredInt(moe.other_experts_key, 1, kernels::kMaxExperts);
+  }
+  const int64_t experts = reader.RequiredInt(moe.experts_key, 1, kernels::kMaxExperts);
+  const auto other = reader.Int(moe.other_experts_key, 1, kernels::kMaxExperts);
+  if (reader.ok() && other.value_or(experts) != experts) {
+    reader.Fail(absl::InvalidArgumentError(
+        absl::StrCat(reader.where(), ": key \"", moe.experts_key, "\" is ", experts, " but \"",
+                     moe.other_experts_key, "\" is ", *other, "; they must agree")));
+  }
+  return experts;
+}
+
+// Layers `decoder_sparse_step` - 1, 2 * `decoder_sparse_step` - 1 ... but those of
+// `mlp_only_layers`.
+std::vector<bool> ReadMoeLayers(ConfigReader& reader, int64_t num_layers) {
+  const int64_t step = reader.Int("decoder_sparse_step", 1, kMaxPositions).value_or(1);
+  std::vector<bool> layers(num_layers);
+  for (int64_t layer = 0; layer < num_layers; ++layer) layers[layer] = (layer + 1) % step == 0;
+  const json* dense = reader.Get("mlp_only_layers");
+  if (dense == nullptr) return layers;
+  const std::string expected =
+      absl::StrCat("a list of layers from 0 to num_hidden_layers - 1 = ", num_layers - 1);
+  if (!dense->is_array()) {
+    reader.Fail("mlp_only_layers", *dense, expected);
+    return layers;
+  }
+  for (const json& layer : *dense) {
+    const bool fits =
+        layer.is_number_integer() && layer.get<int64_t>() >= 0 && layer.get<int64_t>() < num_layers;
+    if (!fits) {
+      reader.Fail("mlp_only_layers", *dense, expected);
+      return layers;
+    }
+    layers[layer.get<int64_t>()] = false;
+  }
+  return layers;
+}
+
+void ReadExperts(ConfigReader& reader, ModelConfig* config) {
+  if (config->family->moe == nullptr) return;
+  const MoeSpec& moe = *config->family->moe;
+  config->num_experts = ReadNumExperts(reader, moe);
+  config->experts_per_token = reader.Int("num_experts_per_tok", 1, kernels::kMaxExperts)
+                                  .value_or(moe.default_experts_per_token);
+  if (reader.ok() && config->experts_per_token > config->num_experts) {
+    reader.Fail(absl::InvalidArgumentError(
+        absl::StrCat(reader.where(), ": num_experts_per_tok is ", config->experts_per_token,
+                     ", but there are ", config->num_experts, " experts (", moe.experts_key, ")")));
+  }
+  config->expert_intermediate_size = reader.RequiredInt(moe.width_key, 1, kMaxWidth);
+  if (moe.shared_expert) {
+    config->shared_intermediate_size =
+        reader.RequiredInt("shared_expert_intermediate_size", 1, kMaxWidth);
+    config->shared_expert_gate = true;
+  }
+  config->normalise_experts = moe.always_normalise || reader.Bool("norm_topk_prob").value_or(false);
+  config->moe_layers = moe.layer_keys ? ReadMoeLayers(reader, config->num_layers)
+                                      : std::vector<bool>(config->num_layers, true);
+  if (std::find(config->moe_layers.begin(), config->moe_layers.end(), true) !=
+      config->moe_layers.end()) {
+    return;
+  }
+  // Every layer is dense: a dense model.
+  config->num_experts = config->experts_per_token = config->expert_intermediate_size = 0;
+  config->shared_intermediate_size = 0;
+  config->shared_expert_gate = config->normalise_experts = false;
+  config->moe_layers.clear();
+}
+
 void ReadMisc(ConfigReader& reader, ModelConfig* config) {
-  config->rms_norm_eps = static_cast<float>(reader.Positive("rms_norm_eps", 1.0).value_or(1e-6));
+  config->rms_norm_eps = static_cast<float>(
+      reader.Positive("rms_norm_eps", 1.0).value_or(config->family->default_rms_norm_eps));
   config->tie_word_embeddings = reader.Bool("tie_word_embeddings").value_or(false);
   const auto activation = reader.String("hidden_act");
   if (activation.has_value() && *activation != "silu" && *activation != "swish") {
@@ -320,6 +409,8 @@ absl::StatusOr<ModelConfig> ParseModelConfig(absl::string_view text, absl::strin
   ReadMisc(reader, &config);
   ReadBiases(reader, &config);
   ReadWindows(reader, &config);
+  ReadExperts(reader, &config);
+  config.rope.theta = config.family->default_rope_theta;
   ReadRope(reader, &config);
   ReadTokens(reader, &config);
   if (reader.ok()) RefuseUnknownKeys(reader, *config.family);

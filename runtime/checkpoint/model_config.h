@@ -88,6 +88,16 @@ struct ModelConfig {
   std::vector<int64_t> layer_windows;
   int64_t window(int64_t layer) const { return layer_windows[layer]; }
 
+  // Experts. num_experts 0: every layer is dense and the others below are 0 or empty.
+  int64_t num_experts = 0;
+  int64_t experts_per_token = 0;         // 1 .. num_experts
+  int64_t expert_intermediate_size = 0;  // channels of one expert
+  int64_t shared_intermediate_size = 0;  // channels of the shared expert; 0: none
+  bool shared_expert_gate = false;       // the shared expert is multiplied by sigmoid(x . gate)
+  bool normalise_experts = false;        // the chosen experts' probabilities are made to add to 1
+  std::vector<bool> moe_layers;          // [num_layers]; the others have intermediate_size channels
+  bool is_moe(int64_t layer) const { return num_experts > 0 && moe_layers[layer]; }
+
   RopeParameters rope;
 
   // Of the linear weights and the embedding: what the tensors are, not what config.json says. F32

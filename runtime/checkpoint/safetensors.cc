@@ -362,6 +362,8 @@ absl::StatusOr<std::unique_ptr<SafetensorsFile>> SafetensorsFile::Open(const std
   file->path_ = path;
   file->map_ = static_cast<const uint8_t*>(map);
   file->size_ = info.st_size;
+  file->identity_ = {static_cast<int64_t>(info.st_ino), info.st_size,
+                     info.st_mtim.tv_sec * 1'000'000'000 + info.st_mtim.tv_nsec};
   auto header = ParseSafetensorsHeader(
       {static_cast<const char*>(map), static_cast<size_t>(info.st_size)}, info.st_size, path);
   if (!header.ok()) return header.status();

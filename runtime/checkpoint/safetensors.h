@@ -5,6 +5,7 @@
 #ifndef PHALANX_RUNTIME_CHECKPOINT_SAFETENSORS_H_
 #define PHALANX_RUNTIME_CHECKPOINT_SAFETENSORS_H_
 
+#include <array>
 #include <cstdint>
 #include <memory>
 #include <string>
@@ -68,6 +69,9 @@ class SafetensorsFile {
     return {reinterpret_cast<const char*>(map_), static_cast<size_t>(header_.data_offset)};
   }
   int64_t size() const { return size_; }
+  // Inode, size and time of change: differs between two copies of a file, and is the same on every
+  // host for a file that they share.
+  std::array<int64_t, 3> identity() const { return identity_; }
 
  private:
   SafetensorsFile() = default;
@@ -75,6 +79,7 @@ class SafetensorsFile {
   std::string path_;
   const uint8_t* map_ = nullptr;
   int64_t size_ = 0;
+  std::array<int64_t, 3> identity_ = {};
   SafetensorsHeader header_;
   absl::flat_hash_map<absl::string_view, const TensorInfo*> by_name_;
 };

@@ -58,29 +58,38 @@ grpc::ServerBidiReactor<v1::WorkerMessage, v1::CoordinatorMessage>* ControlServe
   return RankStream::Open(this, context).get();
 }
 
-absl::Status ControlServer::Impl::Attach(std::shared_ptr<RankHandler> handler) {
-  std::lock_guard<std::mutex> lock(mutex_);
-  if (handler_ != nullptr) {
-    return absl::FailedPreconditionError(
-        "the control server already has a worker group; stop that one first");
+absl::Status ControlServer::Impl::Attach(int replica, std::shared_ptr<RankHandler> handler) {
+  if (replica < 0 || replica >= options_.replicas) {
+    return absl::InvalidArgumentError(absl::StrCat("the control server is for ", options_.replicas,
+                                                   " replicas; found replica ", replica));
   }
-  handler_ = std::move(handler);
+  std::lock_guard<std::mutex> lock(mutex_);
+  if (!handlers_.try_emplace(replica, std::move(handler)).second) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("the control server already has a worker group of replica ", replica,
+                     "; stop that one first"));
+  }
   return absl::OkStatus();
 }
 
 void ControlServer::Impl::Detach(RankHandler* handler) {
   std::lock_guard<std::mutex> lock(mutex_);
-  if (handler_.get() == handler) handler_.reset();
+  std::erase_if(handlers_, [handler](const auto& entry) { return entry.second.get() == handler; });
 }
 
-std::shared_ptr<RankHandler> ControlServer::Impl::handler() {
+std::shared_ptr<RankHandler> ControlServer::Impl::handler(int replica) {
   std::lock_guard<std::mutex> lock(mutex_);
-  return handler_;
+  const auto it = handlers_.find(replica);
+  return it == handlers_.end() ? nullptr : it->second;
 }
 
 absl::StatusOr<std::unique_ptr<ControlServer>> ControlServer::Listen(ControlServerOptions options) {
   if (options.token.empty()) {
     return absl::InvalidArgumentError("control server: the token must not be empty");
+  }
+  if (options.replicas < 1) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("control server: ", options.replicas, " replicas; at least 1 is needed"));
   }
   auto impl = std::make_unique<Impl>(std::move(options));
   absl::Status status = impl->Listen();

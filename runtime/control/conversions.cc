@@ -142,6 +142,7 @@ void ToProto(const scheduler::StepResult& result, v1::StepResult* out) {
   out->set_epoch(result.epoch);
   out->set_number(result.number);
   out->set_compute_us(result.compute_us);
+  out->mutable_expert_tokens()->Add(result.expert_tokens.begin(), result.expert_tokens.end());
   for (const scheduler::SequenceResult& sequence : result.sequences) {
     v1::SequenceResult* to = out->add_sequences();
     to->set_sequence_id(sequence.sequence_id);
@@ -161,6 +162,7 @@ absl::StatusOr<scheduler::StepResult> FromProto(const v1::StepResult& proto) {
   result.epoch = proto.epoch();
   result.number = proto.number();
   result.compute_us = proto.compute_us();
+  result.expert_tokens.assign(proto.expert_tokens().begin(), proto.expert_tokens().end());
   result.sequences.resize(proto.sequences_size());
   for (int i = 0; i < proto.sequences_size(); ++i) {
     const v1::SequenceResult& from = proto.sequences(i);

@@ -32,6 +32,11 @@ std::string ReasonToRefuse(const v1::Register& rank, const ControlServerOptions&
     return absl::StrCat("it is build \"", rank.build_version(), "\", the coordinator is build \"",
                         options.build_version, "\"; run the same phalanx binary everywhere");
   }
+  if (rank.replica() < 0 || rank.replica() >= options.replicas) {
+    return absl::StrCat("it is of replica ", rank.replica(),
+                        ", this coordinator has replicas 0 to ", options.replicas - 1,
+                        "; start the workers with the commands that serve prints");
+  }
   return "";
 }
 
@@ -112,13 +117,13 @@ void RankStream::HandleMessage() {
   }
   if (registered_seen_) return;  // refused: whatever it still says
   registered_seen_ = true;
-  const std::shared_ptr<RankHandler> handler = server_->handler();
   if (!incoming_.has_register_()) {
     Send(RefusedMessage("the first message of a control stream must be Register", false));
     FinishAfterWrites();
     return;
   }
   const v1::Register& rank = incoming_.register_();
+  const std::shared_ptr<RankHandler> handler = server_->handler(rank.replica());
   const std::string reason = ReasonToRefuse(rank, server_->options());
   if (!reason.empty()) {
     if (handler != nullptr) {

@@ -5,6 +5,7 @@
 #include <grpcpp/grpcpp.h>
 
 #include <deque>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -78,7 +79,7 @@ class RankStream final : public grpc::ServerBidiReactor<v1::WorkerMessage, v1::C
   bool finished_ = false;
 };
 
-// The service, and which group is attached.
+// The service, and which groups are attached.
 class ControlServer::Impl final : public v1::Control::CallbackService {
  public:
   explicit Impl(ControlServerOptions options) : options_(std::move(options)) {}
@@ -92,10 +93,12 @@ class ControlServer::Impl final : public v1::Control::CallbackService {
   int port() const { return port_; }
   const std::string& address() const { return address_; }
 
-  // FAILED_PRECONDITION: another one is attached.
-  absl::Status Attach(std::shared_ptr<RankHandler> handler);
+  // INVALID_ARGUMENT: `replica` is not in 0 .. options().replicas - 1. FAILED_PRECONDITION: it has
+  // another handler.
+  absl::Status Attach(int replica, std::shared_ptr<RankHandler> handler);
   void Detach(RankHandler* handler);
-  std::shared_ptr<RankHandler> handler();
+  // Null: nobody waits for ranks of that replica.
+  std::shared_ptr<RankHandler> handler(int replica);
 
  private:
   const ControlServerOptions options_;
@@ -103,7 +106,7 @@ class ControlServer::Impl final : public v1::Control::CallbackService {
   std::string address_;
   std::unique_ptr<grpc::Server> server_;
   std::mutex mutex_;
-  std::shared_ptr<RankHandler> handler_;
+  std::map<int, std::shared_ptr<RankHandler>> handlers_;  // by replica
 };
 
 }  // namespace phalanx::control

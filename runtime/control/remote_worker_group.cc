@@ -9,9 +9,10 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
-#include "absl/strings/str_join.h"
 #include "runtime/control/conversions.h"
 #include "runtime/control/rank_stream.h"
+#include "runtime/control/rank_table.h"
+#include "runtime/coordinator/agreement.h"
 
 namespace phalanx::control {
 namespace {
@@ -28,26 +29,16 @@ v1::CoordinatorMessage Refuse(std::string reason, bool retry = false) {
   return message;
 }
 
-std::string Describe(const v1::Register& rank) {
-  return absl::StrCat("rank ", rank.rank(), " (host ", rank.host(), ", pid ", rank.pid(), ")");
-}
-
-// "what: mine here, theirs there".
-std::string Differ(absl::string_view what, absl::string_view its, absl::string_view whose,
-                   absl::string_view theirs) {
-  return absl::StrCat("its ", what, " is ", its, ", that of ", whose, " is ", theirs);
-}
-
 }  // namespace
 
 class RemoteWorkerGroup::Impl final : public RankHandler,
                                       public std::enable_shared_from_this<Impl> {
  public:
   Impl(ControlServer& server, RemoteGroupOptions options)
-      : server_(server.impl()), options_(std::move(options)), ranks_(options_.world_size) {}
+      : server_(server.impl()), options_(std::move(options)), ranks_(options_) {}
 
   absl::StatusOr<coordinator::GroupInfo> Start(ResultCallback on_result);
-  absl::Status Submit(scheduler::StepPlan plan);
+  absl::Status Submit(const scheduler::StepPlan& plan);
   void Stop();
   std::vector<RankHealth> Health() const;
 
@@ -60,32 +51,17 @@ class RemoteWorkerGroup::Impl final : public RankHandler,
  private:
   enum class Phase { kNew, kStarting, kRunning, kDead, kStopped };
 
-  struct Rank {
-    std::shared_ptr<RankStream> stream;  // null: not registered, or its stream has ended
-    v1::Register info;
-    bool ready = false;
-    v1::Ready sizes;
-    v1::LoadProgress progress;
-    v1::Heartbeat heartbeat;
-    Clock::time_point heard;
-  };
-
   struct Outstanding {
     uint64_t number;
     Clock::time_point since;  // when it became the oldest
   };
 
   // Require mutex_.
-  std::string ReasonToRefuse(const v1::Register& rank) const;
-  Rank* Find(const RankStream* stream);
-  int NumReady() const;
-  std::string Missing() const;
   std::string AtStep() const;
-  coordinator::GroupInfo MakeInfo() const;
   absl::Status WithLastRefusal(const absl::Status& status) const;
 
   // Not to be called with mutex_ held.
-  void HandleResult(Rank* rank, const v1::StepResult& message);
+  void HandleResult(int rank, const v1::StepResult& message);
   void Fail(const absl::Status& status);
   void ReportProgress();
   void Monitor();
@@ -105,68 +81,13 @@ class RemoteWorkerGroup::Impl final : public RankHandler,
   std::condition_variable changed_;
   Phase phase_ = Phase::kNew;
   absl::Status death_;  // kDead
-  std::vector<Rank> ranks_;
+  RankTable ranks_;
   std::deque<Outstanding> outstanding_;
   uint64_t last_number_ = 0;  // of the last plan submitted
   std::string last_refusal_;
   std::thread monitor_;
   std::once_flag stop_once_;
 };
-
-std::string RemoteWorkerGroup::Impl::ReasonToRefuse(const v1::Register& rank) const {
-  if (rank.world_size() != options_.world_size) {
-    return absl::StrCat("its world has ", rank.world_size(), " ranks, the layout ",
-                        options_.layout.empty() ? "" : absl::StrCat(options_.layout, " "),
-                        "of this coordinator needs ", options_.world_size,
-                        "; start the workers with mpirun -np ", options_.world_size);
-  }
-  if (rank.rank() < 0 || rank.rank() >= options_.world_size) {
-    return absl::StrCat("rank ", rank.rank(), " is not in 0 .. ", options_.world_size - 1);
-  }
-  const Rank& slot = ranks_[rank.rank()];
-  if (slot.stream != nullptr) {
-    return absl::StrCat("rank ", rank.rank(), " is already there: host ", slot.info.host(),
-                        ", pid ", slot.info.pid(), "; end one of the two groups of workers");
-  }
-  const std::string coordinator = "this coordinator";
-  if (!options_.layout.empty() && rank.layout() != options_.layout) {
-    return Differ("layout", rank.layout(), coordinator, options_.layout);
-  }
-  if (!options_.profile.empty() && rank.profile() != options_.profile) {
-    return Differ("numerics profile", absl::StrCat("\"", rank.profile(), "\""), coordinator,
-                  absl::StrCat("\"", options_.profile, "\""));
-  }
-  if (!options_.checkpoint_digest.empty() &&
-      rank.checkpoint_digest() != options_.checkpoint_digest) {
-    return absl::StrCat(Differ("checkpoint digest", rank.checkpoint_digest(), coordinator,
-                               options_.checkpoint_digest),
-                        "; both must read the same model directory");
-  }
-  for (const Rank& other : ranks_) {
-    if (other.stream == nullptr) continue;
-    const std::string whose = Describe(other.info);
-    if (rank.layout() != other.info.layout()) {
-      return Differ("layout", rank.layout(), whose, other.info.layout());
-    }
-    if (rank.profile() != other.info.profile()) {
-      return Differ("numerics profile", absl::StrCat("\"", rank.profile(), "\""), whose,
-                    absl::StrCat("\"", other.info.profile(), "\""));
-    }
-    if (rank.checkpoint_digest() != other.info.checkpoint_digest()) {
-      return absl::StrCat(Differ("checkpoint digest", rank.checkpoint_digest(), whose,
-                                 other.info.checkpoint_digest()),
-                          "; all ranks must read the same model directory");
-    }
-    if (rank.op_digest() != other.info.op_digest()) {
-      return absl::StrCat(
-          Differ("known-answer digest", absl::StrCat(rank.op_digest(), " on ", rank.device()),
-                 whose, absl::StrCat(other.info.op_digest(), " on ", other.info.device())),
-          "; these ranks would not compute the same bits (R6)");
-    }
-    break;  // those that are there agree with each other
-  }
-  return "";
-}
 
 v1::CoordinatorMessage RemoteWorkerGroup::Impl::OnRegister(
     const std::shared_ptr<RankStream>& stream, const v1::Register& rank) {
@@ -180,18 +101,13 @@ v1::CoordinatorMessage RemoteWorkerGroup::Impl::OnRegister(
       reason = "the worker group is ending";
       retry = true;  // a new one may follow
     } else {
-      reason = ReasonToRefuse(rank);
+      reason = ranks_.ReasonToRefuse(rank);
       if (reason.empty() && phase_ != Phase::kStarting) {
         reason = absl::StrCat("all ", options_.world_size, " ranks are already there");
       }
     }
     if (reason.empty()) {
-      Rank& slot = ranks_[rank.rank()];
-      slot = Rank();
-      slot.stream = stream;
-      slot.info = rank;
-      slot.info.clear_token();
-      slot.heard = Clock::now();
+      ranks_.Register(stream, rank);
       answer.mutable_accepted()->set_epoch(options_.epoch);
       line = absl::StrCat(Describe(rank), " registered: ", rank.device());
     } else {
@@ -213,16 +129,9 @@ void RemoteWorkerGroup::Impl::OnRefused(const std::string& reason) {
   Log(reason);
 }
 
-RemoteWorkerGroup::Impl::Rank* RemoteWorkerGroup::Impl::Find(const RankStream* stream) {
-  for (Rank& rank : ranks_) {
-    if (rank.stream.get() == stream) return &rank;
-  }
-  return nullptr;
-}
-
 void RemoteWorkerGroup::Impl::OnMessage(RankStream* stream, const v1::WorkerMessage& message) {
   std::unique_lock<std::mutex> lock(mutex_);
-  Rank* rank = Find(stream);
+  RankTable::Rank* rank = ranks_.Find(stream);
   if (rank == nullptr) return;
   rank->heard = Clock::now();
   switch (message.message_case()) {
@@ -240,10 +149,12 @@ void RemoteWorkerGroup::Impl::OnMessage(RankStream* stream, const v1::WorkerMess
     case v1::WorkerMessage::kHeartbeat:
       rank->heartbeat = message.heartbeat();
       return;
-    case v1::WorkerMessage::kResult:
+    case v1::WorkerMessage::kResult: {
+      const int from = rank->info.rank();
       lock.unlock();
-      HandleResult(rank, message.result());
+      HandleResult(from, message.result());
       return;
+    }
     case v1::WorkerMessage::kError: {
       const v1::WorkerError& error = message.error();
       const std::string where =
@@ -278,7 +189,7 @@ void RemoteWorkerGroup::Impl::OnLost(RankStream* stream) {
   std::string line;
   {
     std::lock_guard<std::mutex> lock(mutex_);
-    Rank* rank = Find(stream);
+    RankTable::Rank* rank = ranks_.Find(stream);
     if (rank == nullptr) return;
     rank->stream.reset();
     if (phase_ == Phase::kStarting) {
@@ -303,19 +214,23 @@ std::string RemoteWorkerGroup::Impl::AtStep() const {
   return absl::StrCat("after step ", last_number_);
 }
 
-void RemoteWorkerGroup::Impl::HandleResult(Rank* rank, const v1::StepResult& message) {
+void RemoteWorkerGroup::Impl::HandleResult(int rank, const v1::StepResult& message) {
   absl::StatusOr<scheduler::StepResult> result = FromProto(message);
   std::unique_lock<std::mutex> callback_lock(callback_mutex_);
   absl::Status failure;
   {
     std::lock_guard<std::mutex> lock(mutex_);
     if (phase_ != Phase::kRunning || message.epoch() != options_.epoch) return;
-    if (!result.ok()) {
+    if (rank != options_.result_rank) {
+      failure = absl::UnavailableError(absl::StrCat(
+          Describe(ranks_.at(rank).info), " sent the result of step ", message.number(),
+          ", but results come from rank ", options_.result_rank, " alone"));
+    } else if (!result.ok()) {
       failure = absl::UnavailableError(
-          absl::StrCat(Describe(rank->info), ": ", result.status().message()));
+          absl::StrCat(Describe(ranks_.at(rank).info), ": ", result.status().message()));
     } else if (outstanding_.empty() || outstanding_.front().number != message.number()) {
       failure = absl::UnavailableError(absl::StrCat(
-          Describe(rank->info), " sent the result of step ", message.number(), " where ",
+          Describe(ranks_.at(rank).info), " sent the result of step ", message.number(), " where ",
           outstanding_.empty() ? std::string("none")
                                : absl::StrCat("that of step ", outstanding_.front().number),
           " was due"));
@@ -360,63 +275,14 @@ void RemoteWorkerGroup::Impl::ReportProgress() {
   {
     std::lock_guard<std::mutex> lock(mutex_);
     if (phase_ != Phase::kStarting) return;
-    for (const Rank& rank : ranks_) {
-      loaded += rank.progress.bytes_loaded();
-      total += rank.progress.bytes_total();
-    }
+    ranks_.Progress(&loaded, &total);
   }
   options_.on_progress(loaded, total);
-}
-
-int RemoteWorkerGroup::Impl::NumReady() const {
-  return static_cast<int>(std::count_if(ranks_.begin(), ranks_.end(),
-                                        [](const Rank& r) { return r.stream && r.ready; }));
-}
-
-std::string RemoteWorkerGroup::Impl::Missing() const {
-  std::vector<std::string> absent;
-  std::vector<std::string> loading;
-  for (int i = 0; i < options_.world_size; ++i) {
-    if (ranks_[i].stream == nullptr) {
-      absent.push_back(absl::StrCat(i));
-    } else if (!ranks_[i].ready) {
-      loading.push_back(Describe(ranks_[i].info));
-    }
-  }
-  std::string text;
-  if (!absent.empty()) {
-    text = absl::StrCat(absent.size(), " of ", options_.world_size, " ranks have not registered (",
-                        absl::StrJoin(absent, ", "), ")");
-  }
-  if (!loading.empty()) {
-    absl::StrAppend(&text, text.empty() ? "" : "; ",
-                    "still loading: ", absl::StrJoin(loading, ", "));
-  }
-  return text;
 }
 
 absl::Status RemoteWorkerGroup::Impl::WithLastRefusal(const absl::Status& status) const {
   if (last_refusal_.empty()) return status;
   return absl::Status(status.code(), absl::StrCat(status.message(), "; ", last_refusal_));
-}
-
-coordinator::GroupInfo RemoteWorkerGroup::Impl::MakeInfo() const {
-  coordinator::GroupInfo info;
-  info.epoch = options_.epoch;
-  info.layout = options_.layout.empty() ? ranks_[0].info.layout() : options_.layout;
-  for (const Rank& rank : ranks_) {
-    coordinator::RankInfo& to = info.ranks.emplace_back();
-    to.rank = rank.info.rank();
-    to.host = rank.info.host();
-    to.pid = rank.info.pid();
-    to.device = rank.info.device();
-    to.op_digest = rank.info.op_digest();
-    to.checkpoint_digest = rank.info.checkpoint_digest();
-    to.weight_bytes = rank.sizes.weight_bytes();
-    to.kv_block_bytes = rank.sizes.kv_block_bytes();
-    to.kv_blocks = rank.sizes.kv_blocks();
-  }
-  return info;
 }
 
 absl::StatusOr<coordinator::GroupInfo> RemoteWorkerGroup::Impl::Start(ResultCallback on_result) {
@@ -431,18 +297,24 @@ absl::StatusOr<coordinator::GroupInfo> RemoteWorkerGroup::Impl::Start(ResultCall
     phase_ = Phase::kStarting;
     on_result_ = std::move(on_result);
   }
-  absl::Status status = server_.Attach(shared_from_this());
+  absl::Status status;
+  if (options_.result_rank < 0 || options_.result_rank >= options_.world_size) {
+    status = absl::InvalidArgumentError(absl::StrCat("result_rank is ", options_.result_rank,
+                                                     ", but the ranks are 0 to ",
+                                                     options_.world_size - 1));
+  }
+  if (status.ok()) status = server_.Attach(options_.replica, shared_from_this());
   if (status.ok() && options_.launch) status = options_.launch();
   if (!status.ok()) {
     Fail(status);
     return status;
   }
   std::unique_lock<std::mutex> lock(mutex_);
-  while (phase_ == Phase::kStarting && NumReady() < options_.world_size) {
+  while (phase_ == Phase::kStarting && !ranks_.all_ready()) {
     if (Clock::now() >= deadline) {
       const absl::Status late = WithLastRefusal(absl::DeadlineExceededError(
           absl::StrCat("the workers did not start within ",
-                       absl::FormatDuration(options_.start_timeout), ": ", Missing())));
+                       absl::FormatDuration(options_.start_timeout), ": ", ranks_.Missing())));
       lock.unlock();
       Fail(late);
       return late;
@@ -451,25 +323,32 @@ absl::StatusOr<coordinator::GroupInfo> RemoteWorkerGroup::Impl::Start(ResultCall
     status = options_.liveness ? options_.liveness() : absl::OkStatus();
     lock.lock();
     // What a rank said of itself comes before what its launcher says of its exit.
-    if (!status.ok() && phase_ == Phase::kStarting && NumReady() < options_.world_size) {
+    if (!status.ok() && phase_ == Phase::kStarting && !ranks_.all_ready()) {
       const absl::Status dead = WithLastRefusal(absl::Status(
-          status.code(),
-          absl::StrCat(status.message(), " (before all ranks were ready: ", Missing(), ")")));
+          status.code(), absl::StrCat(status.message(),
+                                      " (before all ranks were ready: ", ranks_.Missing(), ")")));
       lock.unlock();
       Fail(dead);
       return dead;
     }
-    changed_.wait_until(lock, std::min(deadline, Clock::now() + kPollInterval), [&] {
-      return phase_ != Phase::kStarting || NumReady() == options_.world_size;
-    });
+    changed_.wait_until(lock, std::min(deadline, Clock::now() + kPollInterval),
+                        [&] { return phase_ != Phase::kStarting || ranks_.all_ready(); });
   }
   if (phase_ == Phase::kDead) return death_;
   if (phase_ != Phase::kStarting) {
     return absl::CancelledError("the worker group was stopped while it started");
   }
+  coordinator::GroupInfo info = ranks_.MakeInfo();
+  // At registration nobody had read the weights.
+  status = coordinator::CheckAgreement(info.ranks);
+  if (!status.ok()) {
+    lock.unlock();
+    Fail(status);
+    return status;
+  }
   phase_ = Phase::kRunning;
   monitor_ = std::thread([this] { Monitor(); });
-  return MakeInfo();
+  return info;
 }
 
 void RemoteWorkerGroup::Impl::Monitor() {
@@ -477,15 +356,9 @@ void RemoteWorkerGroup::Impl::Monitor() {
   while (phase_ == Phase::kRunning) {
     if (!outstanding_.empty() && Clock::now() - outstanding_.front().since >
                                      absl::ToChronoNanoseconds(options_.step_timeout)) {
-      std::vector<std::string> ranks;
-      for (const Rank& rank : ranks_) {
-        ranks.push_back(absl::StrCat(Describe(rank.info), ": step ", rank.heartbeat.step(),
-                                     ", collective ", rank.heartbeat.collective()));
-      }
-      const absl::Status hang = absl::UnavailableError(
-          absl::StrCat("step ", outstanding_.front().number, " gave no result within ",
-                       absl::FormatDuration(options_.step_timeout),
-                       "; last heard: ", absl::StrJoin(ranks, "; ")));
+      const absl::Status hang = absl::UnavailableError(absl::StrCat(
+          "step ", outstanding_.front().number, " gave no result within ",
+          absl::FormatDuration(options_.step_timeout), "; last heard: ", ranks_.LastHeard()));
       lock.unlock();
       Fail(hang);
       return;
@@ -503,7 +376,7 @@ void RemoteWorkerGroup::Impl::Monitor() {
   }
 }
 
-absl::Status RemoteWorkerGroup::Impl::Submit(scheduler::StepPlan plan) {
+absl::Status RemoteWorkerGroup::Impl::Submit(const scheduler::StepPlan& plan) {
   v1::CoordinatorMessage message;
   ToProto(plan, message.mutable_plan());
   std::lock_guard<std::mutex> lock(mutex_);
@@ -513,7 +386,7 @@ absl::Status RemoteWorkerGroup::Impl::Submit(scheduler::StepPlan plan) {
     return absl::InvalidArgumentError(absl::StrCat(
         "plan of epoch ", plan.epoch, " for the worker group of epoch ", options_.epoch));
   }
-  const std::shared_ptr<RankStream>& lead = ranks_[0].stream;
+  const std::shared_ptr<RankStream>& lead = ranks_.at(0).stream;
   if (lead == nullptr) return absl::UnavailableError("the lead rank is gone");
   outstanding_.push_back({plan.number, Clock::now()});
   last_number_ = plan.number;
@@ -529,9 +402,7 @@ void RemoteWorkerGroup::Impl::Stop() {
       std::lock_guard<std::mutex> lock(mutex_);
       before = phase_;
       phase_ = Phase::kStopped;
-      for (const Rank& rank : ranks_) {
-        if (rank.stream != nullptr) streams.push_back(rank.stream);
-      }
+      streams = ranks_.streams();
     }
     changed_.notify_all();
     { std::lock_guard<std::mutex> wait_for_callback(callback_mutex_); }
@@ -543,15 +414,9 @@ void RemoteWorkerGroup::Impl::Stop() {
     }
     {
       std::unique_lock<std::mutex> lock(mutex_);
-      changed_.wait_for(lock, absl::ToChronoNanoseconds(options_.stop_timeout), [&] {
-        return std::all_of(ranks_.begin(), ranks_.end(),
-                           [](const Rank& rank) { return rank.stream == nullptr; });
-      });
-      streams.clear();
-      for (Rank& rank : ranks_) {
-        if (rank.stream != nullptr) streams.push_back(std::move(rank.stream));
-        rank.stream.reset();
-      }
+      changed_.wait_for(lock, absl::ToChronoNanoseconds(options_.stop_timeout),
+                        [&] { return ranks_.all_gone(); });
+      streams = ranks_.TakeStreams();
     }
     for (const std::shared_ptr<RankStream>& stream : streams) stream->Break();
     if (options_.terminate && before != Phase::kNew) options_.terminate();
@@ -560,14 +425,8 @@ void RemoteWorkerGroup::Impl::Stop() {
 }
 
 std::vector<RankHealth> RemoteWorkerGroup::Impl::Health() const {
-  std::vector<RankHealth> health;
   std::lock_guard<std::mutex> lock(mutex_);
-  for (const Rank& rank : ranks_) {
-    if (rank.stream == nullptr) continue;
-    health.push_back({rank.info.rank(), rank.heartbeat.step(), rank.heartbeat.collective(),
-                      absl::FromChrono(Clock::now() - rank.heard)});
-  }
-  return health;
+  return ranks_.Health();
 }
 
 RemoteWorkerGroup::RemoteWorkerGroup(ControlServer& server, RemoteGroupOptions options)
@@ -576,9 +435,7 @@ RemoteWorkerGroup::~RemoteWorkerGroup() { impl_->Stop(); }
 absl::StatusOr<coordinator::GroupInfo> RemoteWorkerGroup::Start(ResultCallback on_result) {
   return impl_->Start(std::move(on_result));
 }
-absl::Status RemoteWorkerGroup::Submit(scheduler::StepPlan plan) {
-  return impl_->Submit(std::move(plan));
-}
+absl::Status RemoteWorkerGroup::Submit(scheduler::StepPlan plan) { return impl_->Submit(plan); }
 void RemoteWorkerGroup::Stop() { impl_->Stop(); }
 std::vector<RankHealth> RemoteWorkerGroup::Health() const { return impl_->Health(); }
 

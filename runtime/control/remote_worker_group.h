@@ -18,8 +18,12 @@
 namespace phalanx::control {
 
 struct RemoteGroupOptions {
-  uint64_t epoch = 1;  // rising from group to group
+  uint64_t epoch = 1;  // rising from group to group of a replica
+  int replica = 0;     // data-parallel replica: ranks of others don't come to this group
   int world_size = 1;  // ranks to wait for
+  // The only rank that may send results: the first of the last pipeline stage, (pp - 1) * sp * tp.
+  // A result from any other ends the group.
+  int result_rank = 0;
   // What every rank must be started with; compared with its own. Empty: the ranks are only compared
   // with each other. The digest of the known-answer runs is always compared between ranks (R6).
   std::string layout;
@@ -46,10 +50,11 @@ struct RemoteGroupOptions {
 
 // The last that was heard of a rank.
 struct RankHealth {
-  int rank = 0;
+  int rank = 0;             // in its replica
   uint64_t step = 0;        // last step begun
   uint64_t collective = 0;  // number of collectives begun
   absl::Duration age;       // time since the last heartbeat
+  int replica = 0;
 };
 
 class RemoteWorkerGroup final : public coordinator::WorkerGroup {
@@ -60,8 +65,9 @@ class RemoteWorkerGroup final : public coordinator::WorkerGroup {
 
   // Waits until world_size ranks have registered and loaded. DEADLINE_EXCEEDED names the ranks that
   // are missing; the first error that a rank or `liveness` reports is returned as it is, the rank
-  // named. Both end with the last refusal, if there was one. FAILED_PRECONDITION: another group
-  // is attached to the server. Once per object.
+  // named. Both end with the last refusal, if there was one. FAILED_PRECONDITION: the weights that
+  // ranks have read differ, or another group of this replica is attached to the server.
+  // INVALID_ARGUMENT: the server is for fewer replicas, or result_rank is no rank. Once per object.
   absl::StatusOr<coordinator::GroupInfo> Start(ResultCallback on_result) override;
   // UNAVAILABLE: the group is dead or stopped. `plan.epoch` is that of GroupInfo.
   absl::Status Submit(scheduler::StepPlan plan) override;

@@ -49,7 +49,8 @@ std::shared_ptr<grpc::Channel> MakeChannel(const WorkerClientOptions& options) {
 
 class WorkerClient::Impl {
  public:
-  Impl(WorkerClientOptions options, WorkerIdentity identity, std::shared_ptr<grpc::Channel> channel)
+  Impl(WorkerClientOptions options, WorkerIdentity identity,
+       const std::shared_ptr<grpc::Channel>& channel)
       : options_(std::move(options)),
         identity_(std::move(identity)),
         stub_(v1::Control::NewStub(channel)) {}
@@ -105,6 +106,7 @@ WorkerClient::Impl::Outcome WorkerClient::Impl::Register(Clock::time_point deadl
   rank->set_token(options_.token);
   rank->set_rank(identity_.rank);
   rank->set_world_size(identity_.world_size);
+  rank->set_replica(identity_.replica);
   rank->set_host(identity_.host);
   rank->set_pid(identity_.pid);
   rank->set_device(identity_.device);
@@ -261,8 +263,8 @@ void WorkerClient::Impl::Close() {
   if (reader_.joinable()) reader_.join();
 }
 
-absl::StatusOr<std::unique_ptr<WorkerClient>> WorkerClient::Connect(WorkerClientOptions options,
-                                                                    WorkerIdentity identity) {
+absl::StatusOr<std::unique_ptr<WorkerClient>> WorkerClient::Connect(
+    const WorkerClientOptions& options, const WorkerIdentity& identity) {
   const Clock::time_point deadline =
       Clock::now() +
       absl::ToChronoNanoseconds(std::min(options.connect_timeout, absl::Hours(24 * 365)));
@@ -302,11 +304,12 @@ void WorkerClient::ReportProgress(int64_t bytes_loaded, int64_t bytes_total) {
   impl_->ReportProgress(bytes_loaded, bytes_total);
 }
 absl::Status WorkerClient::ReportReady(int64_t weight_bytes, int64_t kv_block_bytes,
-                                       int64_t kv_blocks) {
+                                       int64_t kv_blocks, const std::string& content_digest) {
   v1::WorkerMessage message;
   message.mutable_ready()->set_weight_bytes(weight_bytes);
   message.mutable_ready()->set_kv_block_bytes(kv_block_bytes);
   message.mutable_ready()->set_kv_blocks(kv_blocks);
+  message.mutable_ready()->set_content_digest(content_digest);
   return impl_->Send(message);
 }
 absl::StatusOr<std::optional<scheduler::StepPlan>> WorkerClient::NextPlan() {

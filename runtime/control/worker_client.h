@@ -20,10 +20,11 @@ namespace phalanx::control {
 struct WorkerIdentity {
   int rank = 0;
   int world_size = 1;
+  int replica = 0;  // data-parallel replica that the rank belongs to
   std::string host;
   int64_t pid = 0;
   std::string device;  // Kernels::Describe()
-  std::string layout;  // "tp=2"
+  std::string layout;  // of the worker group: "pp=2,tp=2"
   std::string profile;
   std::string op_digest;
   std::string checkpoint_digest;
@@ -57,8 +58,8 @@ class WorkerClient {
   // Connects and registers, trying again until connect_timeout. UNAVAILABLE: nobody answers there.
   // FAILED_PRECONDITION: refused, with the coordinator's reason. DEADLINE_EXCEEDED: something
   // answers, but does not accept ranks.
-  static absl::StatusOr<std::unique_ptr<WorkerClient>> Connect(WorkerClientOptions options,
-                                                               WorkerIdentity identity);
+  static absl::StatusOr<std::unique_ptr<WorkerClient>> Connect(const WorkerClientOptions& options,
+                                                               const WorkerIdentity& identity);
   ~WorkerClient();
   WorkerClient(const WorkerClient&) = delete;
   WorkerClient& operator=(const WorkerClient&) = delete;
@@ -69,7 +70,8 @@ class WorkerClient {
   // when complete.
   void ReportProgress(int64_t bytes_loaded, int64_t bytes_total);
   // The rank can compute. Sizes as in coordinator::RankInfo.
-  absl::Status ReportReady(int64_t weight_bytes, int64_t kv_block_bytes, int64_t kv_blocks);
+  absl::Status ReportReady(int64_t weight_bytes, int64_t kv_block_bytes, int64_t kv_blocks,
+                           const std::string& content_digest = "");
 
   // Blocks until a plan arrives (lead only) or the coordinator asks to leave: nullopt. UNAVAILABLE:
   // the coordinator is gone.

@@ -1,13 +1,22 @@
-// The side of the coordinator that clients call: checks, the mailbox, start and stop.
+// The side of the coordinator that clients call: checks, ids, the choice of a replica.
 #include "runtime/coordinator/coordinator.h"
 
+#include <algorithm>
 #include <chrono>
-#include <limits>
+#include <condition_variable>
+#include <mutex>
+#include <numeric>
+#include <optional>
 #include <random>
+#include <unordered_map>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
-#include "runtime/coordinator/loop.h"
+#include "kernels/check.h"
+#include "parallel/mesh.h"
+#include "runtime/coordinator/agreement.h"
+#include "runtime/coordinator/replica.h"
+#include "runtime/coordinator/router.h"
 
 namespace phalanx::coordinator {
 namespace {
@@ -16,8 +25,6 @@ uint64_t DrawFromDevice() {
   std::random_device device;
   return static_cast<uint64_t>(device()) << 32 | device();
 }
-
-constexpr absl::Duration kRateWindow = absl::Seconds(10);
 
 }  // namespace
 
@@ -37,75 +44,188 @@ absl::string_view Name(CoordinatorState state) {
   return "unknown";
 }
 
-Coordinator::Coordinator(CoordinatorOptions options, std::unique_ptr<WorkerGroup> group)
-    : loop_(std::make_unique<Loop>(std::move(options), std::move(group))) {}
-Coordinator::~Coordinator() { Stop(); }
-absl::Status Coordinator::Start() { return loop_->Start(); }
-absl::StatusOr<RequestHandle> Coordinator::Submit(GenerateRequest request, EventCallback callback) {
-  return loop_->Submit(std::move(request), std::move(callback));
+void EngineCounters::Add(const EngineCounters& other) {
+  queued_requests += other.queued_requests;
+  running_requests += other.running_requests;
+  running_sequences += other.running_sequences;
+  blocks.total += other.blocks.total;
+  blocks.free += other.blocks.free;
+  blocks.cached += other.blocks.cached;
+  blocks.in_use += other.blocks.in_use;
+  blocks.queried_blocks += other.blocks.queried_blocks;
+  blocks.hit_blocks += other.blocks.hit_blocks;
+  blocks.evictions += other.blocks.evictions;
+  steps += other.steps;
+  prompt_tokens += other.prompt_tokens;
+  cached_prompt_tokens += other.cached_prompt_tokens;
+  generated_tokens += other.generated_tokens;
+  preemptions += other.preemptions;
+  finished_requests += other.finished_requests;
+  compute_us += other.compute_us;
+  prompt_tokens_per_second += other.prompt_tokens_per_second;
+  generated_tokens_per_second += other.generated_tokens_per_second;
+  reckoned_tokens += other.reckoned_tokens;
+  expert_tokens.resize(std::max(expert_tokens.size(), other.expert_tokens.size()));
+  for (size_t e = 0; e < other.expert_tokens.size(); ++e) {
+    expert_tokens[e] += other.expert_tokens[e];
+  }
 }
-bool Coordinator::Cancel(absl::string_view request_id) { return loop_->Cancel(request_id); }
-CoordinatorStatus Coordinator::GetStatus() const { return loop_->GetStatus(); }
-absl::Status Coordinator::Drain(absl::Duration timeout) { return loop_->Drain(timeout); }
-void Coordinator::Stop() { loop_->Stop(); }
-void Coordinator::Wake() { loop_->Wake(); }
 
-Coordinator::Loop::Loop(CoordinatorOptions options, std::unique_ptr<WorkerGroup> group)
-    : options_(std::move(options)), group_(std::move(group)), id_prefix_(DrawFromDevice()) {}
+double EngineCounters::ExpertImbalance() const {
+  const int64_t sum = std::accumulate(expert_tokens.begin(), expert_tokens.end(), int64_t{0});
+  if (sum == 0) return 0;
+  const int64_t most = *std::max_element(expert_tokens.begin(), expert_tokens.end());
+  return static_cast<double>(most) * static_cast<double>(expert_tokens.size()) /
+         static_cast<double>(sum);
+}
 
-Coordinator::Loop::~Loop() { Stop(); }
+class Coordinator::Impl final : public ReplicaOwner {
+ public:
+  Impl(CoordinatorOptions options, std::vector<std::unique_ptr<WorkerGroup>> groups);
 
-absl::Status Coordinator::Loop::Start() {
-  {
+  absl::Status Start();
+  absl::StatusOr<RequestHandle> Submit(GenerateRequest request, EventCallback callback);
+  bool Cancel(absl::string_view request_id);
+  CoordinatorStatus GetStatus() const;
+  std::string layout() const {
     std::lock_guard<std::mutex> lock(mu_);
-    if (stop_) return absl::UnavailableError("the coordinator was stopped before it had started");
+    return layout_;
   }
-  scheduler::SchedulerOptions scheduler_options = options_.scheduler;
-  scheduler_options.max_context = options_.limits.max_context;
-  if (scheduler_options.eos_token_ids.empty()) {
-    scheduler_options.eos_token_ids = options_.eos_token_ids;
+  absl::Status Drain(absl::Duration timeout);
+  void Stop();
+  void Wake();
+
+  void OnEnding(const LiveRequest& live) override;
+  void OnEnded() override;
+
+ private:
+  struct Place {
+    int replica = 0;
+    uint64_t serial = 0;
+  };
+
+  absl::Status CheckReplicasAgree() const;
+  // "replica 1: " where there are several.
+  std::string Prefix(size_t replica) const;
+  bool routes_by_prefix() const { return replicas_.size() > 1 && options_.scheduler.prefix_reuse; }
+  std::unique_ptr<LiveRequest> MakeLive(GenerateRequest& request, EventCallback callback);
+  // The state with the replicas' own taken into account; the failure of each where all failed.
+  CoordinatorState State(absl::Status* failure) const;  // mu_ held
+  absl::Status CheckAccepting() const;                  // mu_ held
+  // Where the request goes; also reckons what it will cost there. RESOURCE_EXHAUSTED, UNAVAILABLE.
+  absl::StatusOr<int> Route(LiveRequest& live) const;
+  std::string DrawId();  // mu_ held
+
+  const CoordinatorOptions options_;
+  std::vector<std::unique_ptr<Replica>> replicas_;
+
+  // Taken before a replica's own lock.
+  mutable std::mutex mu_;
+  std::condition_variable request_ended_;
+  // Guarded by mu_.
+  CoordinatorState state_ = CoordinatorState::kLoading;  // never kFailed
+  std::string layout_;
+  std::unordered_map<std::string, Place> live_ids_;
+  int64_t unfinished_ = 0;  // accepted, last event not delivered
+  uint64_t next_serial_ = 1;
+  bool stop_ = false;
+
+  const uint64_t id_prefix_ = DrawFromDevice();
+  std::mutex stop_mu_;  // one Stop() at a time; taken before mu_
+};
+
+Coordinator::Impl::Impl(CoordinatorOptions options,
+                        std::vector<std::unique_ptr<WorkerGroup>> groups)
+    : options_(std::move(options)) {
+  PHALANX_CHECK(!groups.empty()) << "a coordinator needs a worker group";
+  for (size_t i = 0; i < groups.size(); ++i) {
+    replicas_.push_back(
+        std::make_unique<Replica>(static_cast<int>(i), options_, std::move(groups[i]), *this));
   }
+}
+
+std::string Coordinator::Impl::Prefix(size_t replica) const {
+  return replicas_.size() > 1 ? absl::StrCat("replica ", replica, ": ") : "";
+}
+
+absl::Status Coordinator::Impl::Start() {
   if (options_.limits.vocab_size < 1 || options_.limits.max_context < 2) {
     return absl::InvalidArgumentError(absl::StrCat(
         "limits: a vocabulary of ", options_.limits.vocab_size, " ids and a context of ",
         options_.limits.max_context, " tokens; at least 1 and 2 are needed"));
   }
-  absl::StatusOr<GroupInfo> info =
-      group_->Start([this](absl::StatusOr<scheduler::StepResult> result) {
-        std::lock_guard<std::mutex> lock(mu_);
-        mailbox_.results.push_back(std::move(result));
-        mail_came_.notify_one();
-      });
-  if (!info.ok()) return info.status();
-  const int64_t held = info->kv_blocks();
-  if (scheduler_options.num_blocks == 0) scheduler_options.num_blocks = held;
-  absl::Status status = scheduler::ValidateOptions(scheduler_options);
-  if (held < 1) {
-    status =
-        absl::InvalidArgumentError("the ranks' KV memory holds no block; give them more KV memory");
-  } else if (scheduler_options.num_blocks > held) {
-    status =
-        absl::InvalidArgumentError(absl::StrCat("num_blocks is ", scheduler_options.num_blocks,
-                                                ", but the ranks hold only ", held, " KV blocks"));
+  {
+    std::lock_guard<std::mutex> lock(mu_);
+    if (stop_) return absl::UnavailableError("the coordinator was stopped before it had started");
   }
-  if (!status.ok()) {
-    group_->Stop();
-    return status;
+  // The first that fails stops the others, whose own errors then say nothing.
+  std::mutex first_mu;
+  absl::Status first;
+  std::vector<std::thread> waiting;
+  for (const auto& replica : replicas_) replica->BeginStart();
+  for (size_t i = 0; i < replicas_.size(); ++i) {
+    waiting.emplace_back([&, i] {
+      const absl::Status status = replicas_[i]->AwaitStart();
+      if (status.ok()) return;
+      {
+        std::lock_guard<std::mutex> lock(first_mu);
+        if (!first.ok()) return;
+        first = absl::Status(status.code(), absl::StrCat(Prefix(i), status.message()));
+      }
+      std::lock_guard<std::mutex> stop_lock(stop_mu_);
+      for (const auto& replica : replicas_) replica->Stop();
+    });
+  }
+  for (std::thread& thread : waiting) thread.join();
+  if (first.ok()) first = CheckReplicasAgree();
+  if (!first.ok()) {
+    std::lock_guard<std::mutex> stop_lock(stop_mu_);
+    for (const auto& replica : replicas_) replica->Stop();
+    return first;
   }
 
   std::lock_guard<std::mutex> lock(mu_);
   if (stop_) return absl::UnavailableError("the coordinator was stopped while it started");
-  scheduler_options_ = scheduler_options;
-  scheduler_ = std::make_unique<scheduler::Scheduler>(scheduler_options, info->epoch);
-  status_.group = *std::move(info);
-  status_.blocks = scheduler_->stats().blocks;
+  layout_ = replicas_[0]->group_info().layout;
+  if (absl::StatusOr<parallel::Layout> layout = parallel::ParseLayout(layout_); layout.ok()) {
+    layout->dp = static_cast<int>(replicas_.size());
+    layout_ = layout->ToString();
+  }
   state_ = CoordinatorState::kServing;
-  thread_ = std::thread([this] { Run(); });
   return absl::OkStatus();
 }
 
-absl::Status Coordinator::Loop::CheckAccepting() const {
-  switch (state_) {
+absl::Status Coordinator::Impl::CheckReplicasAgree() const {
+  const std::vector<RankInfo>& first = replicas_[0]->group_info().ranks;
+  for (size_t i = 1; i < replicas_.size(); ++i) {
+    const std::vector<RankInfo>& other = replicas_[i]->group_info().ranks;
+    if (first.empty() || other.empty()) continue;
+    const absl::Status status = CheckAgreement(first[0], other[0]);
+    if (!status.ok()) {
+      return absl::Status(status.code(),
+                          absl::StrCat("replicas 0 and ", i, " differ: ", status.message()));
+    }
+  }
+  return absl::OkStatus();
+}
+
+CoordinatorState Coordinator::Impl::State(absl::Status* failure) const {
+  if (state_ == CoordinatorState::kLoading || state_ == CoordinatorState::kStopped) return state_;
+  std::string causes;
+  for (size_t i = 0; i < replicas_.size(); ++i) {
+    const absl::Status status = replicas_[i]->failure();
+    if (status.ok()) return state_;
+    absl::StrAppend(&causes, i > 0 ? "; " : "", Prefix(i), status.message());
+  }
+  *failure = absl::UnavailableError(causes);
+  return CoordinatorState::kFailed;
+}
+
+absl::Status Coordinator::Impl::CheckAccepting() const {
+  // Before the loops end: what comes later would never be looked at.
+  if (stop_) return absl::UnavailableError("the server has stopped");
+  absl::Status failure;
+  switch (State(&failure)) {
     case CoordinatorState::kServing:
       return absl::OkStatus();
     case CoordinatorState::kLoading:
@@ -113,22 +233,20 @@ absl::Status Coordinator::Loop::CheckAccepting() const {
     case CoordinatorState::kDraining:
       return absl::UnavailableError("the server is draining and takes no new requests");
     case CoordinatorState::kFailed:
-      return absl::UnavailableError(absl::StrCat("the workers are gone: ", failure_.message()));
+      return absl::UnavailableError(absl::StrCat("the workers are gone: ", failure.message()));
     case CoordinatorState::kStopped:
       break;
   }
   return absl::UnavailableError("the server has stopped");
 }
 
-std::string Coordinator::Loop::DrawId() {
+std::string Coordinator::Impl::DrawId() {
   return absl::StrCat("req-", absl::Hex(id_prefix_, absl::kZeroPad16), "-", next_serial_);
 }
 
-absl::StatusOr<RequestHandle> Coordinator::Loop::Submit(GenerateRequest request,
-                                                        EventCallback callback) {
-  absl::Status status = ValidateRequest(request, options_.limits, options_.text_decoder != nullptr);
-  if (!status.ok()) return status;
-  auto live = std::make_unique<Live>();
+std::unique_ptr<LiveRequest> Coordinator::Impl::MakeLive(GenerateRequest& request,
+                                                         EventCallback callback) {
+  auto live = std::make_unique<LiveRequest>();
   live->submitted = options_.clock();
   live->callback = std::move(callback);
   live->seed = request.seed.has_value() ? *request.seed
@@ -146,6 +264,53 @@ absl::StatusOr<RequestHandle> Coordinator::Loop::Submit(GenerateRequest request,
   spec.cache_salt = request.cache_salt;
   spec.deadline = request.deadline;
   live->usage.prompt_tokens = static_cast<int64_t>(spec.prompt.size());
+  if (routes_by_prefix()) {
+    live->prefixes.emplace_back(spec.cache_salt, options_.scheduler.block_tokens);
+    live->prefixes[0].Push(spec.prompt);
+  }
+  return live;
+}
+
+absl::StatusOr<int> Coordinator::Impl::Route(LiveRequest& live) const {
+  const scheduler::RequestSpec& spec = live.spec;
+  const int64_t prompt = static_cast<int64_t>(spec.prompt.size());
+  const int64_t block = options_.scheduler.block_tokens;
+  live.tokens_to_come.assign(spec.n, std::min({spec.max_tokens, kReckonedAnswerTokens,
+                                               options_.limits.max_context - prompt}));
+  const int64_t answers = live.tokens_to_come[0] * spec.n;
+  // As in the scheduler: the last row is always computed, and a prompt whose logprobs are asked for
+  // wholly.
+  const int64_t reusable = spec.sampling.prompt_logprobs >= 0 ? 0 : (prompt - 1) / block;
+  absl::Status refused = absl::UnavailableError("the workers are gone");
+  std::vector<int> candidates;
+  std::vector<ReplicaLoad> loads;
+  for (size_t i = 0; i < replicas_.size(); ++i) {
+    Replica& replica = *replicas_[i];
+    if (!replica.alive()) continue;
+    const absl::Status fits = scheduler::Scheduler::CheckFits(replica.scheduler_options(), spec);
+    if (!fits.ok()) {
+      refused = fits;
+      continue;
+    }
+    candidates.push_back(static_cast<int>(i));
+    ReplicaLoad& load = loads.emplace_back(replica.load());
+    if (!live.prefixes.empty()) {
+      const int64_t blocks = replica.prefixes().Match(live.prefixes[0].hashes());
+      load.cached_tokens = std::min(blocks, reusable) * block;
+    }
+  }
+  if (candidates.empty()) return refused;
+  const int chosen = ChooseReplica(loads, prompt + answers);
+  live.prompt_work = prompt - loads[chosen].cached_tokens;
+  live.held_tokens = live.prompt_work + answers;
+  return candidates[chosen];
+}
+
+absl::StatusOr<RequestHandle> Coordinator::Impl::Submit(GenerateRequest request,
+                                                        EventCallback callback) {
+  absl::Status status = ValidateRequest(request, options_.limits, options_.text_decoder != nullptr);
+  if (!status.ok()) return status;
+  std::unique_ptr<LiveRequest> live = MakeLive(request, std::move(callback));
 
   std::lock_guard<std::mutex> lock(mu_);
   if (status = CheckAccepting(); !status.ok()) return status;
@@ -157,54 +322,58 @@ absl::StatusOr<RequestHandle> Coordinator::Loop::Submit(GenerateRequest request,
     return absl::AlreadyExistsError(
         absl::StrCat("request_id: a request \"", request.id, "\" is still running"));
   }
-  if (status = scheduler::Scheduler::CheckFits(scheduler_options_, spec); !status.ok()) {
-    return status;
-  }
-  if (queued_ >= scheduler_options_.max_queued_requests) {
+  const absl::StatusOr<int> chosen = Route(*live);
+  if (!chosen.ok()) return chosen.status();
+  int64_t queued = 0;
+  for (const auto& replica : replicas_) queued += replica->queued();
+  if (queued >= options_.scheduler.max_queued_requests) {
     return absl::ResourceExhaustedError(
-        absl::StrCat("the queue is full: ", queued_, " requests are waiting; try again later"));
+        absl::StrCat("the queue is full: ", queued, " requests are waiting; try again later"));
   }
-  live->serial = spec.request_id = next_serial_++;
+  live->serial = live->spec.request_id = next_serial_++;
   live->request = std::move(request);
-  const RequestHandle handle{live->request.id, live->seed};
-  live_ids_.emplace(handle.id, live->serial);
-  ++queued_;
+  RequestHandle handle{live->request.id, live->seed};
+  live_ids_.emplace(handle.id, Place{*chosen, live->serial});
   ++unfinished_;
-  mailbox_.submissions.push_back(std::move(live));
-  mail_came_.notify_one();
+  replicas_[*chosen]->Submit(std::move(live));
   return handle;
 }
 
-bool Coordinator::Loop::Cancel(absl::string_view request_id) {
+void Coordinator::Impl::OnEnding(const LiveRequest& live) {
+  std::lock_guard<std::mutex> lock(mu_);
+  live_ids_.erase(live.request.id);
+}
+
+void Coordinator::Impl::OnEnded() {
+  std::lock_guard<std::mutex> lock(mu_);
+  --unfinished_;
+  request_ended_.notify_all();
+}
+
+bool Coordinator::Impl::Cancel(absl::string_view request_id) {
   std::lock_guard<std::mutex> lock(mu_);
   const auto it = live_ids_.find(std::string(request_id));
   if (it == live_ids_.end()) return false;
-  mailbox_.cancellations.push_back(it->second);
-  mail_came_.notify_one();
+  replicas_[it->second.replica]->Cancel(it->second.serial);
   return true;
 }
 
-CoordinatorStatus Coordinator::Loop::GetStatus() const {
-  const absl::Time now = options_.clock();
-  std::lock_guard<std::mutex> lock(mu_);
-  CoordinatorStatus status = status_;
-  status.state = state_;
-  status.failure = failure_;
-  status.queued_requests = queued_;
-  for (const Mark& mark : marks_) {
-    const absl::Duration since = now - mark.time;
-    if (since > kRateWindow || since <= absl::ZeroDuration()) continue;
-    const double seconds = absl::ToDoubleSeconds(since);
-    status.prompt_tokens_per_second =
-        static_cast<double>(status.prompt_tokens - mark.prompt_tokens) / seconds;
-    status.generated_tokens_per_second =
-        static_cast<double>(status.generated_tokens - mark.generated_tokens) / seconds;
-    break;
+CoordinatorStatus Coordinator::Impl::GetStatus() const {
+  CoordinatorStatus status;
+  {
+    std::lock_guard<std::mutex> lock(mu_);
+    status.state = State(&status.failure);
+    status.layout = layout_;
   }
+  for (const auto& replica : replicas_) {
+    status.replicas.push_back(replica->GetStatus());
+    status.Add(status.replicas.back());
+  }
+  status.group = status.replicas[0].group;
   return status;
 }
 
-absl::Status Coordinator::Loop::Drain(absl::Duration timeout) {
+absl::Status Coordinator::Impl::Drain(absl::Duration timeout) {
   std::unique_lock<std::mutex> lock(mu_);
   if (state_ == CoordinatorState::kServing) state_ = CoordinatorState::kDraining;
   const auto idle = [this] { return unfinished_ == 0; };
@@ -217,25 +386,46 @@ absl::Status Coordinator::Loop::Drain(absl::Duration timeout) {
   return absl::OkStatus();
 }
 
-void Coordinator::Loop::Stop() {
+void Coordinator::Impl::Stop() {
   std::lock_guard<std::mutex> stop_lock(stop_mu_);
-  std::thread thread;
   {
     std::lock_guard<std::mutex> lock(mu_);
     stop_ = true;
-    thread = std::move(thread_);
-    mail_came_.notify_one();
   }
-  if (thread.joinable()) thread.join();
-  group_->Stop();
+  // At the same time: each may wait for its ranks to leave.
+  std::vector<std::thread> stopping;
+  for (size_t i = 1; i < replicas_.size(); ++i) {
+    stopping.emplace_back([this, i] { replicas_[i]->Stop(); });
+  }
+  replicas_[0]->Stop();
+  for (std::thread& thread : stopping) thread.join();
   std::lock_guard<std::mutex> lock(mu_);
   state_ = CoordinatorState::kStopped;
 }
 
-void Coordinator::Loop::Wake() {
-  std::lock_guard<std::mutex> lock(mu_);
-  wake_ = true;
-  mail_came_.notify_one();
+void Coordinator::Impl::Wake() {
+  for (const auto& replica : replicas_) replica->Wake();
 }
+
+Coordinator::Coordinator(CoordinatorOptions options,
+                         std::vector<std::unique_ptr<WorkerGroup>> groups)
+    : impl_(std::make_unique<Impl>(std::move(options), std::move(groups))) {}
+Coordinator::Coordinator(CoordinatorOptions options, std::unique_ptr<WorkerGroup> group)
+    : Coordinator(std::move(options), [&group] {
+        std::vector<std::unique_ptr<WorkerGroup>> groups;
+        groups.push_back(std::move(group));
+        return groups;
+      }()) {}
+Coordinator::~Coordinator() { Stop(); }
+absl::Status Coordinator::Start() { return impl_->Start(); }
+absl::StatusOr<RequestHandle> Coordinator::Submit(GenerateRequest request, EventCallback callback) {
+  return impl_->Submit(std::move(request), std::move(callback));
+}
+bool Coordinator::Cancel(absl::string_view request_id) { return impl_->Cancel(request_id); }
+CoordinatorStatus Coordinator::GetStatus() const { return impl_->GetStatus(); }
+std::string Coordinator::layout() const { return impl_->layout(); }
+absl::Status Coordinator::Drain(absl::Duration timeout) { return impl_->Drain(timeout); }
+void Coordinator::Stop() { impl_->Stop(); }
+void Coordinator::Wake() { impl_->Wake(); }
 
 }  // namespace phalanx::coordinator

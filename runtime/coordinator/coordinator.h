@@ -1,9 +1,16 @@
-// The coordinator: accepts requests, runs the loop schedule -> send -> commit over one worker
-// group, and hands every request its tokens and its one terminal status.
+// The coordinator: accepts requests, runs the loop schedule -> send -> commit over the worker
+// groups of one or more data-parallel replicas, and hands every request its tokens and its one
+// terminal status.
 //
-// Threads: Start() makes one loop thread, the only writer of request state. Every public method may
-// be called from any thread, except that Stop() and Drain() must not be called from an
-// EventCallback. Callbacks run on the loop thread.
+// Every replica is a worker group with its own scheduler and KV memory; a request lives on one of
+// them, chosen at Submit: the one with the longest cached prefix unless it is much busier
+// (router.h). The answer never depends on the choice: seeds are drawn per request, and all ranks of
+// all replicas agree on kernels and weights (R6). A replica whose group dies ends its own requests
+// with UNAVAILABLE; the others go on, and new requests go to them.
+//
+// Threads: Start() makes one loop thread per replica, the only writer of its requests' state. Every
+// public method may be called from any thread, except that Stop() and Drain() must not be called
+// from an EventCallback. Callbacks run on the request's loop thread.
 #ifndef PHALANX_RUNTIME_COORDINATOR_COORDINATOR_H_
 #define PHALANX_RUNTIME_COORDINATOR_COORDINATOR_H_
 
@@ -26,9 +33,12 @@
 namespace phalanx::coordinator {
 
 struct CoordinatorOptions {
-  ModelLimits limits;                     // see validate.h
-  std::vector<int32_t> eos_token_ids;     // from generation_config.json or config.json
-  scheduler::SchedulerOptions scheduler;  // num_blocks 0: as many as the group holds
+  ModelLimits limits;                  // see validate.h
+  std::vector<int32_t> eos_token_ids;  // from generation_config.json or config.json
+  // The same for every replica. What follows from the group is filled in when it has started:
+  // num_blocks 0 is as many as it holds, max_plans_in_flight is at least its pipeline stages.
+  // max_queued_requests counts over all replicas.
+  scheduler::SchedulerOptions scheduler;
   // Null: events carry no text and stop strings are refused.
   TextDecoderFactory text_decoder;
   std::function<absl::Time()> clock = absl::Now;
@@ -39,11 +49,8 @@ struct CoordinatorOptions {
 enum class CoordinatorState { kLoading, kServing, kDraining, kFailed, kStopped };
 absl::string_view Name(CoordinatorState state);  // "loading", "serving", ...
 
-// A consistent snapshot, as of the loop's last turn.
-struct CoordinatorStatus {
-  CoordinatorState state = CoordinatorState::kLoading;
-  absl::Status failure;         // kFailed: what ended the group
-  GroupInfo group;              // epoch, layout, ranks; empty while loading
+// Counters and gauges of one replica, or their sums over all.
+struct EngineCounters {
   int64_t queued_requests = 0;  // accepted, not yet admitted to the batch
   int64_t running_requests = 0;
   int64_t running_sequences = 0;  // samples that hold KV blocks
@@ -57,25 +64,53 @@ struct CoordinatorStatus {
   int64_t compute_us = 0;                  // sum of StepResult.compute_us
   double prompt_tokens_per_second = 0;     // over the last 10 seconds
   double generated_tokens_per_second = 0;  // over the last 10 seconds
+  // Rows still to compute, as the router reckons (ReplicaLoad::work_tokens).
+  int64_t reckoned_tokens = 0;
+  // Tokens routed to each expert, over all steps and layers; empty for dense models.
+  std::vector<int64_t> expert_tokens;
+
+  void Add(const EngineCounters& other);
+  // The largest of expert_tokens over their mean, >= 1; 0 where there are none yet.
+  double ExpertImbalance() const;
+};
+
+struct ReplicaStatus : EngineCounters {
+  int replica = 0;
+  CoordinatorState state = CoordinatorState::kLoading;  // never kDraining
+  absl::Status failure;                                 // kFailed: what ended the group
+  GroupInfo group;                                      // epoch, layout, ranks; empty while loading
+};
+
+// Every replica's part is a consistent snapshot, as of its loop's last turn.
+struct CoordinatorStatus : EngineCounters {
+  // kFailed: every replica has failed.
+  CoordinatorState state = CoordinatorState::kLoading;
+  absl::Status failure;  // kFailed: what ended each group
+  std::string layout;    // of all ranks, "dp=2,tp=2"; empty while loading
+  GroupInfo group;       // the first replica's
+  std::vector<ReplicaStatus> replicas;
 };
 
 class Coordinator {
  public:
-  // `group` has not been started.
+  // One group per replica, at least one; none has been started.
+  Coordinator(CoordinatorOptions options, std::vector<std::unique_ptr<WorkerGroup>> groups);
   Coordinator(CoordinatorOptions options, std::unique_ptr<WorkerGroup> group);
   ~Coordinator();  // Stop()s
   Coordinator(const Coordinator&) = delete;
   Coordinator& operator=(const Coordinator&) = delete;
 
-  // Starts the group, blocking until every rank has loaded, then the loop. Once only.
-  // INVALID_ARGUMENT: options out of range; else the group's own error.
+  // Starts the groups, all at once, blocking until every rank has loaded, then the loops. Once
+  // only. INVALID_ARGUMENT: options out of range. FAILED_PRECONDITION: ranks of two replicas don't
+  // agree. Else the first error of a group; the other groups are then stopped.
   absl::Status Start();
 
   // Validates and queues; returns at once. After an error `callback` is never called; after OK it
   // gets events up to and including exactly one with done = true.
   // INVALID_ARGUMENT naming the field; ALREADY_EXISTS: a live request has that id;
-  // RESOURCE_EXHAUSTED: the queue is full, or the KV memory can never hold the request;
-  // DEADLINE_EXCEEDED: the deadline has passed; UNAVAILABLE: loading, draining, failed or stopped.
+  // RESOURCE_EXHAUSTED: the queue is full, or no replica's KV memory can ever hold the request;
+  // DEADLINE_EXCEEDED: the deadline has passed; UNAVAILABLE: loading, draining, stopped, or every
+  // replica has failed.
   absl::StatusOr<RequestHandle> Submit(GenerateRequest request, EventCallback callback);
 
   // The request ends with CANCELLED and its blocks are free by the end of the step in flight.
@@ -83,20 +118,22 @@ class Coordinator {
   bool Cancel(absl::string_view request_id);
 
   CoordinatorStatus GetStatus() const;
+  // As in the status.
+  std::string layout() const;
 
   // Refuses new requests from now on and waits until every accepted one has ended.
   // DEADLINE_EXCEEDED: some had not after `timeout`; they go on.
   absl::Status Drain(absl::Duration timeout);
 
-  // Ends unfinished requests with UNAVAILABLE, the loop and the group. Idempotent.
+  // Ends unfinished requests with UNAVAILABLE, the loops and the groups. Idempotent.
   void Stop();
 
-  // Makes the loop look at the clock again; for clocks that don't advance by themselves.
+  // Makes the loops look at the clock again; for clocks that don't advance by themselves.
   void Wake();
 
  private:
-  class Loop;
-  std::unique_ptr<Loop> loop_;
+  class Impl;
+  std::unique_ptr<Impl> impl_;
 };
 
 }  // namespace phalanx::coordinator

@@ -1,11 +1,11 @@
 // The loop thread: mail -> commit -> events -> schedule -> send.
-#include "runtime/coordinator/loop.h"
-
 #include <algorithm>
 #include <chrono>
+#include <string>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "runtime/coordinator/replica.h"
 
 namespace phalanx::coordinator {
 namespace {
@@ -13,9 +13,13 @@ namespace {
 constexpr absl::Duration kRateWindow = absl::Seconds(10);
 constexpr absl::Duration kRateStep = absl::Milliseconds(500);
 
+std::string Gone(const absl::Status& failure) {
+  return absl::StrCat("the workers are gone: ", failure.message());
+}
+
 }  // namespace
 
-bool Coordinator::Loop::WaitForMail(Mailbox& mail) {
+bool Replica::WaitForMail(Mailbox& mail) {
   const absl::Time deadline = scheduler_->NextDeadline();
   const absl::Duration timeout = deadline - options_.clock();
   std::unique_lock<std::mutex> lock(mu_);
@@ -35,7 +39,7 @@ bool Coordinator::Loop::WaitForMail(Mailbox& mail) {
   return !stop_;
 }
 
-void Coordinator::Loop::Run() {
+void Replica::Run() {
   Mailbox mail;
   bool going = true;
   while (going) {
@@ -57,16 +61,20 @@ void Coordinator::Loop::Run() {
   }
 }
 
-void Coordinator::Loop::Accept(std::unique_ptr<Live> live) {
+void Replica::Accept(std::unique_ptr<LiveRequest> live) {
   for (int64_t i = 0; i < live->request.n; ++i) {
     live->texts.push_back(std::make_unique<TextStream>(
         options_.text_decoder ? options_.text_decoder(live->request) : nullptr,
         live->request.stop));
   }
+  if (!live->prefixes.empty()) {
+    const PrefixHasher prompt = live->prefixes[0];
+    live->prefixes.resize(live->request.n, prompt);
+  }
   const uint64_t serial = live->serial;
-  absl::Status status = failed_ ? absl::UnavailableError("the workers are gone")
-                                : scheduler_->Add(std::move(live->spec));
-  Live& kept = *(live_[serial] = std::move(live));
+  absl::Status status =
+      failed_ ? absl::UnavailableError(Gone(failure())) : scheduler_->Add(std::move(live->spec));
+  LiveRequest& kept = *(live_[serial] = std::move(live));
   if (status.ok()) return;
   scheduler::RequestOutput ended;
   ended.request_id = serial;
@@ -75,13 +83,19 @@ void Coordinator::Loop::Accept(std::unique_ptr<Live> live) {
   DeliverOne(kept, std::move(ended));
 }
 
-void Coordinator::Loop::Commit(absl::StatusOr<scheduler::StepResult> result) {
+void Replica::Commit(absl::StatusOr<scheduler::StepResult> result) {
   if (failed_) return;
   if (!result.ok()) {
     Fail(result.status());
     return;
   }
-  if (result->epoch == scheduler_->epoch()) compute_us_ += result->compute_us;
+  if (result->epoch == scheduler_->epoch()) {
+    compute_us_ += result->compute_us;
+    expert_tokens_.resize(std::max(expert_tokens_.size(), result->expert_tokens.size()));
+    for (size_t e = 0; e < result->expert_tokens.size(); ++e) {
+      expert_tokens_[e] += result->expert_tokens[e];
+    }
+  }
   if (absl::Status status = scheduler_->Commit(*result); !status.ok()) {
     Fail(status);
     return;
@@ -90,7 +104,7 @@ void Coordinator::Loop::Commit(absl::StatusOr<scheduler::StepResult> result) {
   Deliver();
 }
 
-void Coordinator::Loop::SubmitPlans() {
+void Replica::SubmitPlans() {
   while (std::optional<scheduler::StepPlan> plan = scheduler_->Schedule()) {
     // Who sees the plan sees its admissions accounted for.
     Deliver();
@@ -102,26 +116,28 @@ void Coordinator::Loop::SubmitPlans() {
   }
 }
 
-void Coordinator::Loop::Fail(absl::Status cause) {
+void Replica::Fail(const absl::Status& cause) {
   failed_ = true;
   {
     std::lock_guard<std::mutex> lock(mu_);
-    if (state_ != CoordinatorState::kStopped) state_ = CoordinatorState::kFailed;
+    state_ = CoordinatorState::kFailed;
     failure_ = cause;
   }
-  EndAll(absl::UnavailableError(absl::StrCat("the workers are gone: ", cause.message())));
+  // Nothing of it is cached any more, and nobody may be sent here.
+  prefixes_.Clear();
+  EndAll(absl::UnavailableError(Gone(cause)));
   Deliver();
   // Fences what is left of the group: nothing it still computes can matter any more. No result can
   // come for plans in flight, so the scheduler starts over with an empty pool.
-  group_->Stop();
+  StopGroup();
   scheduler_->Restart(scheduler_->epoch() + 1, scheduler_options_.num_blocks);
 }
 
-void Coordinator::Loop::EndAll(const absl::Status& status) {
+void Replica::EndAll(const absl::Status& status) {
   for (const auto& [serial, live] : live_) scheduler_->Cancel(serial, status);
 }
 
-void Coordinator::Loop::Deliver() {
+void Replica::Deliver() {
   while (true) {
     std::vector<scheduler::RequestOutput> outputs = scheduler_->TakeOutputs();
     if (outputs.empty()) return;
@@ -132,8 +148,7 @@ void Coordinator::Loop::Deliver() {
   }
 }
 
-bool Coordinator::Loop::AddText(Live& live, const scheduler::SampleToken& token,
-                                SampleOutput& out) {
+bool Replica::AddText(LiveRequest& live, const scheduler::SampleToken& token, SampleOutput& out) {
   TextStream& text = *live.texts[token.sample_index];
   const bool search = token.num_generated >= live.request.min_tokens;
   TextStream::Delta delta;
@@ -154,7 +169,7 @@ bool Coordinator::Loop::AddText(Live& live, const scheduler::SampleToken& token,
   return true;
 }
 
-void Coordinator::Loop::DeliverOne(Live& live, scheduler::RequestOutput output) {
+void Replica::DeliverOne(LiveRequest& live, scheduler::RequestOutput output) {
   const uint64_t serial = live.serial;
   const absl::Time now = options_.clock();
   if (output.admitted) {
@@ -163,7 +178,6 @@ void Coordinator::Loop::DeliverOne(Live& live, scheduler::RequestOutput output) 
   }
   if ((output.admitted || output.done) && !live.admitted) {
     live.admitted = true;
-    std::lock_guard<std::mutex> lock(mu_);
     --queued_;
   }
   Event event;
@@ -179,6 +193,7 @@ void Coordinator::Loop::DeliverOne(Live& live, scheduler::RequestOutput output) 
       live.usage.time_to_first_token = now - live.submitted;
     }
     ++live.usage.completion_tokens;
+    Account(live, token);
     if (event.outputs.empty() || event.outputs.back().sample_index != token.sample_index) {
       event.outputs.emplace_back();
       event.outputs.back().sample_index = token.sample_index;
@@ -201,20 +216,34 @@ void Coordinator::Loop::DeliverOne(Live& live, scheduler::RequestOutput output) 
   live.usage.total_time = now - live.submitted;
   event.usage = live.usage;
   ++finished_requests_;
+  CloseAccount(live);
   // The id is free and the status up to date before the client can act on the last event.
   PublishStatus();
-  {
-    std::lock_guard<std::mutex> lock(mu_);
-    live_ids_.erase(live.request.id);
-  }
+  owner_.OnEnding(live);
   live.callback(event);
   live_.erase(serial);
-  std::lock_guard<std::mutex> lock(mu_);
-  --unfinished_;
-  request_ended_.notify_all();
+  owner_.OnEnded();
 }
 
-void Coordinator::Loop::PublishStatus() {
+void Replica::Account(LiveRequest& live, const scheduler::SampleToken& token) {
+  work_tokens_ -= std::exchange(live.prompt_work, 0);
+  if (int64_t& left = live.tokens_to_come[token.sample_index]; left > 0) {
+    --left;
+    --work_tokens_;
+  }
+  if (!live.prefixes.empty()) live.prefixes[token.sample_index].Push(token.token.id);
+}
+
+void Replica::CloseAccount(LiveRequest& live) {
+  work_tokens_ -= std::exchange(live.prompt_work, 0);
+  for (int64_t& left : live.tokens_to_come) work_tokens_ -= std::exchange(left, 0);
+  held_tokens_ -= std::exchange(live.held_tokens, 0);
+  // A conversation's next turn begins with this answer.
+  if (failed_) return;
+  for (const PrefixHasher& prefix : live.prefixes) prefixes_.Add(prefix.hashes());
+}
+
+void Replica::PublishStatus() {
   const scheduler::SchedulerStats stats = scheduler_->stats();
   const absl::Time now = options_.clock();
   std::lock_guard<std::mutex> lock(mu_);
@@ -228,6 +257,7 @@ void Coordinator::Loop::PublishStatus() {
   status_.preemptions = stats.preemptions;
   status_.finished_requests = finished_requests_;
   status_.compute_us = compute_us_;
+  status_.expert_tokens = expert_tokens_;
   if (marks_.empty() || now - marks_.back().time >= kRateStep) {
     marks_.push_back({now, stats.prompt_tokens, stats.generated_tokens});
   }

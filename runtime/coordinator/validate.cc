@@ -57,8 +57,11 @@ absl::Status CheckSampling(const sampling::SamplingParams& p, const ModelLimits&
   }
   status.Update(CheckFloat("frequency_penalty", p.frequency_penalty, -2, 2));
   status.Update(CheckFloat("presence_penalty", p.presence_penalty, -2, 2));
-  status.Update(CheckInt("logprobs", p.logprobs, -1, most_logprobs));
-  status.Update(CheckInt("prompt_logprobs", p.prompt_logprobs, -1, most_logprobs));
+  // -1 stands for a field that the client has left out.
+  if (p.logprobs != -1) status.Update(CheckInt("logprobs", p.logprobs, 0, most_logprobs));
+  if (p.prompt_logprobs != -1) {
+    status.Update(CheckInt("prompt_logprobs", p.prompt_logprobs, 0, most_logprobs));
+  }
   status.Update(CheckCount("logit_bias", p.logit_bias.size(), limits.max_logit_bias));
   std::set<int32_t> biased;
   for (size_t i = 0; i < p.logit_bias.size() && status.ok(); ++i) {

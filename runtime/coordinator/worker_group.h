@@ -22,6 +22,9 @@ struct RankInfo {
   std::string device;     // Kernels::Describe()
   std::string op_digest;  // KnownAnswerDigest (R6)
   std::string checkpoint_digest;
+  // Of every tensor slice that the rank's group has read, known once it has loaded: the same for
+  // every layout of one checkpoint.
+  std::string content_digest;
   int64_t weight_bytes = 0;    // packed weights held
   int64_t kv_block_bytes = 0;  // one block over all its layers
   int64_t kv_blocks = 0;       // blocks that fit its KV budget

@@ -2,12 +2,23 @@
 //
 //   x = embedding[ids]
 //   for each layer:  x += Wo attention(rope(Wqkv norm(x)))     (Wo finished by the tree of R2)
-//                    x += Wdown (silu(Wgate norm(x)) * Wup norm(x))
+//                    x += Wdown (silu(Wgate norm(x)) * Wup norm(x)), or a mixture of experts
 //   logits = Whead norm(x)
 //
-// Tensor parallelism (Shoeybi et al., arXiv:1909.08053): query heads, intermediate channels and
-// vocabulary are cut by leaves; a rank holds every KV head that its query heads read. The residual
-// stream is F32 and replicated.
+// How it is sharded, over any combination of axes (parallel/shard.h has the slices):
+//   tp  query heads, intermediate channels (Shoeybi et al., arXiv:1909.08053); a rank holds every
+//   KV
+//       head that its query heads read
+//   pp  a stage runs its layers and hands the residual stream to the next (Narayanan et al.,
+//       arXiv:2104.04473); logits come from the last
+//   sp  a rank holds the KV blocks of its stripes; every query goes to all stripes and the partial
+//       softmaxes meet at the token's owner (Liu et al., arXiv:2310.01889, in another order)
+//   ep  tokens go to their experts' ranks and come back by all-to-all (Lepikhin et al.,
+//       arXiv:2006.16668); nothing is dropped
+// The residual stream is F32. In a step of few rows every rank of a stage holds all of it. In a
+// step of at least `shard_rows` rows each rank holds its own rows (Korthikanti et al.,
+// arXiv:2205.05198): sums are scattered, the norm sees own rows, and what it gives is gathered.
+// Neither choice changes a bit.
 #ifndef PHALANX_RUNTIME_MODEL_DECODER_H_
 #define PHALANX_RUNTIME_MODEL_DECODER_H_
 
@@ -19,12 +30,13 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
-#include "comm/communicator.h"
 #include "kernels/kernels.h"
 #include "parallel/shard.h"
 #include "runtime/checkpoint/checkpoint.h"
 #include "runtime/model/batch.h"
+#include "runtime/model/groups.h"
 #include "runtime/model/profile.h"
+#include "runtime/model/slice_digest.h"
 #include "runtime/scheduler/step_plan.h"
 
 namespace phalanx::model {
@@ -33,43 +45,66 @@ struct DecoderOptions {
   Profile profile;            // `weights` is overwritten by the checkpoint's
   int64_t max_rows = 512;     // rows that one Forward may hold
   int64_t max_positions = 0;  // context length; 0: the checkpoint's max_position_embeddings
+  int64_t shard_rows = 32;    // steps of at least this many rows shard the residual stream by token
   // Called while loading with bytes packed so far and in all, on the loading thread.
   std::function<void(int64_t done, int64_t total)> progress;
 };
 
+// When a pipeline stage works on a step: between the two it waits for nobody but its own peers.
+struct StageHooks {
+  std::function<void()> input_ready;   // the previous stage's rows are here; may be empty
+  std::function<void()> output_ready;  // the rows for the next stage are made; may be empty
+};
+
 class Decoder {
  public:
-  // Packs this rank's slice of `checkpoint`. `tp`: the tensor-parallel group of this rank; its rank
-  // and size say which slice. All references must outlive the decoder. Errors: INVALID_ARGUMENT
-  // naming a tensor that holds a NaN or an infinity, or a tp that the profile's leaves don't allow;
-  // RESOURCE_EXHAUSTED with the bytes asked for.
+  // Packs this rank's slice of `checkpoint`; `groups` say which slice. All that is borrowed must
+  // outlive the decoder. Errors: INVALID_ARGUMENT naming a tensor that holds a NaN or an infinity,
+  // or an axis that the model or the profile doesn't allow; RESOURCE_EXHAUSTED with the bytes asked
+  // for.
   static absl::StatusOr<std::unique_ptr<Decoder>> Load(const checkpoint::Checkpoint& checkpoint,
                                                        const DecoderOptions& options,
                                                        kernels::Kernels& kernels,
-                                                       comm::Communicator& tp);
+                                                       const ParallelGroups& groups);
+  // The digests that rank `rank` of a worker group would give, from this rank's files: how ranks
+  // whose files are copies of each other find a difference. Packs nothing. Preconditions: those of
+  // Load hold.
+  static absl::StatusOr<std::vector<SliceDigest>> DigestSlices(
+      const checkpoint::Checkpoint& checkpoint, const DecoderOptions& options,
+      kernels::Kernels& kernels, const parallel::Layout& layout, int rank);
   ~Decoder();
 
   const Profile& profile() const;
   const checkpoint::ModelConfig& config() const;
   int64_t max_positions() const;
+  // Bytes held: packed matrices, vectors and embedding rows.
   int64_t weight_bytes() const;
+  // Of every tensor slice that this rank has read.
+  const std::vector<SliceDigest>& digests() const;
+  // KV stripes whose blocks this rank holds; of Profile::sequence_stripes.
+  parallel::Range stripes() const;
   // Bytes of one KV block over all layers of this rank.
   int64_t kv_block_bytes() const;
   // Allocates the cache. Called once, before Forward.
   absl::Status AllocateKv(int64_t num_blocks);
   int64_t kv_blocks() const;
 
-  // Copies whole KV blocks in every layer.
+  // Copies whole KV blocks of this rank in every layer.
   void CopyBlocks(absl::Span<const scheduler::BlockCopy> copies);
-  // Runs every layer over `batch` (1 .. max_rows rows), writing its keys and values.
-  absl::Status Forward(const Batch& batch);
-  // Logits of rows of the last Forward. `consume(i, logits)` is called on tensor rank 0 only, with
-  // i counting through `rows` and logits [vocab_size] valid during the call. Collective.
+  // Runs this stage's layers over `batch` (1 .. max_rows rows), writing keys and values where the
+  // batch has a slot. Collective over the worker group, with the same rows on every rank.
+  absl::Status Forward(const Batch& batch, const StageHooks& hooks = {});
+  // Logits of rows of the last Forward, on the last stage; elsewhere it does nothing. `consume(i,
+  // logits)` is called on the stage's first rank only, with i counting through `rows` and logits
+  // [vocab_size] valid during the call. Collective over the stage.
   absl::Status Logits(absl::Span<const int32_t> rows,
                       const std::function<void(int64_t i, absl::Span<const float>)>& consume);
+  // Tokens that the last Forward sent to each expert, [num_experts], summed over all layers up to
+  // this stage's last; empty without experts.
+  const std::vector<int64_t>& expert_tokens() const;
 
  private:
-  struct Impl;
+  class Impl;
   explicit Decoder(std::unique_ptr<Impl> impl);
   std::unique_ptr<Impl> impl_;
 };

@@ -1,5 +1,6 @@
 #include "runtime/model/weight_loader.h"
 
+#include <algorithm>
 #include <string>
 #include <utility>
 
@@ -12,16 +13,46 @@ using parallel::Range;
 
 KSlice WholeK(int64_t columns) { return {{{0, columns}}, {{0}}}; }
 
-KSlice ShardedK(const parallel::LeafPartition& cut, Range leaves, int64_t scale, int num_leaves) {
+KSlice ShardedK(const parallel::LeafPartition& leaves, const parallel::TreeCut& cut, int m,
+                int64_t scale) {
   KSlice out;
-  for (int64_t i = leaves.begin; i < leaves.end; ++i) {
-    const Range leaf = cut.leaf(static_cast<int>(i));
+  const Range run = cut.run(m);
+  for (int64_t i = run.begin; i < run.end; ++i) {
+    const Range leaf = leaves.leaf(static_cast<int>(i));
     out.leaves.push_back({leaf.begin * scale, leaf.end * scale});
   }
-  for (const Range& part : parallel::WholeSubtrees(leaves, num_leaves)) {
-    out.parts.push_back(parallel::LeafProgram(part, static_cast<int>(part.begin - leaves.begin)));
-  }
+  out.parts = cut.part_programs(m);
   return out;
+}
+
+absl::StatusOr<TensorRef> WeightLoader::Read(const RowSlice& slice,
+                                             const std::vector<kernels::KLeaf>& columns) {
+  absl::StatusOr<TensorRef> tensor = checkpoint_.Find(slice.role, slice.layer, slice.expert);
+  if (!tensor.ok()) return tensor;
+  const Range rows = slice.rows.value_or(Range{0, tensor->rows()});
+  const parallel::LeafPartition whole(tensor->rows(), 1, 1);
+  const parallel::LeafPartition& cut = slice.cut == nullptr ? whole : *slice.cut;
+  for (int i = 0; i < cut.num_leaves(); ++i) {
+    const Range leaf = cut.leaf(i);
+    const Range piece = {std::max(leaf.begin, rows.begin), std::min(leaf.end, rows.end)};
+    if (piece.empty()) continue;
+    for (const kernels::KLeaf& column : columns) {
+      if (column.begin == column.end) continue;
+      digests_.push_back(DigestSlice(*tensor, piece, {column.begin, column.end}));
+    }
+  }
+  return tensor;
+}
+
+bool WeightLoader::Allocate(int64_t bytes, kernels::Buffer& out) {
+  absl::StatusOr<kernels::Buffer> buffer = kernels_->Allocate(bytes);
+  if (!buffer.ok()) {
+    status_ = buffer.status();
+    return false;
+  }
+  out = *std::move(buffer);
+  bytes_ += bytes;
+  return true;
 }
 
 void WeightLoader::Matrix(const std::vector<RowSlice>& slices, const KSlice& k,
@@ -33,7 +64,7 @@ void WeightLoader::Matrix(const std::vector<RowSlice>& slices, const KSlice& k,
   std::string names;
   int64_t elements = 0;
   for (const RowSlice& slice : slices) {
-    const absl::StatusOr<TensorRef> tensor = checkpoint_.Find(slice.role, slice.layer);
+    const absl::StatusOr<TensorRef> tensor = Read(slice, k.leaves);
     if (!tensor.ok()) {
       status_ = tensor.status();
       return;
@@ -46,15 +77,20 @@ void WeightLoader::Matrix(const std::vector<RowSlice>& slices, const KSlice& k,
     absl::StrAppend(&names, names.empty() ? "" : " + ", tensor->name, " from row ", rows.begin);
     for (const kernels::KLeaf& leaf : k.leaves) elements += rows.size() * (leaf.end - leaf.begin);
   }
-  absl::StatusOr<std::unique_ptr<kernels::PackedWeight>> packed = kernels_.Pack(spec);
-  if (!packed.ok()) {
-    status_ = absl::Status(
-        packed.status().code(),
-        absl::StrCat(checkpoint_.directory(), ": ", names, ": ", packed.status().message()));
-    return;
+  if (kernels_ != nullptr) {
+    absl::StatusOr<std::unique_ptr<kernels::PackedWeight>> packed = kernels_->Pack(spec);
+    if (!packed.ok()) {
+      status_ = absl::Status(
+          packed.status().code(),
+          absl::StrCat(checkpoint_.directory(), ": ", names, ": ", packed.status().message()));
+      return;
+    }
+    out = *std::move(packed);
+    bytes_ += out->bytes();
   }
-  out = *std::move(packed);
-  bytes_ += out->bytes();
+  for (const kernels::RowBlock& rows : spec.rows) {
+    checkpoint::AdviseDone(rows.data, rows.rows * rows.stride * kernels::SizeOf(spec.dtype));
+  }
   done_ += elements;
   if (progress_) progress_(done_, total_);
 }
@@ -63,6 +99,8 @@ void WeightLoader::Vector(const std::vector<RowSlice>& slices, kernels::Buffer& 
   if (!status_.ok()) return;
   std::vector<float> host;
   for (const RowSlice& slice : slices) {
+    status_ = Read(slice, {{0, 1}}).status();
+    if (!status_.ok()) return;
     const absl::StatusOr<std::vector<float>> values =
         checkpoint_.ReadVector(slice.role, slice.layer);
     if (!values.ok()) {
@@ -73,32 +111,28 @@ void WeightLoader::Vector(const std::vector<RowSlice>& slices, kernels::Buffer& 
     host.insert(host.end(), values->begin() + rows.begin, values->begin() + rows.end);
   }
   const int64_t bytes = static_cast<int64_t>(host.size() * sizeof(float));
-  absl::StatusOr<kernels::Buffer> buffer = kernels_.Allocate(bytes);
-  if (!buffer.ok()) {
-    status_ = buffer.status();
-    return;
+  if (kernels_ != nullptr && Allocate(bytes, out)) {
+    kernels_->CopyIn(out.data(), host.data(), bytes);
   }
-  out = *std::move(buffer);
-  kernels_.CopyIn(out.data(), host.data(), bytes);
-  bytes_ += bytes;
 }
 
-void WeightLoader::Table(checkpoint::Role role, Range rows, kernels::TensorView& out) {
+void WeightLoader::Table(const RowSlice& slice, kernels::Buffer& out) {
   if (!status_.ok()) return;
-  const absl::StatusOr<TensorRef> tensor = checkpoint_.Find(role);
+  const absl::StatusOr<TensorRef> found = checkpoint_.Find(slice.role, slice.layer, slice.expert);
+  const absl::StatusOr<TensorRef> tensor = found.ok() ? Read(slice, {{0, found->cols()}}) : found;
   if (!tensor.ok()) {
     status_ = tensor.status();
     return;
   }
+  const Range rows = slice.rows.value_or(Range{0, tensor->rows()});
+  if (kernels_ == nullptr) return;
   status_ = checkpoint::CheckFinite(*tensor, rows.begin, rows.end);
-  if (!status_.ok()) return;
-  const char* data = static_cast<const char*>(tensor->data);
   const int64_t row_bytes = tensor->cols() * kernels::SizeOf(tensor->dtype);
-  out.data = const_cast<char*>(data + rows.begin * row_bytes);
-  out.dtype = tensor->dtype;
-  out.rows = rows.size();
-  out.cols = tensor->cols();
-  out.stride = tensor->cols();
+  const char* data = static_cast<const char*>(tensor->data) + rows.begin * row_bytes;
+  if (status_.ok() && Allocate(rows.size() * row_bytes, out)) {
+    kernels_->CopyIn(out.data(), data, rows.size() * row_bytes);
+  }
+  checkpoint::AdviseDone(data, rows.size() * row_bytes);
 }
 
 }  // namespace phalanx::model

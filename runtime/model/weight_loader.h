@@ -6,12 +6,15 @@
 #include <functional>
 #include <memory>
 #include <optional>
+#include <utility>
 #include <vector>
 
 #include "absl/status/status.h"
 #include "kernels/kernels.h"
 #include "parallel/leaves.h"
+#include "parallel/shard.h"
 #include "runtime/checkpoint/checkpoint.h"
+#include "runtime/model/slice_digest.h"
 
 namespace phalanx::model {
 
@@ -24,25 +27,29 @@ struct KSlice {
 
 // A dimension that no layout shards: one leaf.
 KSlice WholeK(int64_t columns);
-// The run `leaves` of a sharded dimension. `cut`: in units of `scale` columns (heads of head_dim
-// columns: scale = head_dim). `num_leaves`: L of the profile.
-KSlice ShardedK(const parallel::LeafPartition& cut, parallel::Range leaves, int64_t scale,
-                int num_leaves);
+// What member `m` of `cut` owns of a sharded dimension. `leaves`: in units of `scale` columns
+// (heads of head_dim columns: scale = head_dim).
+KSlice ShardedK(const parallel::LeafPartition& leaves, const parallel::TreeCut& cut, int m,
+                int64_t scale);
 
 // Rows of one tensor.
 struct RowSlice {
   checkpoint::Role role;
   int64_t layer = 0;
   std::optional<parallel::Range> rows = std::nullopt;  // absent: all
+  const parallel::LeafPartition* cut = nullptr;        // where digests are cut; null: nowhere
+  int64_t expert = 0;                                  // of roles that each expert has
 };
 
+// Reads a rank's slices: digests each, packs or copies it, and lets go of the file's pages.
 // Collects the first error, after which every call does nothing.
 class WeightLoader {
  public:
-  // References must outlive the loader. `progress` (may be empty) hears of elements packed.
-  WeightLoader(const checkpoint::Checkpoint& checkpoint, kernels::Kernels& kernels,
-               const std::function<void(int64_t, int64_t)>& progress)
-      : checkpoint_(checkpoint), kernels_(kernels), progress_(progress) {}
+  // References must outlive the loader. `kernels` null: only digests are made and outputs stay
+  // empty. `progress` (may be empty) hears of elements packed.
+  WeightLoader(const checkpoint::Checkpoint& checkpoint, kernels::Kernels* kernels,
+               std::function<void(int64_t, int64_t)> progress)
+      : checkpoint_(checkpoint), kernels_(kernels), progress_(std::move(progress)) {}
 
   // Elements that Matrix calls will pack in all.
   void Expect(int64_t elements) { total_ = elements; }
@@ -51,16 +58,24 @@ class WeightLoader {
               std::unique_ptr<kernels::PackedWeight>& out);
   // Concatenates vectors, widened to F32.
   void Vector(const std::vector<RowSlice>& slices, kernels::Buffer& out);
-  // Rows of a tensor where they are in the mapping.
-  void Table(checkpoint::Role role, parallel::Range rows, kernels::TensorView& out);
+  // Copies rows of a matrix, as stored.
+  void Table(const RowSlice& slice, kernels::Buffer& out);
 
   const absl::Status& status() const { return status_; }
+  // Held by the outputs so far.
   int64_t bytes() const { return bytes_; }
+  std::vector<SliceDigest> TakeDigests() { return std::move(digests_); }
 
  private:
+  // Finds the slice's tensor and digests what `columns` say of its rows.
+  absl::StatusOr<checkpoint::TensorRef> Read(const RowSlice& slice,
+                                             const std::vector<kernels::KLeaf>& columns);
+  bool Allocate(int64_t bytes, kernels::Buffer& out);
+
   const checkpoint::Checkpoint& checkpoint_;
-  kernels::Kernels& kernels_;
-  const std::function<void(int64_t, int64_t)>& progress_;
+  kernels::Kernels* const kernels_;
+  const std::function<void(int64_t, int64_t)> progress_;
+  std::vector<SliceDigest> digests_;
   absl::Status status_;
   int64_t bytes_ = 0;
   int64_t done_ = 0;

@@ -13,7 +13,6 @@ namespace phalanx::sampling {
 namespace {
 
 using kernels::MaxSum;
-using scheduler::RankedToken;
 using scheduler::TokenLogprobs;
 
 constexpr float kNegativeInfinity = -std::numeric_limits<float>::infinity();

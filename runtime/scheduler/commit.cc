@@ -1,6 +1,7 @@
 // What happens when results come back, when a group is replaced, and the checks for tests.
 #include <algorithm>
 #include <cmath>
+#include <map>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -60,9 +61,9 @@ absl::Status Scheduler::Commit(const StepResult& result) {
   ++counters_.steps;
   for (size_t i = 0; i < plan.parts.size(); ++i) {
     Sequence& sequence = *plan.parts[i].sequence;
-    sequence.in_flight = false;
+    --sequence.in_flight;
     if (sequence.state == SequenceState::kFinished) {
-      ReleaseBlocks(sequence);
+      if (sequence.in_flight == 0) ReleaseBlocks(sequence);
     } else {
       CommitSequence(sequence, plan.parts[i].count, result.sequences[i]);
     }
@@ -109,6 +110,7 @@ void Scheduler::CommitSequence(Sequence& sequence, int64_t count, const Sequence
       sample->blocks = sequence.blocks;
       pool_->Acquire(sample->blocks);
       sample->computed = sequence.computed;
+      sample->scheduled = sequence.scheduled;
       sample->published = sequence.published;
       running_.emplace(Order{request.arrival, sample->sample_index}, sample.get());
     }
@@ -148,19 +150,22 @@ void Scheduler::AppendToken(Sequence& sequence, const TokenLogprobs& token) {
   if (request.unfinished == 0) EndRequest(request, absl::OkStatus());
 }
 
-void Scheduler::Restart(uint64_t epoch, int64_t num_blocks) {
-  PHALANX_CHECK(num_blocks >= 1) << num_blocks << " blocks";
+void Scheduler::Restart(uint64_t epoch, int64_t num_blocks, int sequence_ranks,
+                        int64_t max_plans_in_flight) {
   options_.num_blocks = num_blocks;
+  if (sequence_ranks != 0) options_.sequence_ranks = sequence_ranks;
+  if (max_plans_in_flight != 0) options_.max_plans_in_flight = max_plans_in_flight;
   epoch_ = epoch;
   next_plan_ = 1;
   in_flight_.clear();
-  pool_ = std::make_unique<cache::BlockPool>(
-      cache::BlockPoolOptions{static_cast<int32_t>(num_blocks), options_.block_tokens, nullptr});
+  MakePool();
   for (const auto& [order, sequence] : running_) {
     sequence->blocks.clear();
     sequence->computed = 0;
+    sequence->scheduled = 0;
     sequence->published = 0;
-    sequence->in_flight = false;
+    sequence->prefill_share = 0;
+    sequence->in_flight = 0;
     sequence->state = SequenceState::kWaiting;
     waiting_.emplace(order, sequence);
   }
@@ -183,23 +188,56 @@ SchedulerStats Scheduler::stats() const {
 
 absl::Status Scheduler::CheckInvariants() const {
   if (absl::Status status = pool_->CheckInvariants(); !status.ok()) return status;
-  std::vector<int32_t> references(options_.num_blocks, 0);
+  std::vector<int32_t> references(pool_->num_blocks(), 0);
+  absl::Status misplaced;
   const auto count = [&](const Sequence& sequence) {
-    for (const int32_t block : sequence.blocks) ++references[block];
+    for (size_t i = 0; i < sequence.blocks.size(); ++i) {
+      const int32_t block = sequence.blocks[i];
+      ++references[block];
+      const int rank = striping_.RankOf(static_cast<int64_t>(i));
+      if (pool_->PartitionOf(block) != rank) {
+        misplaced.Update(absl::InternalError(
+            absl::StrCat("sequence ", sequence.id, " has block ", block, " at index ", i,
+                         ", which belongs to sequence rank ", rank)));
+      }
+    }
   };
+  struct InPlans {
+    int plans = 0;
+    int64_t rows = 0;
+    bool sampled = false;  // by the newest so far
+  };
+  std::map<const Sequence*, InPlans> out;
+  for (const InFlight& plan : in_flight_) {
+    for (const InFlight::Part& part : plan.parts) {
+      InPlans& in = out[part.sequence];
+      if (in.sampled) {
+        return absl::InternalError(absl::StrCat("sequence ", part.sequence->id, " is in plan ",
+                                                plan.number, " before its token is known"));
+      }
+      ++in.plans;
+      in.rows += part.count;
+      in.sampled = !part.slots.empty();
+      if (part.sequence->state == SequenceState::kFinished && in.plans == 1) count(*part.sequence);
+    }
+  }
   for (const auto& [order, sequence] : running_) {
     count(*sequence);
     const int64_t blocks = static_cast<int64_t>(sequence->blocks.size());
-    if (sequence->computed > blocks * options_.block_tokens) {
+    if (sequence->scheduled > blocks * options_.block_tokens) {
       return absl::InternalError(absl::StrCat("sequence ", sequence->id, " lacks blocks"));
     }
-  }
-  for (const InFlight& plan : in_flight_) {
-    for (const InFlight::Part& part : plan.parts) {
-      if (part.sequence->state == SequenceState::kFinished) count(*part.sequence);
+    const InPlans& in = out[sequence];
+    if (in.plans != sequence->in_flight || sequence->computed + in.rows != sequence->scheduled ||
+        in.sampled != (sequence->scheduled == sequence->size())) {
+      return absl::InternalError(absl::StrCat("sequence ", sequence->id, " is in ", in.plans,
+                                              " plans with ", in.rows, " rows, but its state says ",
+                                              sequence->in_flight, " plans, ", sequence->computed,
+                                              " to ", sequence->scheduled));
     }
   }
-  for (int32_t block = 0; block < options_.num_blocks; ++block) {
+  if (!misplaced.ok()) return misplaced;
+  for (int32_t block = 0; block < pool_->num_blocks(); ++block) {
     if (references[block] != pool_->references(block)) {
       return absl::InternalError(absl::StrCat("block ", block, " has ", pool_->references(block),
                                               " references, block tables hold ",

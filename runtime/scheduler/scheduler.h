@@ -2,8 +2,24 @@
 // (Agrawal et al., arXiv:2308.16369), paged KV with preemption by recompute, prefix reuse, n
 // samples that share their prompt's blocks (Kwon et al., arXiv:2309.06180), FCFS.
 //
+// Sequence parallelism: each of the sp ranks holds num_blocks KV blocks. Block ids of a plan are
+// global, id g lies on sp rank g / num_blocks as its local block g % num_blocks, and a sequence's
+// block with absolute index b lies on the rank that owns stripe b mod V (block_striping.h). Memory
+// is therefore counted rank by rank. A copy stays on its rank: source and destination have the same
+// absolute index.
+//
 // No threads, no I/O, no clock of its own: it is simulated and fuzzed. What it decides never
 // changes a token (section 1 of the design), only when it comes.
+//
+// Pipeline parallelism: up to max_plans_in_flight plans are out, one for each stage. Ranks handle
+// plans in order, so a plan may build on what an earlier one stores; what it can't build on is a
+// token that an earlier one chooses. A sequence is therefore in several plans at once only with
+// consecutive prefill chunks, of which the newest alone may be the one that a token is chosen from:
+// the chunks of one long prompt fill a pipeline. Otherwise plans are over disjoint sequences.
+// Decodes are shared evenly between the plans, and prefills smaller than the budget are cut so that
+// every stage gets work. Blocks are freed and published at commit, and a block that was freed may
+// be written by a plan that is made afterwards, while earlier ones that read it are still out: they
+// have read it before, on each rank, by the same order.
 //
 // Use: Add requests; while Schedule() gives a plan, have it computed; Commit() results in the
 // plans' order; TakeOutputs() after any call.
@@ -23,18 +39,24 @@
 #include "absl/status/status.h"
 #include "absl/time/time.h"
 #include "runtime/cache/block_pool.h"
+#include "runtime/cache/block_striping.h"
 #include "runtime/sampling/sampling_params.h"
 #include "runtime/scheduler/step_plan.h"
 
 namespace phalanx::scheduler {
 
 struct SchedulerOptions {
-  int64_t max_batch_tokens = 2048;     // rows of one plan, >= 1
-  int64_t max_batch_sequences = 64;    // sequences in one plan, >= 1
-  int64_t prefill_chunk = 0;           // rows of one sequence in one plan; 0: max_batch_tokens
+  int64_t max_batch_tokens = 2048;   // rows of one plan, >= 1
+  int64_t max_batch_sequences = 64;  // sequences in one plan, >= 1
+  int64_t prefill_chunk = 0;         // rows of one sequence in one plan; 0: max_batch_tokens
+  // With several plans in flight, prompts that would fill fewer plans than stages are cut into
+  // plans of equal size, which hold at least so many prefill rows, >= 1.
+  int64_t min_prefill_chunk = 64;
   int64_t max_queued_requests = 1024;  // not yet admitted, >= 1
   int64_t max_plans_in_flight = 1;     // pipeline stages, >= 1
-  int64_t num_blocks = 0;              // KV blocks of every rank, >= 1
+  int64_t num_blocks = 0;              // KV blocks that every sp rank holds, >= 1
+  int sequence_ranks = 1;              // sp, 1 to sequence_stripes
+  int sequence_stripes = 8;            // V of the profile, >= 1
   int32_t block_tokens = 32;           // the profile's block size
   int64_t max_context = 0;             // tokens of prompt and answer together, >= 2
   std::vector<int32_t> eos_token_ids;
@@ -104,7 +126,7 @@ class Scheduler {
   Scheduler& operator=(const Scheduler&) = delete;
 
   // OK when `spec`, alone in the pool, can run to its end; RESOURCE_EXHAUSTED naming the blocks
-  // needed and available. Reads options only.
+  // needed and available and, where sp > 1, the sp rank that is short first. Reads options only.
   static absl::Status CheckFits(const SchedulerOptions& options, const RequestSpec& spec);
 
   // Queues. INVALID_ARGUMENT, ALREADY_EXISTS (request_id), RESOURCE_EXHAUSTED (queue full, or
@@ -112,7 +134,7 @@ class Scheduler {
   absl::Status Add(RequestSpec spec);
 
   // Ends the request with `status`. What is in flight is computed and dropped; its blocks are free
-  // after the commit of the plan that holds them, at once when there is none. False: no such
+  // after the commit of the last plan that it is in, at once when there is none. False: no such
   // unfinished request.
   bool Cancel(uint64_t request_id, absl::Status status);
 
@@ -138,8 +160,11 @@ class Scheduler {
 
   // A new worker group with empty KV memory takes over: plans in flight are forgotten and every
   // unfinished request is queued again as its prompt and committed tokens, the boundary kept, in
-  // its old order. Requests that the new pool can never hold end with RESOURCE_EXHAUSTED.
-  void Restart(uint64_t epoch, int64_t num_blocks);
+  // its old order. Requests that the new pool can never hold end with RESOURCE_EXHAUSTED. The new
+  // group's `num_blocks` (per sp rank), sp and number of plans are >= 1; a 0 for one of the last
+  // two leaves it as it is.
+  void Restart(uint64_t epoch, int64_t num_blocks, int sequence_ranks = 0,
+               int64_t max_plans_in_flight = 0);
 
   SchedulerStats stats() const;
   uint64_t epoch() const { return epoch_; }
@@ -152,12 +177,15 @@ class Scheduler {
   struct InFlight;
   // FCFS: by arrival, then sample.
   using Order = std::pair<uint64_t, int32_t>;
+  static Order OrderOf(const Sequence& sequence);
 
   RequestOutput& OutputOf(const Request& request);
-  bool MakeWritable(Sequence& sequence, StepPlan& plan, std::vector<int32_t>& pinned);
-  bool PreemptYoungerThan(const Sequence& sequence);
+  bool MakeWritable(Sequence& sequence, StepPlan& plan);
+  bool PreemptFor(const Sequence& sequence, int64_t index);
   void Preempt(Sequence& sequence);
   bool Admit(Sequence& sequence);
+  int64_t DecodeShare(int64_t decoding) const;
+  int64_t PrefillShare(int64_t rows) const;
   void AddToPlan(Sequence& sequence, int64_t count, StepPlan& plan, InFlight& in_flight);
   absl::Status CheckResult(const InFlight& plan, const StepResult& result) const;
   void CommitSequence(Sequence& sequence, int64_t count, const SequenceResult& result);
@@ -168,7 +196,10 @@ class Scheduler {
   // Erases the request: keep a shared_ptr if it is used afterwards.
   void EndRequest(Request& request, absl::Status status);
 
+  void MakePool();
+
   SchedulerOptions options_;
+  cache::BlockStriping striping_;
   uint64_t epoch_ = 0;
   uint64_t next_plan_ = 1;
   uint64_t next_arrival_ = 1;

@@ -1,5 +1,4 @@
-// The scheduler's own state of a request, its samples and a plan in flight. Private to scheduler.cc
-// and commit.cc.
+// The scheduler's own state of a request, its samples and a plan in flight. Private to this folder.
 #ifndef PHALANX_RUNTIME_SCHEDULER_STATE_H_
 #define PHALANX_RUNTIME_SCHEDULER_STATE_H_
 
@@ -10,6 +9,8 @@
 #include "runtime/scheduler/scheduler.h"
 
 namespace phalanx::scheduler {
+
+inline int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 enum class SequenceState {
   kForkPending,  // shares the prefill that sample 0 is doing; holds nothing
@@ -26,9 +27,11 @@ struct Scheduler::Sequence {
   SequenceState state = SequenceState::kWaiting;
   std::vector<int32_t> generated;  // committed; never taken back
   std::vector<int32_t> blocks;     // by absolute block
-  int64_t computed = 0;            // tokens whose keys and values are stored
+  int64_t computed = 0;            // tokens whose keys and values are known to be stored
+  int64_t scheduled = 0;           // `computed` and the tokens of its parts in flight
   int64_t published = 0;           // leading full blocks already handed to Publish
-  bool in_flight = false;
+  int64_t prefill_share = 0;       // while it is the oldest prefill: rows of a plan; 0: not set
+  int in_flight = 0;               // plans in flight that it is in; only the newest may sample
 
   int64_t size() const;
   int32_t token(int64_t position) const;
@@ -67,6 +70,10 @@ struct Scheduler::InFlight {
   uint64_t number = 0;
   std::vector<Part> parts;
 };
+
+inline Scheduler::Order Scheduler::OrderOf(const Sequence& sequence) {
+  return {sequence.request->arrival, sequence.sample_index};
+}
 
 inline int64_t Scheduler::Sequence::size() const {
   return request->prompt_size() + static_cast<int64_t>(generated.size());

@@ -23,10 +23,12 @@ struct SampleSlot {
 // One sequence's part in a step: a prefill chunk or one decode row.
 struct SequenceStep {
   uint64_t sequence_id = 0;
-  std::vector<int32_t> token_ids;    // fed at positions start, start + 1, ...; at least one
-  int32_t start = 0;                 // absolute position of token_ids[0]
-  std::vector<int32_t> block_table;  // physical block of every absolute block up to the last row's
-  std::vector<SampleSlot> samples;   // empty: nothing is chosen after this chunk
+  std::vector<int32_t> token_ids;  // fed at positions start, start + 1, ...; at least one
+  int32_t start = 0;               // absolute position of token_ids[0]
+  // Physical block of every absolute block up to the last row's. With sequence parallelism ids run
+  // over all sp ranks: id g lies on sp rank g / N, there as block g % N, N the blocks of a rank.
+  std::vector<int32_t> block_table;
+  std::vector<SampleSlot> samples;  // empty: nothing is chosen after this chunk
   sampling::SamplingParams sampling;
   std::vector<int32_t> suppressed;  // ids that may not be chosen now (min_tokens, stop ids)
   // All tokens so far, prompt first, the fed ones included; only when penalties are on.
@@ -90,7 +92,9 @@ struct StepResult {
   uint64_t epoch = 0;
   uint64_t number = 0;
   std::vector<SequenceResult> sequences;  // in the plan's order
-  int64_t compute_us = 0;                 // time that the lead rank spent on the step
+  int64_t compute_us = 0;                 // time that the sampling rank spent on the step
+  // Tokens sent to each expert in this step, summed over layers; empty without experts.
+  std::vector<int64_t> expert_tokens;
   friend bool operator==(const StepResult&, const StepResult&) = default;
 };
 

@@ -52,7 +52,7 @@ absl::Status GenerateStream::Submit() {
   absl::StatusOr<coordinator::GenerateRequest> converted =
       ToCoordinatorRequest(request, info, *model_->tokenizer);
   if (!converted.ok()) return converted.status();
-  const std::string layout = model_->coordinator->GetStatus().group.layout;
+  const std::string layout = model_->coordinator->layout();
   {
     std::lock_guard<std::mutex> lock(mutex_);
     if (cancelled_) return absl::OkStatus();

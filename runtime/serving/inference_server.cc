@@ -342,7 +342,7 @@ void InferenceServer::Impl::FillGetStatus(v1::GetStatusResponse* response) {
   if (!served->rank_health) return;
   for (const control::RankHealth& health : served->rank_health()) {
     for (v1::RankStatus& rank : *response->mutable_ranks()) {
-      if (rank.rank() != health.rank) continue;
+      if (rank.replica() != health.replica || rank.rank() != health.rank) continue;
       rank.set_last_step(health.step);
       rank.set_last_collective(health.collective);
     }

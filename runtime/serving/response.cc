@@ -50,6 +50,31 @@ v1::ServerState ToProto(coordinator::CoordinatorState state) {
   return v1::SERVER_STATE_UNSPECIFIED;
 }
 
+void FillEngine(const coordinator::EngineCounters& status, v1::EngineStatus* engine) {
+  engine->set_running_requests(status.running_requests);
+  engine->set_queued_requests(status.queued_requests);
+  engine->set_running_sequences(status.running_sequences);
+  engine->set_kv_blocks_total(status.blocks.total);
+  engine->set_kv_blocks_free(status.blocks.free);
+  engine->set_kv_blocks_in_use(status.blocks.in_use);
+  engine->set_kv_blocks_cached(status.blocks.cached);
+  engine->set_steps(status.steps);
+  engine->set_prompt_tokens(status.prompt_tokens);
+  engine->set_cached_prompt_tokens(status.cached_prompt_tokens);
+  engine->set_generated_tokens(status.generated_tokens);
+  engine->set_finished_requests(status.finished_requests);
+  engine->set_preemptions(status.preemptions);
+  engine->set_prefix_blocks_queried(status.blocks.queried_blocks);
+  engine->set_prefix_blocks_hit(status.blocks.hit_blocks);
+  engine->set_kv_blocks_evicted(status.blocks.evictions);
+  engine->set_compute_us(status.compute_us);
+  engine->set_prompt_tokens_per_second(status.prompt_tokens_per_second);
+  engine->set_generated_tokens_per_second(status.generated_tokens_per_second);
+  engine->set_reckoned_tokens(status.reckoned_tokens);
+  engine->mutable_expert_tokens()->Add(status.expert_tokens.begin(), status.expert_tokens.end());
+  engine->set_expert_imbalance(status.ExpertImbalance());
+}
+
 }  // namespace
 
 std::vector<v1::GenerateResponse> ResponseWriter::Write(const coordinator::Event& event) {
@@ -126,37 +151,28 @@ v1::GetModelResponse ModelResponse(const ModelInfo& model) {
 void FillStatus(const coordinator::CoordinatorStatus& status, v1::GetStatusResponse* response) {
   response->set_state(ToProto(status.state));
   if (!status.failure.ok()) response->set_status_message(std::string(status.failure.message()));
-  response->set_layout(status.group.layout);
+  response->set_layout(status.layout);
   response->set_epoch(status.group.epoch);
-  for (const coordinator::RankInfo& rank : status.group.ranks) {
-    v1::RankStatus* to = response->add_ranks();
-    to->set_rank(rank.rank);
-    to->set_host(rank.host);
-    to->set_pid(rank.pid);
-    to->set_device(rank.device);
-    to->set_weight_bytes(rank.weight_bytes);
-    to->set_kv_bytes(rank.kv_block_bytes * rank.kv_blocks);
+  FillEngine(status, response->mutable_engine());
+  for (const coordinator::ReplicaStatus& replica : status.replicas) {
+    v1::ReplicaStatus* to = response->add_replicas();
+    to->set_replica(replica.replica);
+    to->set_state(ToProto(replica.state));
+    if (!replica.failure.ok()) to->set_status_message(std::string(replica.failure.message()));
+    to->set_layout(replica.group.layout);
+    to->set_epoch(replica.group.epoch);
+    FillEngine(replica, to->mutable_engine());
+    for (const coordinator::RankInfo& rank : replica.group.ranks) {
+      v1::RankStatus* rank_status = response->add_ranks();
+      rank_status->set_replica(replica.replica);
+      rank_status->set_rank(rank.rank);
+      rank_status->set_host(rank.host);
+      rank_status->set_pid(rank.pid);
+      rank_status->set_device(rank.device);
+      rank_status->set_weight_bytes(rank.weight_bytes);
+      rank_status->set_kv_bytes(rank.kv_block_bytes * rank.kv_blocks);
+    }
   }
-  v1::EngineStatus* engine = response->mutable_engine();
-  engine->set_running_requests(status.running_requests);
-  engine->set_queued_requests(status.queued_requests);
-  engine->set_running_sequences(status.running_sequences);
-  engine->set_kv_blocks_total(status.blocks.total);
-  engine->set_kv_blocks_free(status.blocks.free);
-  engine->set_kv_blocks_in_use(status.blocks.in_use);
-  engine->set_kv_blocks_cached(status.blocks.cached);
-  engine->set_steps(status.steps);
-  engine->set_prompt_tokens(status.prompt_tokens);
-  engine->set_cached_prompt_tokens(status.cached_prompt_tokens);
-  engine->set_generated_tokens(status.generated_tokens);
-  engine->set_finished_requests(status.finished_requests);
-  engine->set_preemptions(status.preemptions);
-  engine->set_prefix_blocks_queried(status.blocks.queried_blocks);
-  engine->set_prefix_blocks_hit(status.blocks.hit_blocks);
-  engine->set_kv_blocks_evicted(status.blocks.evictions);
-  engine->set_compute_us(status.compute_us);
-  engine->set_prompt_tokens_per_second(status.prompt_tokens_per_second);
-  engine->set_generated_tokens_per_second(status.generated_tokens_per_second);
 }
 
 }  // namespace phalanx::serving

@@ -11,8 +11,9 @@ void CodePointSet::Add(uint32_t first, uint32_t last) {
 }
 
 void CodePointSet::Add(const CodePointSet& other) {
-  const std::vector<CodePointRange> copy = other.ranges();
-  ranges_.insert(ranges_.end(), copy.begin(), copy.end());
+  if (&other == this) return;
+  const std::vector<CodePointRange>& added = other.ranges();
+  ranges_.insert(ranges_.end(), added.begin(), added.end());
   dirty_ = true;
 }
 

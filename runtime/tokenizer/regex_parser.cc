@@ -428,7 +428,7 @@ class Parser {
     switch (c) {
       case 'b':
       case 'B':
-        Emit(c == 'b' ? "(?:(?<=" : "(?:(?<=");
+        Emit("(?:(?<=");
         EmitSet(RegexWord());
         Emit(c == 'b' ? ")(?!" : ")(?=");
         EmitSet(RegexWord());

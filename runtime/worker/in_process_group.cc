@@ -1,16 +1,16 @@
 #include "runtime/worker/in_process_group.h"
 
+#include <condition_variable>
 #include <deque>
+#include <mutex>
 #include <string>
 #include <thread>
 #include <utility>
 #include <vector>
 
-#include "absl/base/thread_annotations.h"
 #include "absl/strings/str_cat.h"
-#include "absl/synchronization/mutex.h"
 #include "comm/local/local_group.h"
-#include "runtime/worker/agreement.h"
+#include "runtime/coordinator/agreement.h"
 #include "runtime/worker/parallel_context.h"
 
 namespace phalanx::worker {
@@ -27,26 +27,28 @@ class InProcessGroup : public coordinator::WorkerGroup {
   ~InProcessGroup() override { Stop(); }
 
   absl::StatusOr<GroupInfo> Start(ResultCallback on_result) override {
-    const absl::Status layout = CheckLayout(options_.layout, options_.profile.reduction_leaves);
+    const absl::Status layout = CheckLayout(options_.layout, options_.profile.reduction_leaves,
+                                            options_.profile.sequence_stripes);
     if (!layout.ok()) return layout;
-    on_result_ = std::move(on_result);
     const int size = options_.layout.group_size();
     comm::LocalGroupOptions local;
     local.threads_per_rank = options_.cpu.threads;
-    comms_ = comm::CreateLocalGroup(size, local);
-    loaded_.resize(size);
-    for (int rank = 0; rank < size; ++rank) {
-      threads_.emplace_back([this, rank] { RunRank(rank); });
+    {
+      // Stop may come meanwhile: it finds all of this or none.
+      std::lock_guard<std::mutex> lock(mutex_);
+      if (stopping_) return absl::CancelledError("the in-process worker group has stopped");
+      on_result_ = std::move(on_result);
+      comms_ = comm::CreateLocalGroup(size, local);
+      loaded_.resize(size);
+      for (int rank = 0; rank < size; ++rank) {
+        threads_.emplace_back([this, rank] { RunRank(rank); });
+      }
     }
     GroupInfo info;
     info.epoch = 1;
     info.layout = options_.layout.ToString();
-    absl::MutexLock lock(&mutex_);
-    mutex_.Await(absl::Condition(
-        +[](InProcessGroup* g) ABSL_EXCLUSIVE_LOCKS_REQUIRED(g->mutex_) {
-          return g->loaded_count_ == static_cast<int>(g->loaded_.size());
-        },
-        this));
+    std::unique_lock<std::mutex> lock(mutex_);
+    changed_.wait(lock, [this] { return loaded_count_ == static_cast<int>(loaded_.size()); });
     // A rank that failed by itself says more than one that was aborted because of it.
     absl::Status failure;
     for (int rank = 0; rank < size; ++rank) {
@@ -58,23 +60,25 @@ class InProcessGroup : public coordinator::WorkerGroup {
       }
     }
     if (!failure.ok()) return failure;
-    if (absl::Status status = CheckAgreement(info.ranks); !status.ok()) return status;
+    if (absl::Status status = coordinator::CheckAgreement(info.ranks); !status.ok()) return status;
     return info;
   }
 
   absl::Status Submit(StepPlan plan) override {
-    absl::MutexLock lock(&mutex_);
+    std::lock_guard<std::mutex> lock(mutex_);
     if (dead_) return absl::UnavailableError("the in-process worker group has stopped");
     plans_.push_back(
         {std::make_shared<const StepPlan>(std::move(plan)), static_cast<int>(comms_.size())});
+    changed_.notify_all();
     return absl::OkStatus();
   }
 
   void Stop() override {
     {
-      absl::MutexLock lock(&mutex_);
+      std::lock_guard<std::mutex> lock(mutex_);
       stopping_ = true;
       dead_ = true;
+      changed_.notify_all();
     }
     for (const auto& comm : comms_) comm->Abort("the service is stopping");
     for (std::thread& thread : threads_) {
@@ -90,11 +94,10 @@ class InProcessGroup : public coordinator::WorkerGroup {
 
   // Takes plan number `index` (counted from the first ever submitted), or null when stopping.
   std::shared_ptr<const StepPlan> NextPlan(int64_t index) {
-    absl::MutexLock lock(&mutex_);
-    const auto ready = [this, index]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+    std::unique_lock<std::mutex> lock(mutex_);
+    changed_.wait(lock, [this, index] {
       return stopping_ || index - first_plan_ < static_cast<int64_t>(plans_.size());
-    };
-    mutex_.Await(absl::Condition(&ready));
+    });
     if (stopping_) return nullptr;
     Entry& entry = plans_[index - first_plan_];
     std::shared_ptr<const StepPlan> plan = entry.plan;
@@ -111,18 +114,23 @@ class InProcessGroup : public coordinator::WorkerGroup {
     if (rank != 0) options.progress = nullptr;
     absl::StatusOr<std::unique_ptr<Worker>> worker = Worker::Open(options, *comms_[rank]);
     if (worker.ok()) {
-      if (absl::Status status = (*worker)->Load(); !status.ok()) worker = status;
+      if (absl::Status status = (*worker)->Load(); !status.ok()) {
+        comms_[rank]->Abort(absl::StrCat("rank ", rank, ": ", status.message()));
+        worker = status;
+      }
     }
     {
-      absl::MutexLock lock(&mutex_);
+      std::lock_guard<std::mutex> lock(mutex_);
       if (worker.ok()) {
         loaded_[rank] = (*worker)->info();
       } else {
         loaded_[rank] = worker.status();
       }
       ++loaded_count_;
+      changed_.notify_all();
     }
     if (!worker.ok()) return;
+    const int result_rank = ResultRank(options_.layout);
     for (int64_t index = 0;; ++index) {
       const std::shared_ptr<const StepPlan> plan = NextPlan(index);
       if (plan == nullptr) return;
@@ -134,13 +142,13 @@ class InProcessGroup : public coordinator::WorkerGroup {
         comms_[rank]->Abort(absl::StrCat("rank ", rank, " failed"));
         return;
       }
-      if (rank == 0) on_result_(std::move(result));
+      if (rank == result_rank) on_result_(std::move(result));
     }
   }
 
   void Fail(absl::Status status) {
     {
-      absl::MutexLock lock(&mutex_);
+      std::lock_guard<std::mutex> lock(mutex_);
       if (dead_) return;
       dead_ = true;
     }
@@ -152,13 +160,17 @@ class InProcessGroup : public coordinator::WorkerGroup {
   std::vector<std::unique_ptr<comm::Communicator>> comms_;
   std::vector<std::thread> threads_;
 
-  absl::Mutex mutex_;
-  std::vector<absl::StatusOr<RankInfo>> loaded_ ABSL_GUARDED_BY(mutex_);
-  int loaded_count_ ABSL_GUARDED_BY(mutex_) = 0;
-  std::deque<Entry> plans_ ABSL_GUARDED_BY(mutex_);
-  int64_t first_plan_ ABSL_GUARDED_BY(mutex_) = 0;
-  bool stopping_ ABSL_GUARDED_BY(mutex_) = false;
-  bool dead_ ABSL_GUARDED_BY(mutex_) = false;
+  // Not absl::Mutex: the system's Abseil is not instrumented, and ThreadSanitizer takes what it
+  // guards for unguarded.
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  // Guarded by mutex_.
+  std::vector<absl::StatusOr<RankInfo>> loaded_;
+  int loaded_count_ = 0;
+  std::deque<Entry> plans_;
+  int64_t first_plan_ = 0;
+  bool stopping_ = false;
+  bool dead_ = false;
 };
 
 }  // namespace

@@ -7,17 +7,28 @@
 
 namespace phalanx::worker {
 
-absl::Status CheckLayout(const parallel::Layout& layout, int reduction_leaves) {
-  const std::pair<const char*, int> axes[] = {
-      {"dp", layout.dp}, {"pp", layout.pp}, {"sp", layout.sp}, {"ep", layout.ep}};
-  for (const auto& [axis, size] : axes) {
-    if (size > 1) {
-      return absl::UnimplementedError(absl::StrCat(
-          "layout: ", axis, "=", size, " is not supported by this version, which shards with tp ",
-          "alone; use tp=1 to tp=", reduction_leaves));
-    }
+absl::Status CheckLayout(const parallel::Layout& layout, int reduction_leaves,
+                         int sequence_stripes) {
+  return parallel::DecoderShards::CheckAxes(layout, reduction_leaves, sequence_stripes);
+}
+
+int ResultRank(const parallel::Layout& layout) { return (layout.pp - 1) * layout.sp * layout.tp; }
+
+int ParallelContext::result_rank() const { return ResultRank(groups_.layout); }
+
+void ParallelContext::set_timeout(absl::Duration timeout) {
+  group_->set_timeout(timeout);
+  for (comm::Communicator* axis : {tp_.get(), sp_.get(), pp_.get(), stage_.get()}) {
+    if (axis != nullptr) axis->set_timeout(timeout);
   }
-  return parallel::DecoderShards::Check(layout.tp, reduction_leaves);
+}
+
+uint64_t ParallelContext::collective_number() const {
+  uint64_t sum = group_->collective_number();
+  for (const comm::Communicator* axis : {tp_.get(), sp_.get(), pp_.get(), stage_.get()}) {
+    if (axis != nullptr) sum += axis->collective_number();
+  }
+  return sum;
 }
 
 absl::StatusOr<ParallelContext> ParallelContext::Create(const parallel::Layout& layout,
@@ -28,13 +39,40 @@ absl::StatusOr<ParallelContext> ParallelContext::Create(const parallel::Layout& 
                      group.size(), " were started; start that many or change --layout"));
   }
   ParallelContext context;
-  context.mesh = parallel::Mesh(layout);
-  context.at = context.mesh.coordinates(group.rank());
-  context.group = &group;
-  absl::StatusOr<std::unique_ptr<comm::Communicator>> tp =
-      group.Split(/*color=*/context.at.p * layout.sp + context.at.s, /*key=*/context.at.t);
-  if (!tp.ok()) return tp.status();
-  context.tp = *std::move(tp);
+  context.group_ = &group;
+  model::ParallelGroups& groups = context.groups_;
+  groups.layout = layout;
+  groups.at = parallel::Mesh(layout).coordinates(group.rank());
+  const auto [p, s, t] = groups.at;
+  absl::Status status;
+  // `color`: ranks of one color share the axis; `place`: this rank's rank on it.
+  const auto bind = [&](int size, int color, int place, std::unique_ptr<comm::Communicator>& owned,
+                        comm::Communicator*& axis) {
+    if (!status.ok() || size == 1) return;
+    if (size == group.size()) {
+      axis = &group;
+      return;
+    }
+    auto split = group.Split(color, place);
+    if (!split.ok()) {
+      status = split.status();
+      return;
+    }
+    owned = *std::move(split);
+    axis = owned.get();
+  };
+  bind(layout.tp, p * layout.sp + s, t, context.tp_, groups.tp);
+  bind(layout.sp, p * layout.tp + t, s, context.sp_, groups.sp);
+  bind(layout.pp, s * layout.tp + t, p, context.pp_, groups.pp);
+  // Where one of its axes has one rank, the stage is the other one.
+  if (layout.sp == 1) {
+    groups.stage = groups.tp;
+  } else if (layout.tp == 1) {
+    groups.stage = groups.sp;
+  } else {
+    bind(layout.sp * layout.tp, p, groups.stage_rank(), context.stage_, groups.stage);
+  }
+  if (!status.ok()) return status;
   return context;
 }
 

@@ -2,29 +2,51 @@
 #ifndef PHALANX_RUNTIME_WORKER_PARALLEL_CONTEXT_H_
 #define PHALANX_RUNTIME_WORKER_PARALLEL_CONTEXT_H_
 
+#include <cstdint>
 #include <memory>
 
 #include "absl/status/statusor.h"
+#include "absl/time/time.h"
 #include "comm/communicator.h"
 #include "parallel/mesh.h"
+#include "runtime/model/groups.h"
 
 namespace phalanx::worker {
 
-struct ParallelContext {
-  parallel::Mesh mesh{parallel::Layout{}};
-  parallel::MeshCoordinates at;
-  comm::Communicator* group = nullptr;     // every rank of the worker group; borrowed
-  std::unique_ptr<comm::Communicator> tp;  // ranks that differ in t alone
-
-  // Splits `group`, collectively. INVALID_ARGUMENT where its size isn't the layout's;
-  // UNIMPLEMENTED for an axis other than tp that is larger than 1, by name.
+class ParallelContext {
+ public:
+  // Splits `group`, collectively; it is borrowed. INVALID_ARGUMENT where its size isn't the
+  // layout's.
   static absl::StatusOr<ParallelContext> Create(const parallel::Layout& layout,
                                                 comm::Communicator& group);
+
+  const model::ParallelGroups& groups() const { return groups_; }
+  // The rank of the worker group that samples: the last stage's first.
+  int result_rank() const;
+  // How long any call on any axis may wait for its peers.
+  void set_timeout(absl::Duration timeout);
+  // Collectives begun so far, on every axis. From any thread.
+  uint64_t collective_number() const;
+
+ private:
+  ParallelContext() = default;
+
+  model::ParallelGroups groups_;
+  comm::Communicator* group_ = nullptr;
+  // Null: the axis has one rank, or the axis is all of the group.
+  std::unique_ptr<comm::Communicator> tp_;
+  std::unique_ptr<comm::Communicator> sp_;
+  std::unique_ptr<comm::Communicator> pp_;
+  std::unique_ptr<comm::Communicator> stage_;
 };
 
-// The checks of Create that need no communicator: what a command line can be refused for before
+// The rank of a worker group that samples: the last stage's first.
+int ResultRank(const parallel::Layout& layout);
+
+// The checks that need no communicator and no model: what a command line can be refused for before
 // anything starts.
-absl::Status CheckLayout(const parallel::Layout& layout, int reduction_leaves);
+absl::Status CheckLayout(const parallel::Layout& layout, int reduction_leaves,
+                         int sequence_stripes);
 
 }  // namespace phalanx::worker
 

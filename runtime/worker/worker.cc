@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <array>
+#include <optional>
 #include <utility>
 #include <vector>
 
@@ -13,6 +14,7 @@
 #include "runtime/model/batch.h"
 #include "runtime/sampling/sampler.h"
 #include "runtime/worker/parallel_context.h"
+#include "runtime/worker/slice_agreement.h"
 
 namespace phalanx::worker {
 
@@ -23,11 +25,28 @@ using scheduler::StepResult;
 
 namespace {
 
+// For how long a rank waits for the others. The coordinator has limits of its own and ends a group
+// that is late; these keep a rank whose coordinator doesn't from waiting for ever.
+constexpr absl::Duration kLoadTimeout = absl::Hours(2);
+constexpr absl::Duration kStepTimeout = absl::Minutes(10);
+
 // What one row of logits is for.
 struct LogitUse {
   size_t sequence;      // index in the plan
   int32_t target = -1;  // a prompt token whose logprob is wanted; -1: choose tokens
 };
+
+// The blocks of `table` that lie on sp rank `s`, as its own ids, -1 for the others'.
+std::vector<int32_t> LocalBlocks(const std::vector<int32_t>& table, int64_t blocks_per_rank,
+                                 int s) {
+  std::vector<int32_t> out;
+  out.reserve(table.size());
+  for (const int32_t block : table) {
+    out.push_back(block / blocks_per_rank == s ? static_cast<int32_t>(block % blocks_per_rank)
+                                               : -1);
+  }
+  return out;
+}
 
 std::string HostName() {
   std::array<char, 256> name{};
@@ -44,15 +63,18 @@ struct Worker::Impl {
   absl::Status Load();
   absl::StatusOr<int64_t> AgreeOnKvBlocks();
   absl::Status CheckPlan(const StepPlan& plan) const;
+  // The copies between blocks of this rank, as its own ids.
+  std::vector<scheduler::BlockCopy> LocalCopies(
+      const std::vector<scheduler::BlockCopy>& copies) const;
 
   WorkerOptions options;
   comm::Communicator& group;
-  ParallelContext context;
+  std::optional<ParallelContext> context;  // set by Open
   coordinator::RankInfo info;
   std::unique_ptr<kernels::Kernels> kernels;
   std::unique_ptr<checkpoint::Checkpoint> checkpoint;
   std::unique_ptr<model::Decoder> decoder;
-  std::unique_ptr<sampling::Sampler> sampler;  // on the lead
+  std::unique_ptr<sampling::Sampler> sampler;  // on the result rank
 };
 
 Worker::Worker(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
@@ -61,6 +83,8 @@ Worker::~Worker() = default;
 const coordinator::RankInfo& Worker::info() const { return impl_->info; }
 WorkerOptions& Worker::options() { return impl_->options; }
 const model::Profile& Worker::profile() const { return impl_->options.profile; }
+int Worker::result_rank() const { return impl_->context->result_rank(); }
+uint64_t Worker::collective_number() const { return impl_->context->collective_number(); }
 
 absl::StatusOr<std::unique_ptr<Worker>> Worker::Open(const WorkerOptions& options,
                                                      comm::Communicator& group) {
@@ -73,17 +97,17 @@ absl::StatusOr<std::unique_ptr<Worker>> Worker::Open(const WorkerOptions& option
 }
 
 absl::Status Worker::Load() {
+  // A rank may have much more to read than another.
+  impl_->context->set_timeout(kLoadTimeout);
   absl::Status status = impl_->Load();
-  if (!status.ok()) {
-    impl_->group.Abort(absl::StrCat("rank ", impl_->group.rank(), ": ", status.message()));
-  }
+  impl_->context->set_timeout(kStepTimeout);
   return status;
 }
 
 absl::Status Worker::Impl::Open() {
   absl::StatusOr<ParallelContext> bound = ParallelContext::Create(options.layout, group);
   if (!bound.ok()) return bound.status();
-  context = *std::move(bound);
+  context.emplace(*std::move(bound));
   auto created = kernels::CreateCpuKernels(options.cpu);
   if (!created.ok()) return created.status();
   kernels = *std::move(created);
@@ -106,15 +130,22 @@ absl::Status Worker::Impl::Load() {
   decoder_options.profile = options.profile;
   decoder_options.max_rows = options.max_step_tokens;
   decoder_options.max_positions = options.max_positions;
+  decoder_options.shard_rows = options.shard_rows;
   decoder_options.progress = options.progress;
-  auto loaded = model::Decoder::Load(*checkpoint, decoder_options, *kernels, *context.tp);
+  auto loaded = model::Decoder::Load(*checkpoint, decoder_options, *kernels, context->groups());
   if (!loaded.ok()) return loaded.status();
   decoder = *std::move(loaded);
-
+  const absl::StatusOr<uint64_t> content =
+      AgreeOnSlices(group, info, checkpoint->FileIdentities(), decoder->digests(), [&](int rank) {
+        return model::Decoder::DigestSlices(*checkpoint, decoder_options, *kernels, options.layout,
+                                            rank);
+      });
+  if (!content.ok()) return content.status();
+  info.content_digest = absl::StrCat(absl::Hex(*content, absl::kZeroPad16));
   const absl::StatusOr<int64_t> blocks = AgreeOnKvBlocks();
   if (!blocks.ok()) return blocks.status();
   if (absl::Status status = decoder->AllocateKv(*blocks); !status.ok()) return status;
-  if (group.rank() == 0) {
+  if (group.rank() == context->result_rank()) {
     sampler = std::make_unique<sampling::Sampler>(kernels.get(), checkpoint->config().vocab_size,
                                                   options.profile.reduction_leaves);
   }
@@ -134,8 +165,15 @@ absl::StatusOr<int64_t> Worker::Impl::AgreeOnKvBlocks() {
         "a KV memory of ", options.kv_memory_bytes, " bytes holds no block: one takes ",
         block_bytes, " bytes on rank ", group.rank(), "; raise --kv-memory"));
   }
-  // Slots are 32-bit.
-  blocks = std::min<int64_t>(blocks, INT32_MAX / kernels::kBlockTokens);
+  if (options.kv_blocks == 0 && options.max_kv_sequences > 0) {
+    // Of a sequence's blocks a rank holds those of its stripes.
+    const int64_t context_per_block = kernels::kBlockTokens * options.layout.sp;
+    const int64_t per_rank =
+        kernels::RoundUp(decoder->max_positions(), context_per_block) / context_per_block;
+    blocks = std::min(blocks, options.max_kv_sequences * per_rank);
+  }
+  // Slots are 32-bit, and so are the ids of all sp ranks' blocks.
+  blocks = std::min<int64_t>(blocks, INT32_MAX / kernels::kBlockTokens / options.layout.sp);
   std::vector<int64_t> all(group.size());
   const std::vector<int64_t> sizes(group.size(), sizeof(int64_t));
   if (absl::Status status = group.AllGather(&blocks, all.data(), sizes); !status.ok()) {
@@ -144,9 +182,22 @@ absl::StatusOr<int64_t> Worker::Impl::AgreeOnKvBlocks() {
   return *std::min_element(all.begin(), all.end());
 }
 
+std::vector<scheduler::BlockCopy> Worker::Impl::LocalCopies(
+    const std::vector<scheduler::BlockCopy>& copies) const {
+  const int64_t blocks = decoder->kv_blocks();
+  const int64_t first = blocks * context->groups().at.s;
+  std::vector<scheduler::BlockCopy> out;
+  for (const scheduler::BlockCopy& copy : copies) {
+    if (copy.source < first || copy.source >= first + blocks) continue;
+    out.push_back({static_cast<int32_t>(copy.source - first),
+                   static_cast<int32_t>(copy.destination - first)});
+  }
+  return out;
+}
+
 absl::Status Worker::Impl::CheckPlan(const StepPlan& plan) const {
   const int64_t vocab = decoder->config().vocab_size;
-  const int64_t blocks = decoder->kv_blocks();
+  const int64_t blocks = decoder->kv_blocks() * options.layout.sp;
   const auto bad = [&](const SequenceStep& step, const std::string& what) {
     return absl::InternalError(
         absl::StrCat("step ", plan.number, ", sequence ", step.sequence_id, ": ", what));
@@ -157,6 +208,11 @@ absl::Status Worker::Impl::CheckPlan(const StepPlan& plan) const {
       return absl::InternalError(absl::StrCat("step ", plan.number, ": copy of block ", copy.source,
                                               " to ", copy.destination, " with ", blocks,
                                               " blocks"));
+    }
+    if (copy.source / decoder->kv_blocks() != copy.destination / decoder->kv_blocks()) {
+      return absl::InternalError(absl::StrCat("step ", plan.number, ": copy of block ", copy.source,
+                                              " to ", copy.destination,
+                                              ", which lies on another sequence rank"));
     }
   }
   for (const SequenceStep& step : plan.sequences) {
@@ -187,18 +243,31 @@ absl::StatusOr<StepResult> Worker::Execute(const StepPlan& plan) {
   const absl::Time begin = absl::Now();
   Impl& m = *impl_;
   if (absl::Status status = m.CheckPlan(plan); !status.ok()) return status;
+  const model::ParallelGroups& groups = m.context->groups();
+  const bool samples = m.sampler != nullptr;
+  const auto trace = [&](bool is_begin) {
+    if (!m.options.trace) return;
+    m.options.trace({m.group.rank(), groups.at.p, plan.number, is_begin, absl::Now()});
+  };
   StepResult result;
   result.epoch = plan.epoch;
   result.number = plan.number;
 
   model::Batch batch;
+  std::vector<std::vector<int32_t>> tables;  // sp > 1: local block tables
+  tables.reserve(plan.sequences.size());
   std::vector<int32_t> rows;
   std::vector<LogitUse> uses;
   for (size_t s = 0; s < plan.sequences.size(); ++s) {
     const SequenceStep& step = plan.sequences[s];
     const int64_t first_row = batch.rows();
     const int64_t count = static_cast<int64_t>(step.token_ids.size());
-    batch.Append(step.token_ids.data(), count, step.start, step.block_table.data());
+    const int32_t* table = step.block_table.data();
+    if (groups.sp != nullptr) {
+      tables.push_back(LocalBlocks(step.block_table, m.decoder->kv_blocks(), groups.at.s));
+      table = tables.back().data();
+    }
+    batch.Append(step.token_ids.data(), count, step.start, table);
     for (int64_t i = 0; i < count; ++i) {
       const int32_t row = static_cast<int32_t>(first_row + i);
       if (step.sampling.prompt_logprobs >= 0 && step.start + i + 1 < step.prompt_length) {
@@ -212,8 +281,12 @@ absl::StatusOr<StepResult> Worker::Execute(const StepPlan& plan) {
     }
   }
 
-  m.decoder->CopyBlocks(plan.copies);
-  if (absl::Status status = m.decoder->Forward(batch); !status.ok()) return status;
+  m.decoder->CopyBlocks(m.LocalCopies(plan.copies));
+  model::StageHooks hooks;
+  hooks.input_ready = [&] { trace(true); };
+  // The rank that samples is not done before it has.
+  if (!samples) hooks.output_ready = [&] { trace(false); };
+  if (absl::Status status = m.decoder->Forward(batch, hooks); !status.ok()) return status;
 
   result.sequences.resize(plan.sequences.size());
   for (size_t s = 0; s < plan.sequences.size(); ++s) {
@@ -221,7 +294,6 @@ absl::StatusOr<StepResult> Worker::Execute(const StepPlan& plan) {
   }
   const absl::Status status =
       m.decoder->Logits(rows, [&](int64_t i, absl::Span<const float> logits) {
-        if (m.sampler == nullptr) return;
         const LogitUse& use = uses[i];
         const SequenceStep& step = plan.sequences[use.sequence];
         SequenceResult& out = result.sequences[use.sequence];
@@ -233,7 +305,12 @@ absl::StatusOr<StepResult> Worker::Execute(const StepPlan& plan) {
         }
       });
   if (!status.ok()) return status;
-  if (m.sampler == nullptr) result.sequences.clear();
+  if (samples) {
+    result.expert_tokens = m.decoder->expert_tokens();
+    trace(false);
+  } else {
+    result.sequences.clear();
+  }
   result.compute_us = absl::ToInt64Microseconds(absl::Now() - begin);
   return result;
 }

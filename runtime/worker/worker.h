@@ -10,6 +10,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "absl/time/time.h"
 #include "comm/communicator.h"
 #include "kernels/kernels.h"
 #include "parallel/mesh.h"
@@ -18,6 +19,15 @@
 #include "runtime/scheduler/step_plan.h"
 
 namespace phalanx::worker {
+
+// One line of a rank's step trace: its stage begins to work on a step, or has ended.
+struct StepEvent {
+  int rank = 0;
+  int stage = 0;  // pipeline stage of the rank
+  uint64_t step = 0;
+  bool begin = true;
+  absl::Time time;
+};
 
 struct WorkerOptions {
   std::string model_directory;
@@ -28,8 +38,14 @@ struct WorkerOptions {
   int64_t max_positions = 0;      // context; 0: the checkpoint's
   int64_t kv_memory_bytes = 0;    // of this rank; used where kv_blocks is 0
   int64_t kv_blocks = 0;          // blocks to hold, whatever they weigh; 0: by kv_memory_bytes
+  // By kv_memory_bytes: no more blocks than this many sequences of full context use; 0: no limit.
+  int64_t max_kv_sequences = 0;
+  // Steps of at least this many rows shard the residual stream by token (DecoderOptions).
+  int64_t shard_rows = model::DecoderOptions{}.shard_rows;
   // Loading: elements packed so far and in all. Called on the loading thread.
   std::function<void(int64_t done, int64_t total)> progress;
+  // Called when a step's input is here and when its output is made, on the thread that executes it.
+  std::function<void(const StepEvent&)> trace;
 };
 
 class Worker {
@@ -43,16 +59,22 @@ class Worker {
 
   // What the coordinator may have settled since Open. Before Load.
   WorkerOptions& options();
-  // Packs this rank's share of the weights and allocates its KV shard. Collective; a rank that
-  // fails aborts the group.
+  // Packs this rank's share of the weights and allocates its KV shard. Collective. The
+  // caller of a rank that fails aborts the group once it has said why: the others' errors would
+  // otherwise be heard first.
   absl::Status Load();
 
   // What this rank tells the coordinator.
   const coordinator::RankInfo& info() const;
   const model::Profile& profile() const;
 
+  // The rank whose Execute gives the result: the last stage's first.
+  int result_rank() const;
+  // Collectives begun so far: what a hang is named by. From any thread.
+  uint64_t collective_number() const;
+
   // Computes one plan. Collective: every rank of the group calls it with the same plan. The result
-  // is filled on the lead (rank 0 of the group) and otherwise holds epoch and number alone.
+  // is filled on result_rank() and otherwise holds epoch and number alone.
   absl::StatusOr<scheduler::StepResult> Execute(const scheduler::StepPlan& plan);
 
  private:

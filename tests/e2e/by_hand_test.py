@@ -6,7 +6,6 @@ part when another one dies. The client is written in Python from the .proto alon
 """
 
 import os
-import shlex
 import threading
 import unittest
 
@@ -21,12 +20,9 @@ class ByHand(unittest.TestCase):
         self.serve = harness.Server("--workers", "external", "--layout", "tp=2", "--threads", "1",
                                     wait=False)
         self.addCleanup(self.serve.stop)
-        line = self.serve.wait_for_line(r"^\s+(PHALANX\S+=\S+) (\S*mpirun .*)$")
-        variable, value = line.group(1).split("=", 1)
-        command = shlex.split(line.group(2))
+        command, environment = self.serve.command_for_ranks()
         self.assertEqual(command[1:3], ["-np", "2"])
-        self.assertNotIn(value, command, "the token belongs into the environment")
-        self.mpirun = harness.Process(command, env={**os.environ, variable: value})
+        self.mpirun = harness.Process(command, env=environment)
         self.addCleanup(self.mpirun.stop)
         self.serve.wait_for_line('serving "')
         self.ranks = self.serve.rank_pids()
@@ -41,21 +37,12 @@ class ByHand(unittest.TestCase):
 
     def endless(self):
         """A stream that has begun and has over a thousand tokens to go."""
-        request = self.client.request("Once", ignore_eos=True, max_tokens=2000, n=4,
-                                      temperature=1.0)
-        stream = self.client.stub.Generate(request, timeout=harness.DEADLINE)
-        for response in stream:
-            if response.WhichOneof("event") == "delta":
-                return stream
-        self.fail("the stream ended before its first token")
+        return self.client.begin(self.client.request("Once", ignore_eos=True, max_tokens=2000, n=4,
+                                                     temperature=1.0))
 
     def test_answers_a_client_and_sigterm_ends_everything_with_code_zero(self):
         self.start()
-        for service in ("", "phalanx.v1.Inference"):
-            self.assertEqual(self.client.health(service), "SERVING")
-        services = self.client.services()
-        self.assertIn("phalanx.v1.Inference", services)
-        self.assertIn("grpc.health.v1.Health", services)
+        self.client.check_standard_services()
         status = self.client.status()
         self.assertEqual([r.pid for r in status.ranks], self.ranks)
         answer = self.client.generate(self.client.request(temperature=0.0, max_tokens=24,

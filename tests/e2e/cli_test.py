@@ -159,6 +159,14 @@ class Cli(unittest.TestCase):
             self.assertEqual(bad.returncode, 2, bad.stdout)
             self.assertEqual(len(bad.stderr.splitlines()), 1)
 
+    def test_tokenize_with_a_sentencepiece_model(self):
+        model = str(harness.ROOT / "tests" / "goldens" / "tokenizer" / "sentencepiece")
+        text = "Chloé saw a 本 by the sea.\n"
+        ids = self.succeed("tokenize", "--model", model, stdin=text.encode())
+        self.assertEqual(ids.split()[0], "1")
+        self.assertEqual(self.succeed("tokenize", "--model", model, "--decode",
+                                      "--skip-special-tokens", stdin=ids.encode()), text)
+
     def test_a_stop_string_across_token_borders(self):
         common = ("--prompt", PROMPT, "--max-tokens", "24", "--temperature", "0", "--ignore-eos")
         whole = self.one(*common)

@@ -10,6 +10,7 @@ import os
 import pathlib
 import re
 import select
+import shlex
 import signal
 import subprocess
 import sys
@@ -195,6 +196,15 @@ class Server(Process):
         found = [re.search(r"rank (\d+) of \d+: host \S+, pid (\d+)", line) for line in self.lines]
         return [int(m.group(2)) for m in sorted((m for m in found if m), key=lambda m: m.group(1))]
 
+    def command_for_ranks(self):
+        """Of a server with external workers: the command that its log shows, as a list, and the
+        environment to run it in."""
+        line = self.wait_for_line(r"^\s+(PHALANX\S+=\S+) (\S*mpirun .*)$")
+        variable, value = line.group(1).split("=", 1)
+        command = shlex.split(line.group(2))
+        assert value not in command, "the token belongs into the environment"
+        return command, {**os.environ, variable: value}
+
 
 class Stubs:
     """Modules that protoc makes of the public .proto and of the two standard services."""
@@ -300,6 +310,22 @@ class Client:
             return error.code(), error.details()
         return grpc.StatusCode.OK, ""
 
+    def begin(self, request):
+        """The stream of a request, read up to its first token."""
+        stream = self.stub.Generate(request, timeout=DEADLINE)
+        for response in stream:
+            if response.WhichOneof("event") == "delta":
+                return stream
+        raise AssertionError("the stream ended before its first token")
+
+    def check_standard_services(self):
+        """Health and reflection, as any gRPC tool uses them."""
+        for service in ("", "phalanx.v1.Inference"):
+            assert self.health(service) == "SERVING", service
+        names = self.services()
+        for name in ("phalanx.v1.Inference", "grpc.health.v1.Health"):
+            assert name in names, f"{name} is not among {names}"
+
     def health(self, service=""):
         """"SERVING", "NOT_SERVING", …"""
         health = self.stubs.health
@@ -326,6 +352,31 @@ class Client:
                 return status
             if time.monotonic() > deadline:
                 raise AssertionError(f"after {timeout} s the status still is:\n{status}")
+
+
+class ServedTestCase(unittest.TestCase):
+    """Tests of one server, `self.server`, by one client, `self.client`."""
+
+    ARGUMENTS = ("--layout", "tp=2", "--threads", "1")
+
+    @classmethod
+    def setUpClass(cls):
+        cls.server = Server(*cls.ARGUMENTS)
+        cls.addClassCleanup(cls.server.stop)
+        cls.client = Client(cls.server.endpoint)
+        cls.addClassCleanup(cls.client.channel.close)
+
+    def assert_fails_with(self, code, call, *fragments):
+        """`call` ends with this status, and its message holds the fragments."""
+        with self.assertRaises(grpc.RpcError) as caught:
+            call()
+        details = caught.exception.details()
+        self.assertEqual(caught.exception.code(), code, details)
+        self.assertLess(len(details), 600)
+        for fragment in fragments:
+            self.assertIn(fragment, details)
+        print(f"  {code.name} {details[:200]}")
+        return details
 
 
 TERM, KILL = signal.SIGTERM, signal.SIGKILL

@@ -7,7 +7,6 @@
 import json
 import sys
 import threading
-import unittest
 
 import grpc
 
@@ -40,14 +39,13 @@ def prompts():
         return [json.loads(line)["question"] for line, _ in zip(lines, range(CLIENTS))]
 
 
-class Service(unittest.TestCase):
+class Service(harness.ServedTestCase):
+    # All these prompts together do not fit into 150 blocks: some wait and some are preempted.
+    ARGUMENTS = (*harness.ServedTestCase.ARGUMENTS, "--kv-blocks", "150")
+
     @classmethod
     def setUpClass(cls):
-        # All these prompts together do not fit into 150 blocks: some wait and some are preempted.
-        cls.server = harness.Server("--layout", "tp=2", "--threads", "1", "--kv-blocks", "150")
-        cls.addClassCleanup(cls.server.stop)
-        cls.client = harness.Client(cls.server.endpoint)
-        cls.addClassCleanup(cls.client.channel.close)
+        super().setUpClass()
         cls.baseline = cls.client.status().engine.kv_blocks_in_use
 
     def wait_for_baseline(self):
@@ -91,11 +89,8 @@ class Service(unittest.TestCase):
 
     def test_cancelled_streams_free_their_blocks(self):
         for i in range(16):
-            stream = self.client.stub.Generate(
-                self.client.request("Once", max_tokens=2000, n=4, temperature=1.0, seed=i,
-                                    ignore_eos=True), timeout=harness.DEADLINE)
-            while next(stream).WhichOneof("event") != "delta":
-                pass
+            stream = self.client.begin(self.client.request(
+                "Once", max_tokens=2000, n=4, temperature=1.0, seed=i, ignore_eos=True))
             self.assertGreater(self.client.status().engine.kv_blocks_in_use, self.baseline)
             stream.cancel()
         self.wait_for_baseline()
@@ -115,12 +110,12 @@ class Service(unittest.TestCase):
         self.assertEqual(len(answer["finished"]), 1)
 
     def test_a_deadline_frees_its_blocks(self):
-        with self.assertRaises(grpc.RpcError) as caught:
-            for _ in self.client.stub.Generate(
-                    self.client.request("Once", max_tokens=2000, n=8, temperature=1.0,
-                                        ignore_eos=True), timeout=0.2):
-                pass
-        self.assertEqual(caught.exception.code(), grpc.StatusCode.DEADLINE_EXCEEDED)
+        request = self.client.request("Once", max_tokens=2000, n=8, temperature=1.0,
+                                      ignore_eos=True)
+        for seconds in (0.001, 0.2):
+            self.assert_fails_with(grpc.StatusCode.DEADLINE_EXCEEDED,
+                                   lambda: list(self.client.stub.Generate(request,
+                                                                          timeout=seconds)))
         self.wait_for_baseline()
 
     def test_a_full_queue_refuses_and_goes_on(self):
@@ -128,9 +123,7 @@ class Service(unittest.TestCase):
                             "--max-sequences", "1") as server, \
                 harness.Client(server.endpoint) as client:
             endless = client.request("Once", max_tokens=2000, ignore_eos=True)
-            first = client.stub.Generate(endless, timeout=harness.DEADLINE)
-            while next(first).WhichOneof("event") != "delta":
-                pass
+            first = client.begin(endless)
             second = client.stub.Generate(endless, timeout=harness.DEADLINE)
             client.wait_for_status(lambda s: s.engine.queued_requests == 1)
             code, details = client.status_of(endless)

@@ -43,17 +43,27 @@ LLAMA = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "attentio
 MISTRAL = {"architectures": ["MistralForCausalLM"], "model_type": "mistral"}
 QWEN2 = {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2"}
 QWEN3 = {"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "attention_bias": False}
+MIXTRAL = {"architectures": ["MixtralForCausalLM"], "model_type": "mixtral",
+           "output_router_logits": False, "router_aux_loss_coef": 0.02, "sliding_window": None}
+QWEN2_MOE = {"architectures": ["Qwen2MoeForCausalLM"], "model_type": "qwen2_moe",
+             "max_window_layers": 21, "output_router_logits": False, "router_aux_loss_coef": 0.001,
+             "rms_norm_eps": 1e-6, "sliding_window": 32768, "use_sliding_window": False}
+QWEN3_MOE = {**QWEN2_MOE, "architectures": ["Qwen3MoeForCausalLM"], "model_type": "qwen3_moe",
+             "attention_bias": False, "sliding_window": None}
 
 
 def case(family, keys, rope=None, theta=10000.0, dtypes=("F32",), positions=64, style=OLD, shards=1,
-         both_styles=False):
+         both_styles=False, fused=False):
     """One model of the list below.
 
     rope: the scaling's keys, or None for plain RoPE.
     both_styles: also write config-other-style.json.
+    fused: the experts of a layer as one tensor, as Transformers 5 holds them; else one by one, as it
+        and every published checkpoint store them.
     """
     return dict(family=family, keys=keys, rope=rope, theta=theta, dtypes=dtypes,
-                positions=positions, style=style, shards=shards, both_styles=both_styles)
+                positions=positions, style=style, shards=shards, both_styles=both_styles,
+                fused=fused)
 
 
 def shape(hidden, heads, kv_heads, intermediate, vocab, head_dim=None, **more):
@@ -112,6 +122,34 @@ CASES = {
         QWEN3, shape(40, 2, 1, 56, 257, head_dim=80, rms_norm_eps=1e-6, tie_word_embeddings=True,
                      use_sliding_window=False, sliding_window=None, max_window_layers=2),
         theta=1000000.0),
+    # Six experts: no power of two divides them among ranks.
+    "mixtral": case(
+        MIXTRAL, shape(48, 4, 2, 40, 157, num_hidden_layers=8, num_local_experts=6,
+                       num_experts_per_tok=2), theta=1000000.0, shards=2),
+    "mixtral-fused": case(
+        MIXTRAL, shape(40, 4, 2, 72, 139, head_dim=16, num_local_experts=5, num_experts_per_tok=2),
+        theta=1000000.0, dtypes=("F32", "BF16"), style=NEW, fused=True),
+    # Experts in layers 1, 3 and 7; the others are dense.
+    "qwen2-moe": case(
+        QWEN2_MOE, shape(64, 4, 2, 72, 157, num_hidden_layers=8, decoder_sparse_step=2,
+                         mlp_only_layers=[5], num_experts=6, num_experts_per_tok=4,
+                         moe_intermediate_size=33, shared_expert_intermediate_size=56,
+                         norm_topk_prob=False), theta=1000000.0),
+    "qwen2-moe-norm": case(
+        QWEN2_MOE, shape(40, 4, 4, 56, 139, tie_word_embeddings=True, num_experts=8,
+                         num_experts_per_tok=2, moe_intermediate_size=40,
+                         shared_expert_intermediate_size=96, norm_topk_prob=True),
+        dtypes=("F32", "BF16"), style=NEW, both_styles=True),
+    "qwen3-moe": case(
+        QWEN3_MOE, shape(48, 4, 2, 72, 157, head_dim=24, num_hidden_layers=8, decoder_sparse_step=1,
+                         mlp_only_layers=[], num_experts=6, num_experts_per_tok=2,
+                         moe_intermediate_size=40, norm_topk_prob=True),
+        theta=1000000.0, dtypes=("F32", "BF16")),
+    "qwen3-moe-mixed": case(
+        QWEN3_MOE, shape(40, 2, 1, 72, 257, head_dim=40, num_hidden_layers=3,
+                         tie_word_embeddings=True, mlp_only_layers=[0], num_experts=8,
+                         num_experts_per_tok=4, moe_intermediate_size=96, norm_topk_prob=False),
+        theta=1000000.0, style=NEW, fused=True),
 }
 
 
@@ -148,8 +186,10 @@ def random_tensor(model_name, name, size):
         values *= 0.2
     elif "q_proj" in name or "k_proj" in name:
         values *= 1.1 / size[1] ** 0.5
+    elif name.endswith("mlp.gate.weight"):  # A router: some tokens are of two minds, some aren't.
+        values *= 2.0 / size[1] ** 0.5
     else:
-        values *= 1.2 / size[1] ** 0.5
+        values *= 1.2 / size[-1] ** 0.5
     return torch.from_numpy(values.astype(np.float32))
 
 
@@ -157,6 +197,27 @@ def write_json(path, value):
     with open(path, "w", encoding="utf-8") as f:
         json.dump(value, f, indent=2)
         f.write("\n")
+
+
+def separate_experts(tensors, family):
+    """Fused experts one by one, under the names that published checkpoints have."""
+    mixtral = family is MIXTRAL
+    prefix, gate, up, down = (("block_sparse_moe", "w1", "w3", "w2") if mixtral
+                              else ("mlp", "gate_proj", "up_proj", "down_proj"))
+    result = {}
+    for key, tensor in tensors.items():
+        layer, _, what = key.partition(".mlp.experts.")
+        if not what:
+            router = key.endswith(".mlp.gate.weight")
+            result[key.replace(".mlp.", f".{prefix}.") if router else key] = tensor
+            continue
+        for i, expert in enumerate(tensor):
+            parts = {down: expert}
+            if what == "gate_up_proj":
+                parts = dict(zip((gate, up), expert.chunk(2)))
+            for part, value in parts.items():
+                result[f"{layer}.{prefix}.experts.{i}.{part}.weight"] = value.contiguous()
+    return result
 
 
 def write_model(name, spec, dtype, folder):
@@ -172,6 +233,8 @@ def write_model(name, spec, dtype, folder):
         model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
     tensors = {key: random_tensor(name, key, tuple(p.shape)).to(TORCH_DTYPES[dtype])
                for key, p in model.named_parameters()}
+    if not spec["fused"]:
+        tensors = separate_experts(tensors, spec["family"])
     if spec["shards"] == 1:
         save_shard(tensors, os.path.join(folder, "model.safetensors"))
         return
@@ -192,9 +255,13 @@ def save_shard(tensors, path):
     os.chmod(path, 0o644)
 
 
-def load(folder, dtype, attention="eager"):
+def load(folder, dtype, attention="eager", experts="eager"):
+    config = AutoConfig.from_pretrained(folder)
+    if hasattr(config, "num_experts_per_tok"):
+        config._experts_implementation = experts
     model, info = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=dtype, attn_implementation=attention, output_loading_info=True)
+        folder, config=config, dtype=dtype, attn_implementation=attention,
+        output_loading_info=True)
     for what in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         assert not info[what], (folder, what, info[what])
     assert {p.dtype for p in model.parameters()} == {dtype}
@@ -206,6 +273,28 @@ def log_probs(model, ids):
     """Returns (logits, log-probabilities) as float32 [len(ids), vocab]."""
     logits = model(torch.tensor([ids]), use_cache=False).logits[0].float()
     return logits, logits.log_softmax(-1)
+
+
+@torch.no_grad()
+def routing(model, ids):
+    """Of each layer with experts: (chosen experts in rising order [len(ids), k], how much more
+    probable the last chosen one is than the first that isn't [len(ids)])."""
+    routes, hooks = [], []
+
+    def note(module, _, output):
+        logits = output[0] if isinstance(output, tuple) else output
+        probabilities = logits.float().softmax(-1)
+        top = probabilities.topk(module.top_k + 1)
+        margins = top.values[:, module.top_k - 1] - top.values[:, module.top_k]
+        routes.append((top.indices[:, :module.top_k].sort(-1).values, margins))
+
+    for name, module in model.named_modules():
+        if name.endswith(".mlp.gate"):
+            hooks.append(module.register_forward_hook(note))
+    log_probs(model, ids)
+    for hook in hooks:
+        hook.remove()
+    return routes
 
 
 @torch.no_grad()
@@ -236,8 +325,12 @@ def expect(name, folder, dtype, ids, greedy_prompt, greedy_count):
             "top": [{"id": int(t), "logprob": float(v)} for t, v in zip(top.indices, top.values)]})
     result = {"model": name, "dtype": dtype, "input_ids": ids, "positions": positions,
               "greedy": greedy(reference, greedy_prompt, greedy_count)}
+    routes = routing(reference, ids)
+    if routes:
+        result["routing_margin"] = min(float(margins.min()) for _, margins in routes)
     if dtype != "F32":
-        native_lps = log_probs(load(folder, TORCH_DTYPES[dtype], "sdpa"), ids)[1]
+        native_model = load(folder, TORCH_DTYPES[dtype], "sdpa", None)
+        native_lps = log_probs(native_model, ids)[1]
         native, errors, top_errors = [], [], []
         for i, position in enumerate(positions):
             logprob = float(native_lps[i, ids[i + 1]])
@@ -251,6 +344,10 @@ def expect(name, folder, dtype, ids, greedy_prompt, greedy_count):
             "top_max_error": max(top_errors), "top_mean_error": sum(top_errors) / len(top_errors),
             "argmax_agree": sum(n["argmax"] == p["argmax"] for n, p in zip(native, positions)),
             "positions": native}
+        if routes:
+            result["native"]["routing_differs"] = sum(
+                int((a != b).any(-1).sum())
+                for (a, _), (b, _) in zip(routes, routing(native_model, ids)))
     return result
 
 
@@ -349,6 +446,9 @@ def main():
             print(f"; native max {n['max_error']:.2g} mean {n['mean_error']:.2g}, top max "
                   f"{n['top_max_error']:.2g} mean {n['top_mean_error']:.2g}, argmax "
                   f"{n['argmax_agree']}/{len(leads)}", end="")
+        if "routing_margin" in result:
+            print(f"; routing margin {result['routing_margin']:.2g}, native routes differ "
+                  f"{result.get('native', {}).get('routing_differs')}", end="")
         print(flush=True)
 
     for base, spec in CASES.items():

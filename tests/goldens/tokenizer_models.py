@@ -1,11 +1,13 @@
 #!/usr/bin/env python3
 """Makes tests/goldens/tokenizer/: small tokenizers of the project's own and the reference's ids.
 
-Three kinds: GPT-2's byte level, Llama 2's SentencePiece style with byte fallback, Qwen 2's NFC and
-split regex. They are trained on text that this script makes.
+Four kinds: GPT-2's byte level, Llama 2's SentencePiece style with byte fallback, Qwen 2's NFC and
+split regex, and a tokenizer.model of SentencePiece itself with Llama 2's settings. They are trained
+on text that this script makes.
 
     python3 tests/goldens/tokenizer_models.py
 """
+import io
 import json
 import os
 import random
@@ -85,13 +87,33 @@ def qwen2():
     return tokenizer
 
 
+def sentencepiece():
+    import sentencepiece as library
+    model = io.BytesIO()  # a path would become part of the model
+    library.SentencePieceTrainer.train(
+        sentence_iterator=corpus(), model_writer=model, vocab_size=600, model_type="bpe",
+        byte_fallback=True, character_coverage=0.999, split_digits=True,
+        normalization_rule_name="identity", remove_extra_whitespaces=False,
+        allow_whitespace_only_pieces=True, num_threads=1, minloglevel=2)
+    return model.getvalue()
+
+
+def write_oracle(folder):
+    subprocess.check_call([sys.executable, os.path.join(HERE, "tokenizer_oracle.py"), folder,
+                           os.path.join(folder, "expected.jsonl"), "--random", "160"])
+
+
 def main():
     for name, make in (("byte_level", byte_level), ("metaspace", metaspace), ("qwen2", qwen2)):
         folder = os.path.join(HERE, "tokenizer", name)
         os.makedirs(folder, exist_ok=True)
         make().save(os.path.join(folder, "tokenizer.json"), pretty=False)
-        subprocess.check_call([sys.executable, os.path.join(HERE, "tokenizer_oracle.py"), folder,
-                               os.path.join(folder, "expected.jsonl"), "--random", "160"])
+        write_oracle(folder)
+    folder = os.path.join(HERE, "tokenizer", "sentencepiece")
+    os.makedirs(folder, exist_ok=True)
+    with open(os.path.join(folder, "tokenizer.model"), "wb") as f:
+        f.write(sentencepiece())
+    write_oracle(folder)
 
 
 if __name__ == "__main__":

@@ -194,6 +194,8 @@ TEST(ConfigTest, HostsNeedASlotForEveryRank) {
   EXPECT_EQ(applied.status.code(), absl::StatusCode::kInvalidArgument);
   EXPECT_THAT(std::string(applied.status.message()),
               StartsWith("/etc/phalanx/c.yaml:4:5: cluster.hosts: 2 slots for the 4 ranks"));
+  EXPECT_TRUE(Apply(text, {"--layout", "dp=2"}).status.ok());
+  EXPECT_FALSE(Apply(text, {"--layout", "dp=2,tp=2"}).status.ok());
 }
 
 TEST(ConfigTest, EmptyFilesAndSectionsLeaveTheDefaults) {

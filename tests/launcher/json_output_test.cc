@@ -25,6 +25,7 @@ TEST(ToJson, HasTheFieldsOfTheDesign) {
   answer.has_logprobs = true;
   answer.logprobs = {{3, -0.5f, {{3, -0.5f}, {4, -1.25f}}}};
   answer.layout = "tp=2";
+  answer.preemptions = 3;
   const nlohmann::json json = nlohmann::json::parse(ToJson(answer));
   EXPECT_EQ(json["prompt_token_ids"], nlohmann::json({1, 2}));
   EXPECT_EQ(json["token_ids"], nlohmann::json({3}));
@@ -34,6 +35,7 @@ TEST(ToJson, HasTheFieldsOfTheDesign) {
   EXPECT_EQ(json["logprobs"][0]["top"][1]["logprob"], -1.25);
   EXPECT_EQ(json["layout"], "tp=2");
   EXPECT_TRUE(json["timings"].contains("total_ms"));
+  EXPECT_EQ(json["timings"]["preemptions"], 3);
   EXPECT_FALSE(json.contains("index"));
   EXPECT_FALSE(json.contains("error"));
   EXPECT_FALSE(json.contains("prompt_logprobs"));

@@ -29,50 +29,61 @@ def field(line, name, following):
 
 
 def run(arguments):
-    """Lines of `phalanx run`; each as (token_ids text, logprobs text)."""
+    """Lines of `phalanx run`, each as (token_ids text, logprobs text), and how often the last
+    request was preempted."""
     command = [PHALANX, "run", "--model", MODEL, "--json", "--logprobs", "5", "--ignore-eos"]
     command += ["--max-tokens", str(NEW_TOKENS), "--kv-memory", "16MiB"] + arguments
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     if done.returncode != 0:
         raise AssertionError(f"{' '.join(command)} ended with {done.returncode}:\n{done.stderr}")
     lines = done.stdout.splitlines()
-    for line in lines:
-        json.loads(line)
-    return [(field(l, "token_ids", "text"), field(l, "logprobs", "seed")) for l in lines]
+    preemptions = [json.loads(line)["timings"]["preemptions"] for line in lines][-1]
+    answers = [(field(l, "token_ids", "text"), field(l, "logprobs", "seed")) for l in lines]
+    return answers, preemptions
 
 
 class RunMatrix(unittest.TestCase):
     @classmethod
     def setUpClass(cls):
         cls.reference = {
-            (mode, n): run(["--prompt", PROMPT, "--threads", "1", "--n", str(n)] + flags)
+            (mode, n): run(["--prompt", PROMPT, "--threads", "1", "--n", str(n)] + flags)[0]
             for mode, flags in MODES.items()
             for n in (1, 4)
         }
-        with tempfile.NamedTemporaryFile("w", suffix=".jsonl", delete=False) as file:
-            for i in range(16):
-                # The one that is compared comes last: of two that outgrow the KV memory, it must go.
-                other = PROMPT[i + 1 :] if i % 2 else f"Number {i}: the cat"
-                tokens = NEW_TOKENS if i % 2 else 3 + i
-                file.write(
-                    json.dumps({"prompt": PROMPT} if i == 15 else
-                               {"prompt": other, "max_tokens": tokens, "seed": i}) + "\n"
-                )
-            cls.prompts_file = file.name
+        # The one that is compared comes last: of two that outgrow the KV memory, it must go.
+        others = [
+            {"prompt": PROMPT[i + 1 :], "max_tokens": NEW_TOKENS, "seed": i} if i % 2 else
+            {"prompt": f"Number {i}: the cat", "max_tokens": 3 + i, "seed": i}
+            for i in range(15)
+        ]
+        cls.crowds = {
+            "among-15": others,
+            # Six that need three KV blocks at first and four at the end, two by two.
+            "among-5-long": [other for other in others if len(other["prompt"]) > 200][:5],
+        }
+        cls.directory = tempfile.TemporaryDirectory()
+        for name, prompts in cls.crowds.items():
+            with open(os.path.join(cls.directory.name, name), "w", encoding="utf-8") as file:
+                for prompt in prompts + [{"prompt": PROMPT}]:
+                    file.write(json.dumps(prompt) + "\n")
 
     @classmethod
     def tearDownClass(cls):
-        os.unlink(cls.prompts_file)
+        cls.directory.cleanup()
 
-    def check(self, mode, n=1, crowd=False, **flags):
-        arguments = ["--prompts-file", self.prompts_file] if crowd else ["--prompt", PROMPT]
+    def check(self, mode, n=1, crowd=None, **flags):
+        arguments = ["--prompt", PROMPT]
+        if crowd:
+            arguments = ["--prompts-file", os.path.join(self.directory.name, crowd)]
         for name, value in flags.items():
             arguments += ["--" + name.replace("_", "-"), str(value)]
         arguments += ["--n", str(n)] + MODES[mode]
-        cell = f"{mode} n={n} {'among-15' if crowd else 'alone'} {flags}"
+        cell = f"{mode} n={n} {crowd or 'alone'} {flags}"
         with self.subTest(cell):
-            answers = run(arguments)
-            self.assertEqual(len(answers), 16 * n if crowd else n)
+            answers, preemptions = run(arguments)
+            if "kv_blocks" in flags:
+                self.assertGreater(preemptions, 0, f"{cell}: the KV memory was large enough")
+            self.assertEqual(len(answers), n * (1 + len(self.crowds.get(crowd, []))))
             for sample, (expected, found) in enumerate(zip(self.reference[mode, n], answers[-n:])):
                 for what, a, b in zip(("token_ids", "logprobs"), expected, found):
                     if a != b:
@@ -81,7 +92,7 @@ class RunMatrix(unittest.TestCase):
                             f"{cell}: {what} of sample {sample} differ from character {at}: "
                             f"...{a[max(at - 40, 0) : at + 40]} and ...{b[max(at - 40, 0) : at + 40]}"
                         )
-            print(f"  equal: {cell}", file=sys.stderr)
+            print(f"  equal: {cell}, {preemptions} preemptions", file=sys.stderr)
 
     def test_every_tensor_parallel_layout_under_mpirun(self):
         for i, tp in enumerate((1, 2, 3, 4, 5, 7, 8)):
@@ -91,9 +102,15 @@ class RunMatrix(unittest.TestCase):
             self.check("sampled", layout=f"tp={tp}", threads=2, workers="mpirun")
 
     def test_among_fifteen_others(self):
-        self.check("greedy", crowd=True, layout="tp=1", threads=2)
-        self.check("sampled", crowd=True, layout="tp=3", threads=1)
-        self.check("sampled", crowd=True, layout="tp=2", threads=2, prefill_chunk=7)
+        self.check("greedy", crowd="among-15", layout="tp=1", threads=2)
+        self.check("sampled", crowd="among-15", layout="tp=3", threads=1)
+        self.check("sampled", crowd="among-15", layout="tp=2", threads=2, prefill_chunk=7)
+
+    def test_every_pipeline_stage_count_and_replica_count_under_mpirun(self):
+        self.check("greedy", layout="pp=2", threads=1, workers="mpirun")
+        self.check("sampled", crowd="among-15", layout="pp=2,tp=2", threads=1)
+        self.check("sampled", crowd="among-15", layout="dp=2,tp=2", threads=1)
+        self.check("greedy", crowd="among-15", layout="dp=3", threads=1)
 
     def test_every_prefill_chunk(self):
         for i, chunk in enumerate((1, 7, 64)):
@@ -101,9 +118,9 @@ class RunMatrix(unittest.TestCase):
             self.check("sampled", layout=f"tp={i + 2}", threads=1, prefill_chunk=chunk)
 
     def test_kv_memory_for_one_request_at_a_time(self):
-        # 6 blocks of 32 tokens: two long prompts fit, their answers don't.
-        self.check("greedy", crowd=True, layout="tp=1", kv_blocks=6)
-        self.check("sampled", crowd=True, layout="tp=2", threads=1, kv_blocks=6)
+        # 7 blocks of 32 tokens: two long prompts and the one block that admission keeps free.
+        self.check("greedy", crowd="among-5-long", layout="tp=1", kv_blocks=7)
+        self.check("sampled", crowd="among-5-long", layout="tp=2", threads=1, kv_blocks=7)
 
     def test_four_samples(self):
         self.check("sampled", n=4, layout="tp=4", threads=1)

@@ -12,12 +12,14 @@
 #include "kernels/kernels.h"
 #include "runtime/checkpoint/checkpoint.h"
 #include "runtime/model/decoder.h"
+#include "runtime/worker/parallel_context.h"
 #include "tests/testing/rank_threads.h"
 
 namespace phalanx::testing {
 
 struct DecodeOptions {
-  int tp = 1;
+  parallel::Layout layout = {};
+  int64_t shard_rows = 32;
   int threads = 1;
   kernels::CpuPath path = kernels::AvailableCpuPaths().back();
   int64_t chunk = 1 << 20;  // tokens per forward pass
@@ -30,23 +32,33 @@ inline absl::StatusOr<std::vector<float>> DecodeLogits(const std::string& direct
                                                        const DecodeOptions& options) {
   std::vector<float> out;
   const std::vector<absl::Status> statuses =
-      RunRanks(options.tp, [&](comm::Communicator& tp) -> absl::Status {
+      RunRanks(options.layout.group_size(), [&](comm::Communicator& group) -> absl::Status {
         auto checkpoint = checkpoint::Checkpoint::Open(directory);
         if (!checkpoint.ok()) return checkpoint.status();
+        auto context = worker::ParallelContext::Create(options.layout, group);
+        if (!context.ok()) return context.status();
         auto kernels = kernels::CreateCpuKernels({options.threads, options.path});
         if (!kernels.ok()) return kernels.status();
         model::DecoderOptions decoder_options;
         const int64_t n = static_cast<int64_t>(ids.size());
         decoder_options.max_rows = n;
+        decoder_options.shard_rows = options.shard_rows;
         decoder_options.profile.reduction_leaves = options.reduction_leaves;
-        auto decoder = model::Decoder::Load(**checkpoint, decoder_options, **kernels, tp);
+        auto decoder =
+            model::Decoder::Load(**checkpoint, decoder_options, **kernels, context->groups());
         if (!decoder.ok()) return decoder.status();
         const int64_t blocks = n / kernels::kBlockTokens + 1;
         if (absl::Status status = (*decoder)->AllocateKv(blocks); !status.ok()) return status;
-        // Blocks in an order of no meaning: where a block lies must not matter.
+        // Blocks in an order of no meaning: where a block lies must not matter. Those of other
+        // ranks' stripes are not here.
         std::vector<int32_t> table(blocks);
         std::iota(table.begin(), table.end(), 0);
         std::reverse(table.begin(), table.end());
+        const parallel::Range stripes = (*decoder)->stripes();
+        for (int64_t b = 0; b < blocks; ++b) {
+          const int64_t stripe = b % decoder_options.profile.sequence_stripes;
+          if (stripe < stripes.begin || stripe >= stripes.end) table[b] = -1;
+        }
         for (int64_t begin = 0; begin < n; begin += options.chunk) {
           const int64_t count = std::min(options.chunk, n - begin);
           model::Batch batch;
@@ -56,7 +68,7 @@ inline absl::StatusOr<std::vector<float>> DecodeLogits(const std::string& direct
           std::iota(rows.begin(), rows.end(), 0);
           const absl::Status status =
               (*decoder)->Logits(rows, [&](int64_t, absl::Span<const float> logits) {
-                if (tp.rank() == 0) out.insert(out.end(), logits.begin(), logits.end());
+                out.insert(out.end(), logits.begin(), logits.end());
               });
           if (!status.ok()) return status;
         }

@@ -9,8 +9,10 @@
 #include <memory>
 #include <mutex>
 #include <optional>
+#include <string>
 #include <thread>
 #include <utility>
+#include <vector>
 
 #include "runtime/coordinator/worker_group.h"
 #include "tests/testing/fake_model.h"
@@ -23,6 +25,10 @@ struct FakeGroupOptions {
   int32_t vocab_size = 1000;
   bool manual = false;  // plans wait for RunOne()
   absl::Status start_status;
+  std::string layout = "tp=1";
+  std::string op_digest;
+  // What every step says it has routed to each expert.
+  std::vector<int64_t> expert_tokens;
 };
 
 // Shared by the test and the group that the coordinator owns.
@@ -35,17 +41,17 @@ class FakeGroupControl {
   // Waits for a plan, computes it and reports its result on the calling thread.
   scheduler::StepPlan RunOne() {
     std::optional<scheduler::StepPlan> plan = Take();
-    callback_(model_.Run(*plan));
+    callback_(Compute(*plan));
     return *std::move(plan);
   }
   // Computes plans on the calling thread until the group is stopped.
   void RunUntilStopped() {
-    while (std::optional<scheduler::StepPlan> plan = Take()) callback_(model_.Run(*plan));
+    while (std::optional<scheduler::StepPlan> plan = Take()) callback_(Compute(*plan));
   }
-  // Waits until a plan is there and leaves it.
-  void AwaitPlan() {
+  // Waits until `count` plans are there and leaves them.
+  void AwaitPlan(size_t count = 1) {
     std::unique_lock<std::mutex> lock(mu_);
-    changed_.wait(lock, [this] { return !plans_.empty() || stopped_; });
+    changed_.wait(lock, [&] { return plans_.size() >= count || stopped_; });
   }
   // The group dies.
   void Die(const absl::Status& status) { callback_(status); }
@@ -58,6 +64,11 @@ class FakeGroupControl {
 
  private:
   friend class FakeWorkerGroup;
+  scheduler::StepResult Compute(const scheduler::StepPlan& plan) {
+    scheduler::StepResult result = model_.Run(plan);
+    result.expert_tokens = options_.expert_tokens;
+    return result;
+  }
   std::optional<scheduler::StepPlan> Take() {
     std::unique_lock<std::mutex> lock(mu_);
     changed_.wait(lock, [this] { return !plans_.empty() || stopped_; });
@@ -90,9 +101,10 @@ class FakeWorkerGroup : public coordinator::WorkerGroup {
     }
     coordinator::GroupInfo info;
     info.epoch = 1;
-    info.layout = "tp=1";
+    info.layout = control_->options_.layout;
     coordinator::RankInfo rank;
     rank.host = "fake";
+    rank.op_digest = control_->options_.op_digest;
     rank.kv_blocks = control_->options_.kv_blocks;
     info.ranks.push_back(rank);
     return info;

@@ -1,4 +1,5 @@
 // The pool against a naive model, over random lives of sequences.
+#include <algorithm>
 #include <map>
 #include <random>
 #include <set>
@@ -17,13 +18,19 @@ constexpr int32_t kBlockTokens = 3;
 // Whole texts instead of hashes, searches instead of lists.
 struct NaivePool {
   using Text = std::pair<std::string, std::vector<int32_t>>;  // salt, all tokens from the first
-  explicit NaivePool(int32_t n) : references(n, 0), text(n), released(n, 0) {
-    for (int32_t b = 0; b < n; ++b) free.insert(b);
+  NaivePool(int32_t partitions, int32_t each)
+      : each(each),
+        references(partitions * each, 0),
+        text(partitions * each),
+        released(partitions * each, 0),
+        free(partitions) {
+    for (int32_t b = 0; b < partitions * each; ++b) free[b / each].insert(b);
   }
-  int32_t Oldest() const {
+  int32_t Oldest(int32_t partition) const {
     int32_t best = -1;
     for (const auto& [t, b] : published) {
-      if (references[b] == 0 && (best < 0 || released[b] < released[best])) best = b;
+      if (references[b] == 0 && b / each == partition && (best < 0 || released[b] < released[best]))
+        best = b;
     }
     return best;
   }
@@ -40,16 +47,36 @@ struct NaivePool {
   void Drop(int32_t block) {
     if (--references[block] > 0) return;
     if (text[block].second.empty()) {
-      free.insert(block);
+      free[block / each].insert(block);
     } else {
       released[block] = ++clock;
     }
   }
+  // Takes the content of `block` away; whatever went on from it is free.
+  void Evict(int32_t block) {
+    const Text gone = std::exchange(text[block], {});
+    published.erase(gone);
+    for (auto it = published.begin(); it != published.end();) {
+      const auto& [salt, tokens] = it->first;
+      if (salt == gone.first && tokens.size() > gone.second.size() &&
+          std::equal(gone.second.begin(), gone.second.end(), tokens.begin())) {
+        EXPECT_EQ(references[it->second], 0);
+        free[it->second / each].insert(it->second);
+        text[it->second] = {};
+        ++orphans;
+        it = published.erase(it);
+      } else {
+        ++it;
+      }
+    }
+  }
 
+  const int32_t each;
   std::vector<int32_t> references;
   std::vector<Text> text;  // published blocks only
   std::vector<uint64_t> released;
-  std::set<int32_t> free;
+  std::vector<std::set<int32_t>> free;  // by partition
+  int orphans = 0;
   std::map<Text, int32_t> published;
   uint64_t clock = 0;
 };
@@ -63,8 +90,8 @@ struct Life {
 
 class Fuzzer {
  public:
-  Fuzzer(uint32_t seed, int32_t blocks)
-      : rng_(seed), pool_({blocks, kBlockTokens, nullptr}), naive_(blocks) {}
+  Fuzzer(uint32_t seed, int32_t partitions, int32_t each)
+      : rng_(seed), pool_({each, kBlockTokens, nullptr, partitions}), naive_(partitions, each) {}
 
   void Step() {
     switch (Random(6)) {
@@ -89,7 +116,11 @@ class Fuzzer {
       cached += pool_.published(b) && naive_.references[b] == 0;
     }
     ASSERT_EQ(pool_.stats().cached, cached);
-    ASSERT_EQ(pool_.stats().free, static_cast<int64_t>(naive_.free.size()));
+    int64_t free = 0;
+    for (const std::set<int32_t>& partition : naive_.free) {
+      free += static_cast<int64_t>(partition.size());
+    }
+    ASSERT_EQ(pool_.stats().free, free);
   }
 
   void Finish() {
@@ -100,14 +131,20 @@ class Fuzzer {
     EXPECT_GT(hits_, 0);
     EXPECT_GT(copies_, 0);
   }
+  int orphans() const { return naive_.orphans; }
 
  private:
   uint32_t Random(uint32_t n) { return std::uniform_int_distribution<uint32_t>(0, n - 1)(rng_); }
 
-  bool Allocate(int32_t* block) {
-    const int32_t oldest = naive_.Oldest();
-    const std::optional<int32_t> got = pool_.Allocate();
-    if (naive_.free.empty() && oldest < 0) {
+  // The next block of a table that has `index`.
+  bool Allocate(size_t index, int32_t* block) {
+    const int32_t partition = static_cast<int32_t>(index % pool_.partitions());
+    std::set<int32_t>& free = naive_.free[partition];
+    const int32_t oldest = naive_.Oldest(partition);
+    const int64_t available = pool_.available(partition);
+    const std::optional<int32_t> got = pool_.Allocate(partition);
+    EXPECT_EQ(available > 0, got.has_value());
+    if (free.empty() && oldest < 0) {
       EXPECT_FALSE(got.has_value());
       return false;
     }
@@ -116,12 +153,12 @@ class Fuzzer {
       return false;
     }
     *block = *got;
-    if (naive_.free.empty()) {
+    EXPECT_EQ(pool_.available(partition), available - 1);
+    if (free.empty()) {
       EXPECT_EQ(*got, oldest);
-      naive_.published.erase(naive_.text[*got]);
-      naive_.text[*got] = {};
+      naive_.Evict(*got);
     } else {
-      EXPECT_EQ(naive_.free.erase(*got), 1u) << "a cached block was evicted too early";
+      EXPECT_EQ(free.erase(*got), 1u) << "a cached block was evicted too early";
     }
     naive_.references[*got] = 1;
     return true;
@@ -168,7 +205,7 @@ class Fuzzer {
     life.published = life.table.size();
     while (life.table.size() * kBlockTokens < size) {
       int32_t block;
-      if (!Allocate(&block)) return Release(life.table);
+      if (!Allocate(life.table.size(), &block)) return Release(life.table);
       life.table.push_back(block);
     }
     Publish(life);
@@ -189,11 +226,11 @@ class Fuzzer {
     const size_t index = life.tokens.size() / kBlockTokens;
     if (index == life.table.size()) {
       int32_t block;
-      if (!Allocate(&block)) return End();
+      if (!Allocate(index, &block)) return End();
       life.table.push_back(block);
     } else if (pool_.IsShared(life.table[index])) {
       int32_t block;
-      if (!Allocate(&block)) return End();
+      if (!Allocate(index, &block)) return End();
       Release({life.table[index]});
       life.table[index] = block;
       ++copies_;
@@ -218,15 +255,26 @@ class Fuzzer {
 };
 
 TEST(BlockPoolFuzz, BehavesLikeTheNaiveModel) {
-  for (uint32_t seed = 0; seed < 20; ++seed) {
-    SCOPED_TRACE(::testing::Message() << "seed " << seed);
-    Fuzzer fuzzer(seed, 8 + static_cast<int32_t>(seed) * 3);
-    for (int i = 0; i < 2000 && !::testing::Test::HasFailure(); ++i) {
-      fuzzer.Step();
-      fuzzer.Check();
+  for (const int32_t partitions : {1, 2, 3, 4, 8}) {
+    int orphans = 0;
+    for (uint32_t seed = 0; seed < 20; ++seed) {
+      SCOPED_TRACE(::testing::Message() << partitions << " partitions, seed " << seed);
+      const int32_t blocks = 8 + static_cast<int32_t>(seed) * 3;
+      // One block alone in its partition could never be copied.
+      Fuzzer fuzzer(seed, partitions, std::max(2, blocks / partitions));
+      for (int i = 0; i < 2000 && !::testing::Test::HasFailure(); ++i) {
+        fuzzer.Step();
+        fuzzer.Check();
+      }
+      fuzzer.Finish();
+      if (::testing::Test::HasFailure()) return;
+      orphans += fuzzer.orphans();
     }
-    fuzzer.Finish();
-    if (::testing::Test::HasFailure()) return;
+    if (partitions == 1) {
+      EXPECT_EQ(orphans, 0) << "a parent left before its child";
+    } else {
+      EXPECT_GT(orphans, 0);
+    }
   }
 }
 

@@ -120,6 +120,45 @@ TEST(BlockPool, AHitProtectsFromEviction) {
   EXPECT_EQ(pool.Allocate(), std::nullopt);
 }
 
+TEST(BlockPool, PartitionsHandOutTheirOwnBlocksAndEvictTheirOwn) {
+  BlockPool pool({2, 4, nullptr, 2});
+  EXPECT_EQ(pool.num_blocks(), 4);
+  const int32_t a = *pool.Allocate(0);
+  const int32_t b = *pool.Allocate(1);
+  EXPECT_EQ(pool.PartitionOf(a), 0);
+  EXPECT_EQ(pool.PartitionOf(b), 1);
+  pool.Publish(a, -1, "", Text(4));
+  EXPECT_TRUE(pool.Allocate(1).has_value());
+  EXPECT_EQ(pool.Allocate(1), std::nullopt);
+  EXPECT_EQ(pool.available(1), 0);
+  EXPECT_EQ(pool.available(0), 1);
+  pool.Release({&a, 1});
+  EXPECT_EQ(pool.Allocate(1), std::nullopt) << "evicted another rank's block";
+  EXPECT_EQ(pool.stats().cached, 1);
+  EXPECT_EQ(pool.stats().total, 4);
+}
+
+TEST(BlockPool, WhatAnEvictedParentLeavesInOtherPartitionsIsFreeAndItsTextCanComeBack) {
+  BlockPool pool({2, 4, nullptr, 2});
+  const std::vector<int32_t> text = Text(8);
+  const auto store = [&] {
+    std::vector<int32_t> table = {*pool.Allocate(0), *pool.Allocate(1)};
+    table[0] = pool.Publish(table[0], -1, "", absl::MakeSpan(text).subspan(0, 4));
+    table[1] = pool.Publish(table[1], table[0], "", absl::MakeSpan(text).subspan(4, 4));
+    return table;
+  };
+  pool.Release(store());
+  EXPECT_EQ(pool.CachedAmong(pool.MatchPrefix("", text, 8), 1), 1);
+  const std::vector<int32_t> other = {*pool.Allocate(0), *pool.Allocate(0)};
+  EXPECT_EQ(pool.stats().evictions, 2);
+  EXPECT_EQ(pool.stats().cached, 0);
+  EXPECT_EQ(pool.available(1), 2);
+  pool.Release(other);
+  const std::vector<int32_t> again = store();
+  EXPECT_EQ(pool.MatchPrefix("", text, 8), again);
+  EXPECT_TRUE(pool.CheckInvariants().ok()) << pool.CheckInvariants();
+}
+
 TEST(BlockPool, ASharedBlockStaysUntilItsLastHolderLeaves) {
   BlockPool pool = MakePool(2);
   const int32_t block = *pool.Allocate();

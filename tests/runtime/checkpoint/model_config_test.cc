@@ -445,8 +445,14 @@ TEST(FamiliesTest, EveryRoleHasANameAndAShape) {
   for (const FamilySpec& family : Families()) {
     EXPECT_EQ(FamilyByArchitecture(family.architecture), &family);
     EXPECT_EQ(FamilyByModelType(family.model_type), &family);
-    const ModelConfig config =
-        Parsed(Minimal(std::string(family.architecture), std::string(family.model_type)));
+    json text = Minimal(std::string(family.architecture), std::string(family.model_type));
+    if (family.moe != nullptr) text[std::string(family.moe->experts_key)] = 16;
+    if (family.moe != nullptr) text[std::string(family.moe->width_key)] = 48;
+    if (family.moe != nullptr && family.moe->shared_expert) {
+      text["shared_expert_intermediate_size"] = 80;
+    }
+    const ModelConfig config = Parsed(text);
+    EXPECT_EQ(config.num_experts > 0, family.moe != nullptr);
     for (const Role role : Roles(config)) {
       EXPECT_FALSE(TensorName(config, role, 3).empty());
       const Shape shape = ExpectedShape(config, role);

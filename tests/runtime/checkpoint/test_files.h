@@ -51,7 +51,7 @@ struct TestTensor {
   std::string name;
   std::vector<int64_t> shape;
   std::string dtype = "F32";
-  std::string bytes;  // "": zeros
+  std::string bytes = {};  // "": zeros
 
   int64_t size() const {
     int64_t size = dtype == "F64" ? 8 : dtype == "F32" ? 4 : dtype == "I8" ? 1 : 2;

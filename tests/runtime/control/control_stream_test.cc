@@ -66,6 +66,7 @@ class ControlStreamTest : public ::testing::Test {
     options.listen = address;
     options.token = "secret";
     options.build_version = "1.0";
+    options.replicas = 2;
     auto server = ControlServer::Listen(options);
     ASSERT_TRUE(server.ok()) << server.status();
     server_ = *std::move(server);
@@ -298,9 +299,10 @@ TEST_F(ControlStreamTest, RanksThatDifferAreRefusedWithBothNames) {
 
   WorkerIdentity identity = Identity(1, 2);
   identity.op_digest = "other ops";
-  EXPECT_THAT(Text(RefusalOf(identity)),
-              ::testing::AllOf(HasSubstr("known-answer digest is other ops on cpu portable"),
-                               HasSubstr("rank 0 (host host0, pid 1000) is ops")));
+  EXPECT_THAT(
+      Text(RefusalOf(identity)),
+      ::testing::AllOf(HasSubstr("rank 0 (host host0, pid 1000, cpu portable) has op digest ops"),
+                       HasSubstr("rank 1 (host host1, pid 1001, cpu portable) has other ops")));
   identity = Identity(1, 2);
   identity.checkpoint_digest = "stale";
   EXPECT_THAT(Text(RefusalOf(identity)),
@@ -317,6 +319,22 @@ TEST_F(ControlStreamTest, RanksThatDifferAreRefusedWithBothNames) {
   ASSERT_TRUE(first->ReportReady(1, 1, 1).ok());
   ASSERT_TRUE(second->ReportReady(1, 1, 1).ok());
   EXPECT_TRUE(started.get().ok());
+  first.reset();
+  second.reset();
+}
+
+TEST_F(ControlStreamTest, RanksThatReadOtherWeightsDoNotServeTogether) {
+  auto started = StartGroup(GroupOptions(2));
+  auto first = Join(0, 2);
+  auto second = Join(1, 2);
+  ASSERT_TRUE(first->ReportReady(1, 1, 1, "aaaa").ok());
+  ASSERT_TRUE(second->ReportReady(1, 1, 1, "bbbb").ok());
+  const absl::Status status = started.get().status();
+  EXPECT_EQ(status.code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_THAT(
+      Text(status),
+      ::testing::AllOf(HasSubstr("rank 0 (host host0, pid 1000"), HasSubstr("content digest aaaa"),
+                       HasSubstr("rank 1 (host host1, pid 1001"), HasSubstr("has bbbb")));
   first.reset();
   second.reset();
 }
@@ -454,6 +472,110 @@ TEST_F(ControlStreamTest, AResultOutOfOrderKillsTheGroup) {
   EXPECT_THAT(Text(result.status()), HasSubstr("sent the result of step 2 where that of step 1"));
 }
 
+TEST_F(ControlStreamTest, ResultsComeFromTheRankThatSamples) {
+  RemoteGroupOptions options = GroupOptions(2);
+  options.result_rank = 1;
+  StartTwo(std::move(options));
+  // The lead takes three plans before the other rank is done with the first.
+  for (int i = 1; i <= 3; ++i) ASSERT_TRUE(group_->Submit(Plan(i)).ok());
+  for (int i = 1; i <= 3; ++i) EXPECT_EQ((*clients_[0]->NextPlan())->number, i);
+  for (int i = 1; i <= 3; ++i) {
+    scheduler::StepResult result = Result(i);
+    result.expert_tokens = {5, 0, i};
+    ASSERT_TRUE(clients_[1]->SendResult(result).ok());
+    EXPECT_EQ(*results_.Pop(), result);
+  }
+  ASSERT_TRUE(group_->Submit(Plan(4)).ok());
+  ASSERT_TRUE(clients_[0]->SendResult(Result(4)).ok());
+  const auto result = results_.Pop();
+  EXPECT_EQ(result.status().code(), absl::StatusCode::kUnavailable);
+  EXPECT_EQ(Text(result.status()),
+            "rank 0 (host host0, pid 1000) sent the result of step 4, but results come from rank 1 "
+            "alone");
+}
+
+TEST_F(ControlStreamTest, AResultRankThatIsNoRankIsRefused) {
+  RemoteGroupOptions options = GroupOptions(2);
+  options.result_rank = 2;
+  EXPECT_EQ(StartGroup(std::move(options)).get().status().code(),
+            absl::StatusCode::kInvalidArgument);
+}
+
+TEST_F(ControlStreamTest, AHangNamesTheOldestOfSeveralPlansAndWhereEveryRankIs) {
+  RemoteGroupOptions options = GroupOptions(2);
+  options.result_rank = 1;
+  options.step_timeout = absl::Milliseconds(1);
+  auto started = StartGroup(std::move(options));
+  for (int rank = 0; rank < 2; ++rank) {
+    WorkerClientOptions client_options = ClientOptions();
+    client_options.collective_number = [rank] { return 40 + rank; };
+    auto client = WorkerClient::Connect(client_options, Identity(rank, 2));
+    ASSERT_TRUE(client.ok()) << client.status();
+    ASSERT_TRUE((*client)->ReportReady(1, 1, 1).ok());
+    clients_.push_back(*std::move(client));
+  }
+  ASSERT_TRUE(started.get().ok());
+  clients_[0]->NoteStep(3);
+  clients_[1]->NoteStep(2);
+  while (group_->Health()[0].step != 3 || group_->Health()[1].step != 2) {
+    std::this_thread::yield();
+  }
+  for (int i = 2; i <= 3; ++i) ASSERT_TRUE(group_->Submit(Plan(i)).ok());
+  const auto result = results_.Pop();
+  EXPECT_THAT(Text(result.status()),
+              ::testing::AllOf(HasSubstr("step 2 gave no result within 1ms"),
+                               HasSubstr("rank 0 (host host0, pid 1000): step 3, collective 40"),
+                               HasSubstr("rank 1 (host host1, pid 1001): step 2, collective 41")));
+}
+
+TEST_F(ControlStreamTest, EveryReplicaHasItsOwnRanks) {
+  auto started = StartGroup(GroupOptions(1));
+  RemoteGroupOptions options = GroupOptions(1);
+  options.replica = 1;
+  Queue<absl::StatusOr<scheduler::StepResult>> results;
+  RemoteWorkerGroup other(*server_, std::move(options));
+  auto other_started = std::async(std::launch::async, [&] {
+    return other.Start(
+        [&](absl::StatusOr<scheduler::StepResult> r) { results.Push(std::move(r)); });
+  });
+  WorkerIdentity identity = Identity(0, 1);
+  identity.replica = 1;
+  identity.host = "elsewhere";
+  auto second = WorkerClient::Connect(ClientOptions(), identity);
+  ASSERT_TRUE(second.ok()) << second.status();
+  auto first = Join(0, 1);
+  ASSERT_TRUE((*second)->ReportReady(1, 1, 7).ok());
+  ASSERT_TRUE(first->ReportReady(1, 1, 5).ok());
+  EXPECT_EQ(started.get()->kv_blocks(), 5);
+  const auto info = other_started.get();
+  ASSERT_TRUE(info.ok()) << info.status();
+  EXPECT_EQ(info->kv_blocks(), 7);
+  EXPECT_EQ(info->ranks[0].host, "elsewhere");
+  EXPECT_EQ(other.Health()[0].replica, 1);
+
+  ASSERT_TRUE(other.Submit(Plan(1)).ok());
+  EXPECT_EQ((*(*second)->NextPlan())->number, 1u);
+  ASSERT_TRUE((*second)->SendResult(Result(1)).ok());
+  EXPECT_EQ(*results.Pop(), Result(1));
+  // One's end is not the other's.
+  second->reset();
+  EXPECT_FALSE(results.Pop().ok());
+  other.Stop();
+  ASSERT_TRUE(group_->Submit(Plan(1)).ok());
+  EXPECT_EQ((*first->NextPlan())->number, 1u);
+  ASSERT_TRUE(first->SendResult(Result(1)).ok());
+  EXPECT_EQ(*results_.Pop(), Result(1));
+  EXPECT_EQ(results_.size(), 0u);
+  first.reset();
+}
+
+TEST_F(ControlStreamTest, ARankOfAReplicaThatIsNotThereIsRefused) {
+  WorkerIdentity identity = Identity(0, 1);
+  identity.replica = 2;
+  EXPECT_THAT(Text(RefusalOf(identity)),
+              HasSubstr("it is of replica 2, this coordinator has replicas 0 to 1"));
+}
+
 TEST_F(ControlStreamTest, AResultOfAnotherEpochIsDiscarded) {
   StartTwo(GroupOptions(2));
   ASSERT_TRUE(group_->Submit(Plan(1)).ok());
@@ -529,7 +651,7 @@ TEST_F(ControlStreamTest, NoGroupUntilTheDeadlineSaysSo) {
   EXPECT_THAT(Text(status), HasSubstr("not waiting for workers yet"));
 }
 
-TEST_F(ControlStreamTest, AServerHoldsOneGroupAtATime) {
+TEST_F(ControlStreamTest, AServerHoldsOneGroupOfAReplicaAtATime) {
   StartTwo(GroupOptions(2));
   RemoteWorkerGroup second(*server_, GroupOptions(2));
   EXPECT_EQ(second.Start([](absl::StatusOr<scheduler::StepResult>) {}).status().code(),

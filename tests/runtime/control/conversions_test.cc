@@ -82,6 +82,7 @@ TEST(ConversionsTest, ResultSurvivesTheRoundTrip) {
   result.epoch = 2;
   result.number = 9;
   result.compute_us = 123456789012;
+  result.expert_tokens = {0, 123456789012, 3};
   scheduler::SequenceResult& sequence = result.sequences.emplace_back();
   sequence.sequence_id = 77;
   sequence.samples.push_back({78, {-1, 0.0f, {}}});

@@ -12,7 +12,8 @@ namespace {
 
 class Fuzz {
  public:
-  explicit Fuzz(uint32_t seed) : rng_(seed), options_(RandomOptions()), simulation_(options_) {}
+  Fuzz(uint32_t seed, int sequence_ranks)
+      : rng_(seed), options_(RandomOptions(sequence_ranks)), simulation_(options_) {}
 
   void Run() {
     for (int turn = 0; turn < 400 && !::testing::Test::HasFailure(); ++turn) {
@@ -28,21 +29,25 @@ class Fuzz {
   int64_t preemptions() const { return preemptions_; }
   int64_t hits() const { return hits_; }
   int64_t finished() const { return finished_; }
+  int64_t chained() const { return simulation_.Chained(); }
 
  private:
   int64_t Random(int64_t low, int64_t high) {
     return std::uniform_int_distribution<int64_t>(low, high)(rng_);
   }
 
-  SchedulerOptions RandomOptions() {
+  SchedulerOptions RandomOptions(int sequence_ranks) {
     SchedulerOptions o;
     o.block_tokens = static_cast<int32_t>(Random(1, 6));
-    o.num_blocks = Random(4, 40);
+    o.num_blocks = std::max<int64_t>(2, Random(4, 40) / sequence_ranks);
+    o.sequence_ranks = sequence_ranks;
+    o.sequence_stripes = Random(0, 2) > 0 ? 8 : sequence_ranks;
     o.max_batch_tokens = Random(1, 40);
     o.max_batch_sequences = Random(1, 8);
     o.prefill_chunk = Random(0, 8);
     o.max_queued_requests = Random(1, 12);
-    o.max_plans_in_flight = Random(1, 3);
+    o.max_plans_in_flight = Random(1, 4);
+    o.min_prefill_chunk = Random(1, 8);
     o.max_context = Random(10, 60);
     o.eos_token_ids = {7, 8};
     o.prefix_reuse = Random(0, 5) > 0;
@@ -84,7 +89,9 @@ class Fuzz {
       simulation_.scheduler().Cancel(Random(1, next_id_ - 1), absl::CancelledError("cancelled"));
     }
     if (Random(0, 120) == 0) {
-      simulation_.Restart(std::max<int64_t>(1, options_.num_blocks + Random(-2, 2)));
+      const int64_t num_blocks = std::max<int64_t>(1, options_.num_blocks + Random(-2, 2));
+      simulation_.Restart(num_blocks, static_cast<int>(Random(0, options_.sequence_stripes)),
+                          Random(0, 4));
     }
     simulation_.scheduler().Expire(absl::FromUnixSeconds(now_));
     simulation_.Take();
@@ -140,22 +147,27 @@ class Fuzz {
 };
 
 TEST(SchedulerFuzz, EveryStreamEqualsItsStreamAlone) {
-  int64_t preemptions = 0;
-  int64_t hits = 0;
-  int64_t finished = 0;
-  for (uint32_t seed = 0; seed < 400; ++seed) {
-    SCOPED_TRACE(::testing::Message() << "seed " << seed);
-    Fuzz fuzz(seed);
-    fuzz.Run();
-    if (::testing::Test::HasFailure()) return;
-    preemptions += fuzz.preemptions();
-    hits += fuzz.hits();
-    finished += fuzz.finished();
+  for (const int sequence_ranks : {1, 2, 3, 4, 8}) {
+    int64_t preemptions = 0;
+    int64_t hits = 0;
+    int64_t finished = 0;
+    int64_t chained = 0;
+    for (uint32_t seed = 0; seed < 200; ++seed) {
+      SCOPED_TRACE(::testing::Message() << "sp=" << sequence_ranks << ", seed " << seed);
+      Fuzz fuzz(seed, sequence_ranks);
+      fuzz.Run();
+      if (::testing::Test::HasFailure()) return;
+      preemptions += fuzz.preemptions();
+      hits += fuzz.hits();
+      finished += fuzz.finished();
+      chained += fuzz.chained();
+    }
+    // The runs met what they are for.
+    EXPECT_GT(preemptions, 500) << "sp=" << sequence_ranks;
+    EXPECT_GT(hits, 500) << "sp=" << sequence_ranks;
+    EXPECT_GT(finished, 2500) << "sp=" << sequence_ranks;
+    EXPECT_GT(chained, 2500) << "sp=" << sequence_ranks;
   }
-  // The runs met what they are for.
-  EXPECT_GT(preemptions, 1000);
-  EXPECT_GT(hits, 1000);
-  EXPECT_GT(finished, 5000);
 }
 
 }  // namespace

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <map>
+#include <memory>
 #include <vector>
 
 #include "gtest/gtest.h"
@@ -62,10 +63,7 @@ inline std::vector<SampleTrace> Alone(const RequestSpec& spec, const SchedulerOp
 class Simulation {
  public:
   explicit Simulation(SchedulerOptions options)
-      : options_(options),
-        scheduler_(options, 1),
-        model_(std::make_unique<testing::FakeModel>(options.num_blocks, options.block_tokens,
-                                                    kVocab)) {}
+      : options_(options), scheduler_(options, 1), model_(MakeModel()) {}
 
   Scheduler& scheduler() { return scheduler_; }
   std::map<uint64_t, RequestTrace>& traces() { return traces_; }
@@ -104,12 +102,22 @@ class Simulation {
     if (!plan.has_value()) return false;
     EXPECT_LE(plan->num_tokens(), options_.max_batch_tokens);
     EXPECT_LE(static_cast<int64_t>(plan->sequences.size()), options_.max_batch_sequences);
+    CheckRanks(*plan);
+    for (const SequenceStep& step : plan->sequences) {
+      for (const StepResult& out : results_) {
+        for (const SequenceResult& part : out.sequences) {
+          if (part.sequence_id == step.sequence_id) ++chained_;
+        }
+      }
+    }
     // Plans reach the ranks in order, and are computed in order.
     results_.push_back(model_->Run(*plan));
     last_plan_ = *std::move(plan);
     return true;
   }
   const StepPlan& last_plan() const { return last_plan_; }
+  // How often a plan held a sequence that was in an earlier one in flight, over all such pairs.
+  int64_t Chained() const { return chained_; }
 
   bool Commit() {
     if (results_.empty()) return false;
@@ -133,21 +141,47 @@ class Simulation {
     return false;
   }
 
-  void Restart(int64_t num_blocks) {
+  // The group's layout may change; 0: as it is.
+  void Restart(int64_t num_blocks, int sequence_ranks = 0, int64_t max_plans_in_flight = 0) {
     options_.num_blocks = num_blocks;
+    if (sequence_ranks != 0) options_.sequence_ranks = sequence_ranks;
+    if (max_plans_in_flight != 0) options_.max_plans_in_flight = max_plans_in_flight;
     results_.clear();
-    model_ = std::make_unique<testing::FakeModel>(num_blocks, options_.block_tokens, kVocab);
-    scheduler_.Restart(scheduler_.epoch() + 1, num_blocks);
+    model_ = MakeModel();
+    scheduler_.Restart(scheduler_.epoch() + 1, num_blocks, sequence_ranks, max_plans_in_flight);
     Take();
   }
 
  private:
+  std::unique_ptr<testing::FakeModel> MakeModel() const {
+    return std::make_unique<testing::FakeModel>(options_.num_blocks * options_.sequence_ranks,
+                                                options_.block_tokens, kVocab);
+  }
+
+  // Block b of a table lies on the rank that owns stripe b mod V; copies stay on their rank.
+  void CheckRanks(const StepPlan& plan) const {
+    const int64_t sp = options_.sequence_ranks;
+    const int64_t stripes = options_.sequence_stripes;
+    for (const SequenceStep& s : plan.sequences) {
+      for (size_t b = 0; b < s.block_table.size(); ++b) {
+        const int64_t stripe = static_cast<int64_t>(b) % stripes;
+        const int64_t rank = s.block_table[b] / options_.num_blocks;
+        EXPECT_TRUE(rank * stripes / sp <= stripe && stripe < (rank + 1) * stripes / sp)
+            << "block " << s.block_table[b] << " at index " << b << " is on rank " << rank;
+      }
+    }
+    for (const BlockCopy& copy : plan.copies) {
+      EXPECT_EQ(copy.source / options_.num_blocks, copy.destination / options_.num_blocks);
+    }
+  }
+
   SchedulerOptions options_;
   Scheduler scheduler_;
   std::unique_ptr<testing::FakeModel> model_;
   std::vector<StepResult> results_;
   std::map<uint64_t, RequestTrace> traces_;
   StepPlan last_plan_;
+  int64_t chained_ = 0;
 };
 
 }  // namespace phalanx::scheduler

@@ -28,12 +28,16 @@ TEST_P(TokenizerGoldenTest, GivesTheReferenceIdsAndTexts) {
       const auto text = expected["text"].get<std::string>();
       ++encoded;
       EXPECT_EQ(*tokenizer_->Encode(text, {true, false}), expected["plain"]) << text;
-      EXPECT_EQ(*tokenizer_->Encode(text, {true, true}), expected["parsed"]) << text;
+      if (expected.contains("parsed")) {
+        EXPECT_EQ(*tokenizer_->Encode(text, {true, true}), expected["parsed"]) << text;
+      }
       EXPECT_EQ(*tokenizer_->Encode(text, {false, false}), expected["bare"]) << text;
     } else {
       const auto ids = expected["ids"].get<std::vector<int32_t>>();
       ++decoded;
-      EXPECT_EQ(*tokenizer_->Decode(ids, false), expected["decoded"]) << expected["ids"];
+      if (expected.contains("decoded")) {
+        EXPECT_EQ(*tokenizer_->Decode(ids, false), expected["decoded"]) << expected["ids"];
+      }
       EXPECT_EQ(*tokenizer_->Decode(ids, true), expected["skipped"]) << expected["ids"];
     }
   }
@@ -68,7 +72,7 @@ TEST_P(TokenizerGoldenTest, IdsDecodeBackToTheText) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Kinds, TokenizerGoldenTest,
-                         testing::Values("byte_level", "metaspace", "qwen2"));
+                         testing::Values("byte_level", "metaspace", "qwen2", "sentencepiece"));
 
 TEST(TokenizerSharedTest, SharedTokenizersDecodeWhatTheyEncode) {
   const std::filesystem::path shared(PHALANX_SHARED_DIR);

@@ -17,8 +17,9 @@
 #include "comm/local/local_group.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
-#include "runtime/worker/agreement.h"
+#include "runtime/coordinator/agreement.h"
 #include "runtime/worker/in_process_group.h"
+#include "tests/testing/rank_threads.h"
 
 namespace phalanx::worker {
 namespace {
@@ -145,14 +146,16 @@ coordinator::RankInfo Rank(int rank, const std::string& ops, const std::string& 
   return info;
 }
 
+using coordinator::CheckAgreement;
+
 TEST(CheckAgreement, NamesBothRanksAndDigests) {
-  EXPECT_TRUE(CheckAgreement({}).ok());
+  EXPECT_TRUE(CheckAgreement(std::vector<coordinator::RankInfo>{}).ok());
   EXPECT_TRUE(CheckAgreement({Rank(0, "aa", "bb"), Rank(1, "aa", "bb")}).ok());
   const absl::Status ops =
       CheckAgreement({Rank(0, "aa", "bb"), Rank(1, "aa", "bb"), Rank(2, "cc", "bb")});
   EXPECT_EQ(ops.code(), absl::StatusCode::kFailedPrecondition);
-  EXPECT_THAT(Text(ops), AllOf(HasSubstr("rank 0 (host0"), HasSubstr("op digest aa"),
-                               HasSubstr("rank 2 (host2"), HasSubstr("cc")));
+  EXPECT_THAT(Text(ops), AllOf(HasSubstr("rank 0 (host host0"), HasSubstr("op digest aa"),
+                               HasSubstr("rank 2 (host host2"), HasSubstr("cc")));
   const absl::Status files = CheckAgreement({Rank(0, "aa", "bb"), Rank(1, "aa", "dd")});
   EXPECT_EQ(files.code(), absl::StatusCode::kFailedPrecondition);
   EXPECT_THAT(Text(files), AllOf(HasSubstr("checkpoint digest bb"), HasSubstr("dd")));
@@ -186,26 +189,32 @@ TEST(InProcessGroup, RefusesKvMemoryThatHoldsNoBlock) {
   EXPECT_THAT(Text(status), HasSubstr("--kv-memory"));
 }
 
-TEST(InProcessGroup, NamesTheTensorAndPlaceOfANaNWeight) {
-  const fs::path directory = fs::path(::testing::TempDir()) / "phalanx-worker-nan";
+// A copy of the model whose F32 `tensor` [*, columns] has `value` at (row, column).
+fs::path CopyWith(const std::string& name, const std::string& tensor, int64_t columns, int64_t row,
+                  int64_t column, float value) {
+  const fs::path directory = fs::path(::testing::TempDir()) / ("phalanx-worker-" + name);
   fs::remove_all(directory);
   fs::copy(kModel, directory, fs::copy_options::recursive);
-  const fs::path file = directory / "model.safetensors";
-  const float nan = std::nanf("");
-  {
-    std::fstream weights(file, std::ios::in | std::ios::out | std::ios::binary);
-    uint64_t header = 0;
-    weights.read(reinterpret_cast<char*>(&header), sizeof(header));
-    std::string text(header, ' ');
-    weights.read(text.data(), static_cast<std::streamsize>(header));
-    const size_t at = text.find("\"model.layers.1.mlp.up_proj.weight\"");
-    ASSERT_NE(at, std::string::npos);
-    const size_t offsets = text.find("\"data_offsets\":[", at) + 16;
-    const uint64_t begin = std::stoull(text.substr(offsets));
-    // Row 2 of [84, 48], column 7.
-    weights.seekp(static_cast<std::streamoff>(8 + header + begin + (2 * 48 + 7) * sizeof(nan)));
-    weights.write(reinterpret_cast<const char*>(&nan), sizeof(nan));
-  }
+  std::fstream weights(directory / "model.safetensors",
+                       std::ios::in | std::ios::out | std::ios::binary);
+  uint64_t header = 0;
+  weights.read(reinterpret_cast<char*>(&header), sizeof(header));
+  std::string text(header, ' ');
+  weights.read(text.data(), static_cast<std::streamsize>(header));
+  const size_t at = text.find("\"" + tensor + "\"");
+  EXPECT_NE(at, std::string::npos) << tensor;
+  if (at == std::string::npos) return directory;
+  const size_t offsets = text.find("\"data_offsets\":[", at) + 16;
+  const uint64_t begin = std::stoull(text.substr(offsets));
+  const uint64_t element = row * columns + column;
+  weights.seekp(static_cast<std::streamoff>(8 + header + begin + element * sizeof(value)));
+  weights.write(reinterpret_cast<const char*>(&value), sizeof(value));
+  return directory;
+}
+
+TEST(InProcessGroup, NamesTheTensorAndPlaceOfANaNWeight) {
+  const fs::path directory =
+      CopyWith("nan", "model.layers.1.mlp.up_proj.weight", 48, 2, 7, std::nanf(""));
   for (const int tp : {1, 3}) {
     WorkerOptions options = Options(tp);
     options.model_directory = directory;
@@ -215,6 +224,119 @@ TEST(InProcessGroup, NamesTheTensorAndPlaceOfANaNWeight) {
                                     HasSubstr("NaN"), HasSubstr("2"), HasSubstr("7")));
   }
   fs::remove_all(directory);
+}
+
+// What each rank of a group of `layout` says when rank r loads from directories[r].
+std::vector<absl::Status> LoadFrom(const parallel::Layout& layout,
+                                   const std::vector<std::string>& directories,
+                                   std::vector<std::string>* content = nullptr) {
+  if (content != nullptr) content->resize(directories.size());
+  return phalanx::testing::RunRanks(layout.group_size(),
+                                    [&](comm::Communicator& group) -> absl::Status {
+                                      WorkerOptions options = Options(1);
+                                      options.layout = layout;
+                                      options.model_directory = directories[group.rank()];
+                                      auto worker = Worker::Open(options, group);
+                                      if (!worker.ok()) return worker.status();
+                                      const absl::Status status = (*worker)->Load();
+                                      if (content != nullptr)
+                                        (*content)[group.rank()] = (*worker)->info().content_digest;
+                                      return status;
+                                    });
+}
+
+TEST(SliceAgreement, ARankWhoseFilesDifferInASliceThatOnlyItReadsIsNamed) {
+  // Rows 60 to 83 of 84 belong to the last of two ranks, row 1 to the first.
+  for (const auto& [row, layout] :
+       {std::pair<int64_t, parallel::Layout>{70, {.tp = 2}}, {1, {.tp = 2}}, {70, {.pp = 2}}}) {
+    const fs::path other =
+        CopyWith("changed", "model.layers.1.mlp.up_proj.weight", 48, row, 7, 0.25f);
+    for (const bool first : {false, true}) {
+      const std::vector<absl::Status> statuses =
+          first ? LoadFrom(layout, {other, kModel}) : LoadFrom(layout, {kModel, other});
+      int named = 0;
+      for (const absl::Status& status : statuses) {
+        EXPECT_FALSE(status.ok()) << layout.ToString() << ", row " << row;
+        if (status.code() != absl::StatusCode::kFailedPrecondition) continue;
+        ++named;
+        EXPECT_THAT(Text(status),
+                    AllOf(HasSubstr("rank 0 ("), HasSubstr("rank 1 ("), HasSubstr("pid"),
+                          HasSubstr("model.layers.1.mlp.up_proj.weight, rows ")));
+      }
+      EXPECT_GE(named, 1) << layout.ToString() << ", row " << row;
+    }
+    fs::remove_all(other);
+  }
+}
+
+TEST(SliceAgreement, EqualCopiesAgreeAndEveryLayoutHasTheSameContentDigest) {
+  const fs::path copy = fs::path(::testing::TempDir()) / "phalanx-worker-copy";
+  fs::remove_all(copy);
+  fs::copy(kModel, copy, fs::copy_options::recursive);
+  std::vector<std::string> one;
+  EXPECT_TRUE(LoadFrom({}, {kModel}, &one)[0].ok());
+  for (const parallel::Layout& layout :
+       {parallel::Layout{.tp = 3}, {.pp = 2, .tp = 2}, {.sp = 2, .tp = 2}, {.pp = 2}}) {
+    std::vector<std::string> directories(layout.group_size(), kModel);
+    directories.back() = copy;
+    std::vector<std::string> content;
+    for (const absl::Status& status : LoadFrom(layout, directories, &content)) {
+      EXPECT_TRUE(status.ok()) << status;
+    }
+    EXPECT_THAT(content, ::testing::Each(one[0])) << layout.ToString();
+  }
+  const fs::path changed = CopyWith("changed", "model.norm.weight", 1, 3, 0, 2.0f);
+  std::vector<std::string> other;
+  EXPECT_TRUE(LoadFrom({}, {changed}, &other)[0].ok());
+  EXPECT_NE(one, other);
+  fs::remove_all(copy);
+  fs::remove_all(changed);
+}
+
+TEST(Worker, TellsItsStepsInOrder) {
+  std::mutex mutex;
+  std::vector<StepEvent> events;
+  WorkerOptions options = Options(1);
+  options.layout = {.pp = 2};
+  options.trace = [&](const StepEvent& event) {
+    std::lock_guard<std::mutex> lock(mutex);
+    events.push_back(event);
+  };
+  std::atomic<int> results = 0;
+  std::condition_variable changed;
+  const auto group = CreateInProcessGroup(options);
+  ASSERT_TRUE(group
+                  ->Start([&](absl::StatusOr<scheduler::StepResult> result) {
+                    std::lock_guard<std::mutex> lock(mutex);
+                    EXPECT_TRUE(result.ok()) << result.status();
+                    ++results;
+                    changed.notify_all();
+                  })
+                  .ok());
+  for (uint64_t number = 1; number <= 4; ++number) {
+    StepPlan plan = Plan();
+    plan.number = number;
+    ASSERT_TRUE(group->Submit(plan).ok());
+  }
+  {
+    std::unique_lock<std::mutex> lock(mutex);
+    changed.wait(lock, [&] { return results == 4; });
+  }
+  group->Stop();
+  // On each stage the plans in order, each ended before the next begins.
+  ASSERT_EQ(events.size(), 16u);
+  for (const int stage : {0, 1}) {
+    std::vector<std::pair<uint64_t, bool>> seen;
+    for (const StepEvent& event : events) {
+      if (event.stage != stage) continue;
+      EXPECT_EQ(event.rank, stage);
+      seen.emplace_back(event.step, event.begin);
+    }
+    EXPECT_THAT(seen, ::testing::ElementsAre(std::pair(1u, true), std::pair(1u, false),
+                                             std::pair(2u, true), std::pair(2u, false),
+                                             std::pair(3u, true), std::pair(3u, false),
+                                             std::pair(4u, true), std::pair(4u, false)));
+  }
 }
 
 TEST(InProcessGroup, StopsWhileStepsRunAndCallsNobodyAfterwards) {

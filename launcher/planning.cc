@@ -1,0 +1,279 @@
+#include "launcher/planning.h"
+
+#include <algorithm>
+#include <filesystem>
+#include <memory>
+#include <nlohmann/json.hpp>
+#include <optional>
+#include <system_error>
+#include <utility>
+#include <vector>
+
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "kernels/kernels.h"
+#include "launcher/calibration.h"
+#include "launcher/machine.h"
+#include "launcher/placement.h"
+#include "runtime/checkpoint/checkpoint.h"
+#include "runtime/checkpoint/json_file.h"
+#include "runtime/model/shape.h"
+#include "spdlog/spdlog.h"
+
+namespace phalanx::launcher {
+namespace {
+
+constexpr double kGiga = 1e9;
+constexpr double kTera = 1e12;
+constexpr double kMicro = 1e-6;
+// Of machines that nobody has measured or described.
+constexpr double kGuessedReadPerCore = 8 * kGiga;
+constexpr double kGuessedFlopsPerCore = 0.06 * kTera;
+constexpr double kCpuOp = 1 * kMicro;
+constexpr double kCudaOp = 3 * kMicro;
+constexpr parallel::Link kCpuLink = {2 * kMicro, 5 * kGiga};
+constexpr parallel::Link kGuessedNetwork = {50 * kMicro, 1 * kGiga};
+constexpr double kHandover = 50 * kMicro;
+
+std::optional<kernels::DType> DTypeNamed(const std::string& name) {
+  if (name == "bfloat16") return kernels::DType::kBF16;
+  if (name == "float16") return kernels::DType::kF16;
+  if (name == "float32") return kernels::DType::kF32;
+  return std::nullopt;
+}
+
+// From the index's own figure: bytes of all tensors.
+std::optional<kernels::DType> DTypeOfIndex(const std::string& directory,
+                                           const parallel::ModelSpec& spec) {
+  const std::string path = directory + "/model.safetensors.index.json";
+  const auto text = checkpoint::ReadTextFile(path, checkpoint::kMaxIndexBytes);
+  if (!text.ok()) return std::nullopt;
+  const auto index = checkpoint::ParseJsonObject(*text, path);
+  if (!index.ok()) return std::nullopt;
+  const auto metadata = index->find("metadata");
+  if (metadata == index->end() || !metadata->is_object()) return std::nullopt;
+  const auto total = metadata->find("total_size");
+  if (total == metadata->end() || !total->is_number()) return std::nullopt;
+  const double each = total->get<double>() / static_cast<double>(spec.Parameters());
+  return each > 3 ? kernels::DType::kF32 : kernels::DType::kBF16;
+}
+
+parallel::NodeSpec ThisMachine(const std::string& name, int slots) {
+  parallel::NodeSpec node;
+  node.name = name;
+  node.shared = true;
+  node.cores = AvailableCores();
+  node.devices = slots > 0 ? slots : node.cores;
+  node.memory_bytes = AvailableMemoryBytes();
+  node.read_bytes_per_s = kGuessedReadPerCore * node.cores;
+  node.matrix_flops_per_s = kGuessedFlopsPerCore * node.cores;
+  node.op_s = kCpuOp;
+  node.link = kCpuLink;
+  node.network = kGuessedNetwork;
+  return node;
+}
+
+parallel::NodeSpec FromConfig(const v1::NodeConfig& config) {
+  parallel::NodeSpec node;
+  node.name = config.name();
+  node.shared = config.device() != v1::NodeConfig::DEVICE_CUDA;
+  node.cores = std::max(1, config.cores());
+  node.devices = config.has_devices() ? config.devices() : node.cores;
+  node.memory_bytes = config.memory_bytes();
+  node.read_bytes_per_s = config.read_gb_per_s() * kGiga;
+  node.matrix_flops_per_s = config.matrix_tflops() * kTera;
+  node.op_s = config.has_op_us() ? config.op_us() * kMicro : node.shared ? kCpuOp : kCudaOp;
+  node.link = kCpuLink;
+  if (config.has_link_us()) node.link.latency_s = config.link_us() * kMicro;
+  if (config.has_link_gb_per_s()) node.link.bytes_per_s = config.link_gb_per_s() * kGiga;
+  node.network = kGuessedNetwork;
+  if (config.has_network_us()) node.network.latency_s = config.network_us() * kMicro;
+  if (config.has_network_gb_per_s()) node.network.bytes_per_s = config.network_gb_per_s() * kGiga;
+  return node;
+}
+
+// Puts what `text` settles into `plan`.
+absl::Status SettleAxes(const std::string& text, parallel::PlanOptions& plan) {
+  if (text.empty() || text == "auto") return absl::OkStatus();
+  const absl::StatusOr<parallel::Layout> layout = parallel::ParseLayout(text);
+  if (!layout.ok()) return layout.status();
+  const auto settle = [&](const char* axis, int size, int& out) {
+    if (absl::StrContains(text, axis)) out = size;
+  };
+  settle("dp", layout->dp, plan.dp);
+  settle("pp", layout->pp, plan.pp);
+  settle("sp", layout->sp, plan.sp);
+  settle("tp", layout->tp, plan.tp);
+  settle("ep", layout->ep, plan.ep);
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+void AddPlanningOptions(CLI::App& app, PlanningOptions& o) {
+  const char* group = "Planning";
+  app.add_option("--objective", o.objective, "What to choose a layout for: latency or throughput")
+      ->check(CLI::IsMember({"latency", "throughput"}))
+      ->capture_default_str()
+      ->group(group);
+  app.add_option("--calibration", o.calibration,
+                 "What `phalanx plan --calibrate` measured on these machines (default: the "
+                 "configuration's figures)")
+      ->group(group);
+  const auto count = [&](const char* flag, int64_t& value, const char* help) {
+    app.add_option(flag, value, help)
+        ->check(CLI::Range(int64_t{1}, int64_t{1} << 30))
+        ->capture_default_str()
+        ->group(group);
+  };
+  count("--prompt-tokens", o.prompt_tokens, "Tokens of a prompt, in what the plan is made for");
+  count("--output-tokens", o.output_tokens, "Tokens of an answer");
+  count("--concurrency", o.concurrency, "Requests under way at once");
+}
+
+parallel::ModelSpec MakeModelSpec(const checkpoint::ModelConfig& config, kernels::DType weights,
+                                  const std::string& name) {
+  parallel::ModelSpec spec;
+  spec.name = name;
+  spec.shape = model::ShapeOf(config);
+  spec.element_bytes = kernels::SizeOf(weights);
+  spec.activation_bytes = kernels::SizeOf(kernels::ActivationType(weights));
+  spec.qkv_bias = config.qkv_bias;
+  spec.o_bias = config.o_bias;
+  spec.mlp_bias = config.mlp_bias;
+  spec.qk_norm = config.qk_norm;
+  spec.shared_expert_gate = config.shared_expert_gate;
+  spec.tied_head = config.tie_word_embeddings;
+  spec.max_positions = config.max_position_embeddings;
+  spec.windows = config.layer_windows;
+  return spec;
+}
+
+absl::StatusOr<parallel::ModelSpec> ReadModelSpec(const std::string& directory) {
+  const absl::StatusOr<checkpoint::ModelConfig> config = checkpoint::LoadModelConfig(directory);
+  if (!config.ok()) return config.status();
+  std::error_code error;
+  const std::filesystem::path path = std::filesystem::absolute(directory, error).lexically_normal();
+  const std::string name =
+      path.has_filename() ? path.filename().string() : path.parent_path().filename().string();
+
+  kernels::DType weights = kernels::DType::kBF16;
+  const auto opened = checkpoint::Checkpoint::Open(directory);
+  if (opened.ok()) {
+    weights = (*opened)->config().weight_dtype;
+  } else if (const auto declared = DTypeNamed(config->declared_dtype); declared.has_value()) {
+    weights = *declared;
+  } else {
+    const parallel::ModelSpec spec = MakeModelSpec(*config, weights, name);
+    weights = DTypeOfIndex(directory, spec).value_or(weights);
+  }
+  return MakeModelSpec(*config, weights, name);
+}
+
+parallel::DeviceTraits CpuTraits(kernels::DType weights) {
+  parallel::DeviceTraits traits;
+  traits.leaf_granule = kernels::kDotGroup;
+  traits.block_tokens = kernels::kBlockTokens;
+  traits.key_granule = weights == kernels::DType::kBF16 ? kernels::kDotGroup : 1;
+  return traits;
+}
+
+absl::StatusOr<parallel::ClusterSpec> MakeCluster(const ConfigFile* file, const std::string& hosts,
+                                                  int threads) {
+  parallel::ClusterSpec cluster;
+  cluster.threads = threads;
+  cluster.handover_s = kHandover;
+  std::vector<HostSlots> named;
+  if (!hosts.empty()) {
+    absl::StatusOr<std::vector<HostSlots>> parsed = ParseHosts(hosts);
+    if (!parsed.ok()) return parsed.status();
+    named = *std::move(parsed);
+  }
+  if (file != nullptr && file->config.cluster().nodes_size() > 0) {
+    for (const v1::NodeConfig& node : file->config.cluster().nodes()) {
+      const int count = node.has_count() ? node.count() : 1;
+      for (int i = 0; i < count; ++i) cluster.nodes.push_back(FromConfig(node));
+    }
+    // Hosts say how many ranks each machine is given.
+    for (size_t i = 0; i < std::min(named.size(), cluster.nodes.size()); ++i) {
+      cluster.nodes[i].devices = named[i].slots;
+    }
+  } else if (!named.empty()) {
+    for (const HostSlots& host : named) {
+      cluster.nodes.push_back(ThisMachine(host.host, host.slots));
+    }
+  } else {
+    cluster.nodes.push_back(ThisMachine(HostName(), 0));
+  }
+  return cluster;
+}
+
+absl::StatusOr<parallel::PlanOptions> MakePlanOptions(const ServiceOptions& options,
+                                                      const PlanningOptions& planning,
+                                                      const ConfigFile* file) {
+  parallel::PlanOptions plan;
+  absl::StatusOr<parallel::ModelSpec> spec = ReadModelSpec(options.rank.model);
+  if (!spec.ok()) return spec.status();
+  plan.model = *std::move(spec);
+  const bool bf16 = plan.model.element_bytes == 2 && plan.model.activation_bytes == 2;
+  plan.traits = CpuTraits(bf16 ? kernels::DType::kBF16 : kernels::DType::kF32);
+  std::string hosts = options.hosts;
+  if (hosts.empty() && !options.hostfile.empty()) {
+    const absl::StatusOr<std::vector<HostSlots>> read = ReadHostfile(options.hostfile);
+    if (!read.ok()) return read.status();
+    hosts = ToHostList(*read);
+  }
+  absl::StatusOr<parallel::ClusterSpec> cluster = MakeCluster(file, hosts, options.rank.threads);
+  if (!cluster.ok()) return cluster.status();
+  plan.cluster = *std::move(cluster);
+  if (!planning.calibration.empty()) {
+    const absl::StatusOr<v1::Calibration> measured = ReadCalibration(planning.calibration);
+    if (!measured.ok()) return measured.status();
+    if (absl::Status status = Apply(*measured, plan.cluster); !status.ok()) return status;
+    if (measured->has_weights() &&
+        (measured->weights() == "F32") != (plan.model.element_bytes == 4)) {
+      spdlog::warn("{} was measured with {} weights, but the model's have {} bytes each",
+                   planning.calibration, measured->weights(), plan.model.element_bytes);
+    }
+  }
+  plan.objective = planning.objective == "throughput" ? parallel::Objective::kThroughput
+                                                      : parallel::Objective::kLatency;
+  plan.workload = {planning.prompt_tokens, planning.output_tokens, planning.concurrency};
+  plan.reduction_leaves = options.rank.reduction_leaves;
+  plan.sequence_stripes = options.rank.sequence_stripes;
+  plan.max_step_tokens = options.rank.max_step_tokens;
+  plan.prefill_chunk = options.prefill_chunk;
+  plan.max_sequences = std::min<int64_t>(options.max_sequences, options.rank.max_step_tokens);
+  plan.max_positions = options.rank.max_context;
+  if (absl::Status status = SettleAxes(options.rank.layout, plan); !status.ok()) return status;
+  return plan;
+}
+
+absl::Status SettleLayout(const PlanningOptions& planning, ServiceOptions& options) {
+  if (options.rank.layout != "auto") return absl::OkStatus();
+  std::optional<ConfigFile> file;
+  if (!options.cluster_file.empty()) {
+    absl::StatusOr<ConfigFile> read = ReadConfig(options.cluster_file);
+    if (!read.ok()) return read.status();
+    file = *std::move(read);
+  }
+  absl::StatusOr<parallel::PlanOptions> plan =
+      MakePlanOptions(options, planning, file.has_value() ? &*file : nullptr);
+  if (!plan.ok()) return plan.status();
+  // A context that the plan's own requests would not fill must not keep a layout from being found.
+  const int64_t context = plan->max_positions > 0 ? plan->max_positions : plan->model.max_positions;
+  plan->workload.prompt_tokens =
+      std::clamp<int64_t>(context - plan->workload.output_tokens, 1, plan->workload.prompt_tokens);
+  plan->workload.output_tokens =
+      std::clamp<int64_t>(context - plan->workload.prompt_tokens, 1, plan->workload.output_tokens);
+  const absl::StatusOr<parallel::LayoutPlan> chosen = parallel::PlanLayouts(*plan);
+  if (!chosen.ok()) {
+    return absl::Status(chosen.status().code(),
+                        absl::StrCat("--layout auto: ", chosen.status().message()));
+  }
+  options.rank.layout = chosen->candidates[0].layout.ToString();
+  spdlog::info("--layout auto: {}", parallel::Reason(*plan, *chosen));
+  return absl::OkStatus();
+}
+
+}  // namespace phalanx::launcher

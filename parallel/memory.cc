@@ -1,0 +1,204 @@
+#include "parallel/memory.h"
+
+#include <algorithm>
+
+namespace phalanx::parallel {
+namespace {
+
+int64_t RoundUp(int64_t value, int64_t multiple) {
+  return (value + multiple - 1) / multiple * multiple;
+}
+
+constexpr int64_t kF32 = 4;
+
+}  // namespace
+
+int64_t ModelSpec::Parameters() const {
+  int64_t total = (tied_head ? 1 : 2) * shape.vocab_size * shape.hidden_size;
+  const int64_t attention =
+      shape.hidden_size * shape.head_dim * (2 * shape.num_heads + 2 * shape.num_kv_heads);
+  for (int64_t i = 0; i < shape.num_layers; ++i) {
+    total += attention;
+    if (shape.is_moe(i)) {
+      total +=
+          shape.hidden_size * shape.num_experts +
+          3 * shape.hidden_size *
+              (shape.num_experts * shape.expert_intermediate_size + shape.shared_intermediate_size);
+    } else {
+      total += 3 * shape.hidden_size * shape.intermediate_size;
+    }
+  }
+  return total;
+}
+
+MemoryModel::MemoryModel(const ModelSpec& spec, const DeviceTraits& traits,
+                         const DecoderShards& shards, int64_t max_rows)
+    : spec_(spec), traits_(traits), shards_(shards), max_rows_(max_rows) {
+  const Layout& layout = shards.layout();
+  for (int g = 0; g < layout.sp * layout.tp; ++g) members_.push_back(MakeMember(g));
+  for (int p = 0; p < layout.pp; ++p) {
+    const Range layers = shards.stage_layers(p);
+    int64_t moe = 0;
+    for (int64_t i = layers.begin; i < layers.end; ++i) moe += spec.shape.is_moe(i) ? 1 : 0;
+    moe_layers_.push_back(moe);
+  }
+}
+
+int64_t MemoryModel::Packed(int64_t columns, int64_t padded_k) const {
+  return RoundUp(columns, traits_.panel_columns) * padded_k * spec_.element_bytes;
+}
+
+int64_t MemoryModel::PaddedK(const LeafPartition& cut, Range leaves, int64_t scale) const {
+  int64_t k = 0;
+  for (int64_t i = leaves.begin; i < leaves.end; ++i) {
+    k += RoundUp(cut.leaf(static_cast<int>(i)).size() * scale, traits_.leaf_granule);
+  }
+  return k;
+}
+
+MemoryModel::Member MemoryModel::MakeMember(int g) const {
+  const DecoderShape& shape = spec_.shape;
+  const Layout& layout = shards_.layout();
+  const Range leaves = shards_.tensor_cut().run(g % layout.tp);
+  const Range heads = shards_.head_leaves().elements(leaves);
+  const int64_t kv_heads =
+      heads.empty() ? 0 : shards_.kv_head(heads.end - 1) + 1 - shards_.kv_head(heads.begin);
+  const int64_t channels = shards_.channel_leaves().elements(leaves).size();
+  const int64_t d = shape.head_dim;
+  const int64_t hidden = shape.hidden_size;
+  const int64_t padded_hidden = RoundUp(hidden, traits_.leaf_granule);
+  const int64_t vector = hidden * kF32;
+
+  Member out;
+  const int64_t qkv_columns = (heads.size() + 2 * kv_heads) * d;
+  const int64_t o_k = PaddedK(shards_.head_leaves(), leaves, d);
+  int64_t attention = 2 * vector;  // the two norms
+  if (!heads.empty()) {
+    attention += Packed(qkv_columns, padded_hidden) + Packed(hidden, o_k);
+    if (spec_.qkv_bias) attention += qkv_columns * kF32;
+    if (spec_.qk_norm) attention += 2 * d * kF32;
+  }
+  if (spec_.o_bias) attention += vector;
+
+  const auto mlp = [&](int64_t width, int64_t padded_k) {
+    return width == 0 ? 0 : Packed(2 * width, padded_hidden) + Packed(hidden, padded_k);
+  };
+  const int64_t down_k = PaddedK(shards_.channel_leaves(), leaves, 1);
+  out.dense_layer = attention + mlp(channels, down_k);
+  if (spec_.mlp_bias) out.dense_layer += (channels == 0 ? 0 : 2 * channels * kF32) + vector;
+
+  int64_t expert_channels = 0;
+  if (shape.num_experts > 0) {
+    const Range expert_leaves = shards_.expert_cut().run(g % shards_.etp());
+    expert_channels = shards_.expert_leaves().elements(expert_leaves).size();
+    const int64_t experts = shards_.experts(g).size();
+    out.moe_layer =
+        attention + Packed(shape.num_experts, padded_hidden) +
+        experts * mlp(expert_channels, PaddedK(shards_.expert_leaves(), expert_leaves, 1));
+    if (shape.shared_intermediate_size > 0) {
+      out.moe_layer += mlp(shards_.shared_leaves().elements(leaves).size(),
+                           PaddedK(shards_.shared_leaves(), leaves, 1));
+      if (spec_.shared_expert_gate) out.moe_layer += Packed(1, padded_hidden);
+    }
+  }
+
+  const int64_t vocab = shards_.vocab(g).size();
+  out.head = (vocab == 0 ? 0 : Packed(vocab, padded_hidden)) + vector;
+  out.embedding = vocab * hidden * spec_.element_bytes;
+  out.kv_block_layer = kv_heads * traits_.block_tokens * spec_.element_bytes *
+                       (RoundUp(d, traits_.key_granule) + RoundUp(d, traits_.value_granule));
+
+  // The decoder's buffers: runtime/model/loading.cc.
+  const int64_t group = int64_t{layout.sp} * layout.tp;
+  const int64_t act = spec_.activation_bytes;
+  const int64_t slice =
+      std::max((max_rows_ + layout.sp - 1) / layout.sp, std::min(max_rows_, traits_.shard_rows));
+  const int64_t normed = padded_hidden * act;
+  int64_t work = slice * (2 * vector + normed);  // residual, delta, normed
+  if (layout.tp > 1) {
+    work +=
+        slice *
+        (normed + static_cast<int64_t>(shards_.tensor_cut().parts(g % layout.tp).size()) * vector);
+  }
+  if (!heads.empty()) {
+    work +=
+        max_rows_ * (qkv_columns * kF32 + heads.size() * RoundUp(d, traits_.leaf_granule) * act);
+    work += max_rows_ * d * kF32;  // rotary tables of the step
+    work += slice * o_k * act;
+    if (layout.sp > 1) {
+      const int s = g / layout.tp;
+      const int64_t partial = heads.size() * (2 + d) * kF32;
+      int64_t parts = 0;
+      for (const int count : shards_.stripe_cut().parts_per_member()) parts += count;
+      const int64_t own = static_cast<int64_t>(shards_.stripe_cut().parts(s).size());
+      work += slice * qkv_columns * kF32 + max_rows_ * own * partial + 2 * slice * parts * partial +
+              traits_.partial_rows * shards_.stripe_cut().run(s).size() * partial;
+    }
+  }
+  int64_t widest_k = std::max(padded_hidden, std::max(o_k, down_k));
+  if (shape.num_experts > 0) {
+    const int64_t k = shape.experts_per_token;
+    const int64_t slots = max_rows_ * std::min(k, shards_.experts(g).size());
+    const int own_parts = static_cast<int>(shards_.expert_cut().parts(g % shards_.etp()).size());
+    const int64_t expert_k =
+        PaddedK(shards_.expert_leaves(), shards_.expert_cut().run(g % shards_.etp()), 1);
+    work += slice * shape.num_experts * kF32 +
+            slots * (normed + 2 * expert_channels * kF32 + expert_k * act + own_parts * vector);
+    if (shape.shared_intermediate_size > 0) work += slice * vector;
+    if (group > 1) {
+      const int64_t own = (slice + layout.tp - 1) / layout.tp;
+      int64_t parts = 0;
+      for (const int count : shards_.expert_cut().parts_per_member()) parts += count;
+      work += own * std::min<int64_t>(k, layout.ep) * shards_.etp() * normed + max_rows_ * normed +
+              slots * own_parts * vector + own * k * parts * vector + own * vector;
+    }
+    widest_k = std::max(widest_k, expert_k);
+  }
+  // The matmuls' packed left operand.
+  work += std::min(max_rows_, traits_.matmul_rows) * widest_k * kF32;
+  out.workspace = work;
+  out.dense_workspace = slice * (2 * channels * kF32 + down_k * act);
+  const int64_t shared_k = PaddedK(shards_.shared_leaves(), leaves, 1);
+  out.moe_workspace =
+      slice * (2 * shards_.shared_leaves().elements(leaves).size() * kF32 + shared_k * act);
+  if (group > 1) out.first_workspace = max_rows_ * vector;
+  out.last_workspace = traits_.logit_rows * (vector + normed + vocab * kF32);
+  if (group > 1 && g == 0) out.last_workspace += (traits_.logit_rows + 1) * shape.vocab_size * kF32;
+  return out;
+}
+
+RankMemory MemoryModel::rank(int rank) const {
+  const Layout& layout = shards_.layout();
+  const MeshCoordinates at = shards_.mesh().coordinates(rank);
+  const Member& member = members_[at.s * layout.tp + at.t];
+  const int64_t layers = shards_.stage_layers(at.p).size();
+  const int64_t moe = moe_layers_[at.p];
+  RankMemory out;
+  out.weight_bytes = (layers - moe) * member.dense_layer + moe * member.moe_layer;
+  out.workspace_bytes = member.workspace;
+  out.workspace_bytes +=
+      std::max(moe < layers ? member.dense_workspace : 0, moe > 0 ? member.moe_workspace : 0);
+  if (at.p == 0) {
+    out.embedding_bytes = member.embedding;
+    out.weight_bytes += member.embedding;
+    out.workspace_bytes += member.first_workspace;
+  }
+  if (at.p + 1 == layout.pp) {
+    out.weight_bytes += member.head;
+    out.workspace_bytes += member.last_workspace;
+  }
+  out.kv_block_bytes = layers * member.kv_block_layer;
+  out.stripes = static_cast<int>(shards_.stripe_cut().run(at.s).size());
+  return out;
+}
+
+int64_t MemoryModel::BlocksPerSequence(int rank, int64_t tokens) const {
+  const Range run = shards_.stripe_cut().run(shards_.mesh().coordinates(rank).s);
+  const int64_t stripes = shards_.stripe_cut().num_leaves();
+  const int64_t blocks = (tokens + traits_.block_tokens - 1) / traits_.block_tokens;
+  // Whole rounds over the stripes, then the first of the next round.
+  const int64_t rest = blocks % stripes;
+  return blocks / stripes * run.size() + std::clamp<int64_t>(rest - run.begin, 0, run.size());
+}
+
+}  // namespace phalanx::parallel

@@ -1,0 +1,50 @@
+// What planning needs to know of a model and of the layout in memory that a device's kernels use.
+// Values; filled by whoever has read the checkpoint's configuration.
+#ifndef PHALANX_PARALLEL_MODEL_SPEC_H_
+#define PHALANX_PARALLEL_MODEL_SPEC_H_
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "parallel/shard.h"
+
+namespace phalanx::parallel {
+
+struct ModelSpec {
+  std::string name;
+  DecoderShape shape;
+  int64_t element_bytes = 2;     // of weights, embedding and KV cache
+  int64_t activation_bytes = 2;  // of a matmul's left operand
+  bool qkv_bias = false;
+  bool o_bias = false;
+  bool mlp_bias = false;
+  bool qk_norm = false;
+  bool shared_expert_gate = false;
+  bool tied_head = false;     // the head is the embedding's matrix: counts once as parameters
+  int64_t max_positions = 0;  // context length in tokens
+  // Attention window of each layer in tokens, 0: none. [num_layers]; empty: no layer has one.
+  std::vector<int64_t> windows = {};
+
+  int64_t window(int64_t layer) const { return windows.empty() ? 0 : windows[layer]; }
+  // Weights of the model, norms and biases left out.
+  int64_t Parameters() const;
+};
+
+// Granules of the kernels' own layouts (CPU: kernels/cpu/matmul_job.h, kv_layout.h), in elements.
+struct DeviceTraits {
+  int64_t panel_columns = 16;  // a packed weight's output columns are padded to this
+  int64_t leaf_granule = 32;   // and each leaf of its summed dimension to this
+  int64_t key_granule = 32;    // a head's keys
+  int64_t value_granule = 16;  // and values
+  int64_t block_tokens = 32;   // tokens of a KV block
+  int64_t logit_rows = 32;     // rows whose logits are made at once
+  int64_t shard_rows = 32;     // steps of this many rows cut the residual stream by rows
+  int64_t partial_rows = 64;   // rows whose stripes are attended before they are merged (sp > 1)
+  int64_t small_weight_bytes = int64_t{2} << 20;  // packed weights below this are on small pages
+  int64_t matmul_rows = 512;  // rows whose left operand a matmul holds in its own layout
+};
+
+}  // namespace phalanx::parallel
+
+#endif  // PHALANX_PARALLEL_MODEL_SPEC_H_

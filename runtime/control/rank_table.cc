@@ -1,0 +1,187 @@
+#include "runtime/control/rank_table.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "runtime/coordinator/agreement.h"
+
+namespace phalanx::control {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+// "its what is A, that of whose is B".
+std::string Differ(absl::string_view what, absl::string_view its, absl::string_view whose,
+                   absl::string_view theirs) {
+  return absl::StrCat("its ", what, " is ", its, ", that of ", whose, " is ", theirs);
+}
+
+std::string Quoted(const std::string& text) { return absl::StrCat("\"", text, "\""); }
+
+coordinator::RankInfo ToInfo(const v1::Register& rank) {
+  coordinator::RankInfo info;
+  info.rank = rank.rank();
+  info.host = rank.host();
+  info.pid = rank.pid();
+  info.device = rank.device();
+  info.op_digest = rank.op_digest();
+  info.checkpoint_digest = rank.checkpoint_digest();
+  return info;
+}
+
+}  // namespace
+
+std::string Describe(const v1::Register& rank) {
+  return absl::StrCat("rank ", rank.rank(), " (host ", rank.host(), ", pid ", rank.pid(), ")");
+}
+
+std::string RankTable::ReasonToRefuse(const v1::Register& rank) const {
+  if (rank.world_size() != options_.world_size) {
+    return absl::StrCat("its world has ", rank.world_size(), " ranks, the layout ",
+                        options_.layout.empty() ? "" : absl::StrCat(options_.layout, " "),
+                        "of this coordinator needs ", options_.world_size,
+                        "; start the workers with mpirun -np ", options_.world_size);
+  }
+  if (rank.rank() < 0 || rank.rank() >= options_.world_size) {
+    return absl::StrCat("rank ", rank.rank(), " is not in 0 .. ", options_.world_size - 1);
+  }
+  const Rank& slot = ranks_[rank.rank()];
+  if (slot.stream != nullptr) {
+    return absl::StrCat("rank ", rank.rank(), " is already there: host ", slot.info.host(),
+                        ", pid ", slot.info.pid(), "; end one of the two groups of workers");
+  }
+  const std::string coordinator = "this coordinator";
+  if (!options_.layout.empty() && rank.layout() != options_.layout) {
+    return Differ("layout", rank.layout(), coordinator, options_.layout);
+  }
+  if (!options_.profile.empty() && rank.profile() != options_.profile) {
+    return Differ("numerics profile", Quoted(rank.profile()), coordinator,
+                  Quoted(options_.profile));
+  }
+  if (!options_.checkpoint_digest.empty() &&
+      rank.checkpoint_digest() != options_.checkpoint_digest) {
+    return absl::StrCat(Differ("checkpoint digest", rank.checkpoint_digest(), coordinator,
+                               options_.checkpoint_digest),
+                        "; both must read the same model directory");
+  }
+  // Those that are there agree with each other, so one of them stands for all.
+  const auto other =
+      std::find_if(ranks_.begin(), ranks_.end(), [](const Rank& r) { return r.stream != nullptr; });
+  if (other == ranks_.end()) return "";
+  const std::string whose = Describe(other->info);
+  if (rank.layout() != other->info.layout()) {
+    return Differ("layout", rank.layout(), whose, other->info.layout());
+  }
+  if (rank.profile() != other->info.profile()) {
+    return Differ("numerics profile", Quoted(rank.profile()), whose, Quoted(other->info.profile()));
+  }
+  return std::string(coordinator::CheckAgreement(ToInfo(other->info), ToInfo(rank)).message());
+}
+
+void RankTable::Register(const std::shared_ptr<RankStream>& stream, const v1::Register& rank) {
+  Rank& slot = ranks_[rank.rank()];
+  slot = Rank();
+  slot.stream = stream;
+  slot.info = rank;
+  slot.info.clear_token();
+  slot.heard = Clock::now();
+}
+
+RankTable::Rank* RankTable::Find(const RankStream* stream) {
+  for (Rank& rank : ranks_) {
+    if (rank.stream.get() == stream) return &rank;
+  }
+  return nullptr;
+}
+
+int RankTable::num_ready() const {
+  return static_cast<int>(std::count_if(ranks_.begin(), ranks_.end(),
+                                        [](const Rank& r) { return r.stream && r.ready; }));
+}
+
+bool RankTable::all_gone() const {
+  return std::all_of(ranks_.begin(), ranks_.end(),
+                     [](const Rank& rank) { return rank.stream == nullptr; });
+}
+
+std::string RankTable::Missing() const {
+  std::vector<std::string> absent;
+  std::vector<std::string> loading;
+  for (int i = 0; i < options_.world_size; ++i) {
+    if (ranks_[i].stream == nullptr) {
+      absent.push_back(absl::StrCat(i));
+    } else if (!ranks_[i].ready) {
+      loading.push_back(Describe(ranks_[i].info));
+    }
+  }
+  std::string text;
+  if (!absent.empty()) {
+    text = absl::StrCat(absent.size(), " of ", options_.world_size, " ranks have not registered (",
+                        absl::StrJoin(absent, ", "), ")");
+  }
+  if (!loading.empty()) {
+    absl::StrAppend(&text, text.empty() ? "" : "; ",
+                    "still loading: ", absl::StrJoin(loading, ", "));
+  }
+  return text;
+}
+
+std::string RankTable::LastHeard() const {
+  std::vector<std::string> ranks;
+  for (const Rank& rank : ranks_) {
+    ranks.push_back(absl::StrCat(Describe(rank.info), ": step ", rank.heartbeat.step(),
+                                 ", collective ", rank.heartbeat.collective()));
+  }
+  return absl::StrJoin(ranks, "; ");
+}
+
+void RankTable::Progress(int64_t* loaded, int64_t* total) const {
+  *loaded = 0;
+  *total = 0;
+  for (const Rank& rank : ranks_) {
+    *loaded += rank.progress.bytes_loaded();
+    *total += rank.progress.bytes_total();
+  }
+}
+
+coordinator::GroupInfo RankTable::MakeInfo() const {
+  coordinator::GroupInfo info;
+  info.epoch = options_.epoch;
+  info.layout = options_.layout.empty() ? ranks_[0].info.layout() : options_.layout;
+  for (const Rank& rank : ranks_) {
+    coordinator::RankInfo& to = info.ranks.emplace_back(ToInfo(rank.info));
+    to.weight_bytes = rank.sizes.weight_bytes();
+    to.kv_block_bytes = rank.sizes.kv_block_bytes();
+    to.kv_blocks = rank.sizes.kv_blocks();
+    to.content_digest = rank.sizes.content_digest();
+  }
+  return info;
+}
+
+std::vector<RankHealth> RankTable::Health() const {
+  std::vector<RankHealth> health;
+  for (const Rank& rank : ranks_) {
+    if (rank.stream == nullptr) continue;
+    health.push_back({rank.info.rank(), rank.heartbeat.step(), rank.heartbeat.collective(),
+                      absl::FromChrono(Clock::now() - rank.heard), options_.replica});
+  }
+  return health;
+}
+
+std::vector<std::shared_ptr<RankStream>> RankTable::streams() const {
+  std::vector<std::shared_ptr<RankStream>> streams;
+  for (const Rank& rank : ranks_) {
+    if (rank.stream != nullptr) streams.push_back(rank.stream);
+  }
+  return streams;
+}
+
+std::vector<std::shared_ptr<RankStream>> RankTable::TakeStreams() {
+  std::vector<std::shared_ptr<RankStream>> streams = this->streams();
+  for (Rank& rank : ranks_) rank.stream.reset();
+  return streams;
+}
+
+}  // namespace phalanx::control

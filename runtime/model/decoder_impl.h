@@ -1,0 +1,226 @@
+// What is inside a Decoder; shared by decoder.cc (the step), loading.cc, attention.cc and
+// experts.cc alone.
+#ifndef PHALANX_RUNTIME_MODEL_DECODER_IMPL_H_
+#define PHALANX_RUNTIME_MODEL_DECODER_IMPL_H_
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "comm/communicator.h"
+#include "kernels/kernels.h"
+#include "parallel/shard.h"
+#include "runtime/checkpoint/checkpoint.h"
+#include "runtime/model/decoder.h"
+#include "runtime/model/weight_loader.h"
+
+namespace phalanx::model {
+
+// One expert's share on this rank.
+struct Expert {
+  std::unique_ptr<kernels::PackedWeight> gate_up;  // [2 expert channels, hidden]
+  std::unique_ptr<kernels::PackedWeight> down;     // [hidden, expert channels]
+};
+
+// Pointers and buffers that a rank or a model has no use for are null or empty.
+struct Layer {
+  kernels::Buffer attention_norm;  // [hidden] F32
+  kernels::Buffer mlp_norm;        // [hidden]
+  kernels::Buffer qkv_bias;        // [(heads + 2 kv_heads) * d]
+  kernels::Buffer q_norm;          // [d]
+  kernels::Buffer k_norm;
+  kernels::Buffer o_bias;                          // [hidden]
+  kernels::Buffer gate_up_bias;                    // [2 channels]
+  kernels::Buffer down_bias;                       // [hidden]
+  std::unique_ptr<kernels::PackedWeight> qkv;      // [(heads + 2 kv_heads) * d, hidden]
+  std::unique_ptr<kernels::PackedWeight> o;        // [hidden, heads * d]
+  std::unique_ptr<kernels::PackedWeight> gate_up;  // [2 channels, hidden]; the shared expert's in a
+                                                   // layer of experts
+  std::unique_ptr<kernels::PackedWeight> down;     // [hidden, channels]; likewise
+  std::unique_ptr<kernels::PackedWeight> router;   // [num_experts, hidden]: this layer has experts
+  std::unique_ptr<kernels::PackedWeight> shared_gate;  // [1, hidden]
+  std::vector<Expert> experts;                         // the rank's own
+  kernels::Buffer kv;
+};
+
+// Where the rows of the step in hand are on this rank.
+struct StepRows {
+  int64_t count = 0;        // rows of the step
+  bool sharded = false;     // the residual stream is cut by token
+  parallel::Range slice;    // rows that this rank's tp group computes
+  parallel::Range own;      // rows whose residual this rank holds
+  parallel::Range combine;  // rows whose experts this rank adds up
+};
+
+class Decoder::Impl {
+ public:
+  Impl(const checkpoint::Checkpoint& checkpoint, const DecoderOptions& options,
+       kernels::Kernels& kernels, const ParallelGroups& groups);
+
+  // loading.cc
+  absl::Status LoadWeights(WeightLoader& loader);
+  absl::Status AllocateWorkspace();
+
+  // decoder.cc
+  absl::Status Forward(const Batch& batch, const StageHooks& hooks);
+  absl::Status Logits(absl::Span<const int32_t> rows,
+                      const std::function<void(int64_t i, absl::Span<const float>)>& consume);
+
+  // Sizes.
+  int64_t num_heads() const { return shard.heads.size(); }
+  int64_t num_kv_heads() const { return shard.kv_heads.size(); }
+  kernels::KvShape kv_shape() const { return {profile.kv(), num_kv_heads(), config.head_dim}; }
+  kernels::KvView kv_view(const Layer& layer) const {
+    return {kv_shape(), layer.kv.data(), num_kv_blocks};
+  }
+  int64_t hidden() const { return config.hidden_size; }
+  // The output of a norm: rows padded to whole dot groups. The pad is +0 from the allocation on and
+  // nothing writes it.
+  int64_t padded_hidden() const { return kernels::RoundUp(hidden(), kernels::kDotGroup); }
+  int64_t normed_row_bytes() const { return padded_hidden() * SizeOf(profile.activations()); }
+  // Rows that this rank's tp group computes at most.
+  int64_t max_slice_rows() const;
+
+  static kernels::TensorView View(const kernels::Buffer& buffer, kernels::DType dtype, int64_t rows,
+                                  int64_t cols) {
+    return {buffer.data(), dtype, rows, cols, cols};
+  }
+  kernels::TensorView F32(const kernels::Buffer& buffer, int64_t rows, int64_t cols) const {
+    return View(buffer, kernels::DType::kF32, rows, cols);
+  }
+  // A norm's output, without the pad.
+  kernels::TensorView NormOutput(const kernels::Buffer& buffer, int64_t rows) const {
+    return {buffer.data(), profile.activations(), rows, hidden(), padded_hidden()};
+  }
+  // The same as the input of a matmul, pad included.
+  kernels::TensorView NormInput(const kernels::Buffer& buffer, int64_t rows) const {
+    return View(buffer, profile.activations(), rows, padded_hidden());
+  }
+  parallel::Range TokenRowsOf(int g) const {
+    const int tp = groups.layout.tp;
+    return parallel::TokenRows(rows.count, g / tp, groups.layout.sp, g % tp, tp);
+  }
+
+  // decoder.cc
+  StepRows PlaceRows(int64_t count) const;
+  absl::Status Embed(const Batch& batch);
+  void MakeRope(const Batch& batch);
+  absl::Status ReceiveFromPreviousStage();
+  absl::Status SendToNextStage();
+  // out = the normed rows of the slice, gathered over tp where they are sharded.
+  absl::Status GatherNormed(kernels::TensorView* out);
+  // delta = the finished sum of x * weight over all leaves, x [slice rows, ...]; of the rank's own
+  // rows. `weight` null: this rank has no leaf that isn't empty.
+  absl::Status RowParallel(kernels::TensorView x, const kernels::PackedWeight* weight,
+                           const kernels::Buffer& delta);
+  absl::Status FeedForward(const Layer& layer, int64_t channels, const kernels::Buffer& delta);
+
+  // attention.cc
+  absl::Status Attend(const Layer& layer, int64_t index, const Batch& batch);
+  absl::Status AttendAcrossStripes(kernels::AttentionArgs args);
+
+  // experts.cc
+  absl::Status Experts(const Layer& layer);
+  absl::Status Route(const Layer& layer);
+  absl::Status DispatchTokens();
+  void RunExperts(const Layer& layer);
+  absl::Status CombineExperts(const Layer& layer);
+
+  const checkpoint::ModelConfig& config;
+  Profile profile;
+  kernels::Kernels& kernels;
+  const ParallelGroups groups;
+  const parallel::DecoderShards shards;
+  const parallel::RankShard shard;
+  const int64_t max_rows;
+  const int64_t max_positions;
+  const int64_t shard_rows;
+
+  comm::ReducePlan reduce;                           // finishes a row-parallel sum
+  std::vector<int> stripe_program;                   // merges all stripes
+  std::vector<std::vector<int>> own_stripe_program;  // sp > 1: merges own stripes' whole subtrees
+  std::vector<int> stripe_parts;                     // sp > 1: [sp] whole subtrees of each
+  std::vector<int> merge_program;                    // sp > 1: merges all ranks' subtrees
+  std::vector<int32_t> kv_head_of;                   // [num_heads] local KV head
+  std::vector<int32_t> out_column;                   // [num_heads] column in the input of `o`
+  int64_t weight_bytes = 0;
+  std::vector<SliceDigest> digests;
+  int64_t num_kv_blocks = 0;
+
+  kernels::Buffer embedding;  // first stage: [vocabulary rows, hidden] in the weights' dtype
+  std::vector<Layer> layers;  // of this stage
+  kernels::Buffer final_norm;
+  std::unique_ptr<kernels::PackedWeight> head;  // last stage: [vocabulary rows, hidden]
+
+  // Rotary tables of the step: a row for each of its rows, made anew, for a table of every position
+  // of a long context would weigh as much as a layer.
+  std::vector<float> inv_freq;  // [d / 2]
+  float attention_factor = 1;
+  std::vector<float> host_cos;        // [rows, d / 2]
+  std::vector<float> host_sin;        // [rows, d / 2]
+  std::vector<int32_t> rope_indices;  // 0, 1, ...
+  kernels::Buffer cos;                // [rows, d / 2]
+  kernels::Buffer sin;
+
+  StepRows rows;                       // of the last Forward
+  kernels::Buffer residual;            // [own rows, hidden] F32
+  kernels::Buffer normed;              // [own rows, padded hidden] activation dtype
+  kernels::Buffer gathered;            // [slice rows, padded hidden]
+  kernels::Buffer embedded;            // [rows, hidden] F32: where ranks select embeddings together
+  kernels::Buffer qkv_slice;           // [slice rows, (heads + 2 kv_heads) * d] F32
+  kernels::Buffer qkv_out;             // [rows, (heads + 2 kv_heads) * d] F32
+  kernels::Buffer queries;             // [rows, heads * padded d]
+  kernels::Buffer stripe_partials;     // [kPartialRows][heads][own stripes][2 + d] F32
+  kernels::Buffer part_partials;       // [rows][heads][own subtrees][2 + d]
+  kernels::Buffer received_partials;   // by sp rank: [slice rows][heads][its subtrees][2 + d]
+  kernels::Buffer merged_partials;     // [slice rows][heads][all subtrees][2 + d]
+  kernels::Buffer attended;            // [slice rows, o.k]
+  kernels::Buffer gate_up_out;         // [slice rows, 2 channels] F32
+  kernels::Buffer activated;           // [slice rows, down.k]
+  std::vector<kernels::Buffer> parts;  // [slice rows, hidden] F32 each: this rank's subtrees
+  kernels::Buffer delta;               // [own rows, hidden] F32
+  kernels::Buffer gathered_rows;       // [kLogitRows, hidden] F32
+  kernels::Buffer head_input;          // [kLogitRows, padded hidden]
+  kernels::Buffer local_logits;        // [kLogitRows, local vocabulary] F32
+  std::vector<float> all_logits;       // stage's first rank: [ranks][kLogitRows, their vocabulary]
+  std::vector<float> full_row;         // stage's first rank: [vocab_size]
+
+  // Experts. A slot is one of a row's experts_per_token choices; a rank's slots are those whose
+  // expert it holds (a share of).
+  struct Slot {
+    int32_t row;     // of the step
+    int32_t k;       // 0 .. experts_per_token - 1
+    int32_t expert;  // counted from the rank's first
+    int32_t place;   // row in the grouped inputs: slots by expert
+  };
+  comm::ReducePlan expert_reduce;           // over the etp ranks that share an expert
+  std::vector<int64_t> expert_tokens;       // [num_experts] of this step
+  std::vector<int32_t> expert_ids;          // [rows, k] of the step
+  std::vector<float> expert_weights;        // [rows, k]; of the rows that this rank knows
+  std::vector<int32_t> row_of_token;        // rows of `tokens`, rising, where they were dispatched
+  std::vector<Slot> slots;                  // by row, then k
+  std::vector<int64_t> expert_begin;        // [own experts + 1] first place of each
+  kernels::TensorView tokens;               // the normed rows that hold this rank's slots
+  kernels::Buffer router_logits;            // [own rows, num_experts] F32
+  kernels::Buffer shared_gate_logits;       // [own rows] F32
+  kernels::Buffer shared_delta;             // [own rows, hidden] F32
+  kernels::Buffer dispatch_send;            // rows for each rank, by rank
+  kernels::Buffer dispatched;               // [tokens, padded hidden]
+  kernels::Buffer grouped;                  // [slots, padded hidden] by expert
+  kernels::Buffer expert_gate_up;           // [slots, 2 expert channels] F32
+  kernels::Buffer expert_activated;         // [slots, down.k]
+  std::vector<kernels::Buffer> slot_parts;  // [slots, hidden] F32 each
+  kernels::Buffer combine_send;             // [slots][parts][hidden] F32, by row, then k
+  kernels::Buffer combine_received;         // by rank: its slots of this rank's rows
+  kernels::Buffer combined;                 // [combine rows, hidden] F32
+};
+
+// Logits are made for this many rows at a time.
+inline constexpr int64_t kLogitRows = 32;
+// Rows whose stripes are attended before their subtrees are merged: bounds the memory of partials.
+inline constexpr int64_t kPartialRows = 64;
+
+}  // namespace phalanx::model
+
+#endif  // PHALANX_RUNTIME_MODEL_DECODER_IMPL_H_

@@ -1,0 +1,261 @@
+// The mixture of experts (Shazeer et al., arXiv:1701.06538; rule R4 of the design).
+//
+//   route     router logits of a rank's own rows, top-k; everybody learns all rows' experts
+//   dispatch  each normed row goes once to every rank that holds (a share of) one of its experts;
+//             nothing to do where every rank has every row
+//   run       rows grouped by expert, one grouped matmul for gate and up, one for down
+//   combine   each slot's parts go to the rank that adds up the row, which finishes the sum over
+//   the
+//             etp ranks of an expert by R2's tree and then adds experts in the router's order
+//
+// All counts follow from the routing table that every rank has, so none are exchanged.
+#include <algorithm>
+#include <cstring>
+#include <vector>
+
+#include "runtime/model/decoder_impl.h"
+
+namespace phalanx::model {
+
+using kernels::TensorView;
+using parallel::Range;
+
+absl::Status Decoder::Impl::Experts(const Layer& layer) {
+  if (absl::Status status = Route(layer); !status.ok()) return status;
+  if (absl::Status status = DispatchTokens(); !status.ok()) return status;
+  RunExperts(layer);
+  if (config.shared_intermediate_size > 0) {
+    const absl::Status status = FeedForward(layer, shard.shared_channels.size(), shared_delta);
+    if (!status.ok()) return status;
+  }
+  return CombineExperts(layer);
+}
+
+absl::Status Decoder::Impl::Route(const Layer& layer) {
+  const int64_t k = config.experts_per_token;
+  const int64_t own = rows.own.size();
+  expert_ids.resize(rows.count * k);
+  expert_weights.resize(rows.count * k);
+  if (own > 0) {
+    const TensorView x = NormInput(normed, own);
+    kernels::RouterArgs route;
+    route.logits = F32(router_logits, own, config.num_experts);
+    route.top_k = k;
+    route.normalise = config.normalise_experts;
+    route.experts = absl::MakeSpan(expert_ids).subspan(rows.own.begin * k, own * k);
+    route.weights = absl::MakeSpan(expert_weights).subspan(rows.own.begin * k, own * k);
+    kernels.MatMul(x, *layer.router, {&route.logits, 1});
+    kernels.RouteTopK(route);
+    if (layer.shared_gate != nullptr) {
+      const TensorView gate = F32(shared_gate_logits, own, 1);
+      kernels.MatMul(x, *layer.shared_gate, {&gate, 1});
+    }
+  }
+  if (rows.sharded) {
+    const std::vector<int32_t> mine(expert_ids.begin() + rows.own.begin * k,
+                                    expert_ids.begin() + rows.own.end * k);
+    std::vector<int64_t> bytes(groups.stage_size());
+    for (int g = 0; g < groups.stage_size(); ++g) {
+      bytes[g] = TokenRowsOf(g).size() * k * static_cast<int64_t>(sizeof(int32_t));
+    }
+    const absl::Status status = groups.stage->AllGather(mine.data(), expert_ids.data(), bytes);
+    if (!status.ok()) return status;
+  }
+
+  const Range experts = shard.experts;
+  slots.clear();
+  expert_begin.assign(experts.size() + 1, 0);
+  for (int64_t i = 0; i < rows.count * k; ++i) {
+    const int32_t id = expert_ids[i];
+    ++expert_tokens[id];
+    if (id < experts.begin || id >= experts.end) continue;
+    const int32_t expert = static_cast<int32_t>(id - experts.begin);
+    slots.push_back({static_cast<int32_t>(i / k), static_cast<int32_t>(i % k), expert, 0});
+    ++expert_begin[expert + 1];
+  }
+  for (int64_t e = 0; e < experts.size(); ++e) expert_begin[e + 1] += expert_begin[e];
+  std::vector<int64_t> next(expert_begin.begin(), expert_begin.end() - 1);
+  for (Slot& slot : slots) slot.place = static_cast<int32_t>(next[slot.expert]++);
+  return absl::OkStatus();
+}
+
+absl::Status Decoder::Impl::DispatchTokens() {
+  if (!rows.sharded) {
+    tokens = NormInput(normed, rows.count);
+    return absl::OkStatus();
+  }
+  const int64_t k = config.experts_per_token;
+  const int size = groups.stage_size();
+  const int64_t row_bytes = normed_row_bytes();
+  const auto wanted = [&](int64_t row, Range experts) {
+    const auto* ids = &expert_ids[row * k];
+    return std::any_of(ids, ids + k,
+                       [&](int32_t id) { return id >= experts.begin && id < experts.end; });
+  };
+  std::vector<int64_t> send(size, 0);
+  std::vector<int64_t> receive(size, 0);
+  char* out = dispatch_send.as<char>();
+  for (int g = 0; g < size; ++g) {
+    const Range experts = shards.experts(g);
+    for (int64_t row = rows.own.begin; row < rows.own.end; ++row) {
+      if (!wanted(row, experts)) continue;
+      std::memcpy(out, normed.as<char>() + (row - rows.own.begin) * row_bytes, row_bytes);
+      out += row_bytes;
+      send[g] += row_bytes;
+    }
+  }
+  row_of_token.clear();
+  for (const Slot& slot : slots) {
+    if (row_of_token.empty() || row_of_token.back() != slot.row) row_of_token.push_back(slot.row);
+  }
+  for (int g = 0; g < size; ++g) {
+    const Range owned = TokenRowsOf(g);
+    const auto begin = std::lower_bound(row_of_token.begin(), row_of_token.end(), owned.begin);
+    const auto end = std::lower_bound(begin, row_of_token.end(), owned.end);
+    receive[g] = (end - begin) * row_bytes;
+  }
+  tokens = NormInput(dispatched, static_cast<int64_t>(row_of_token.size()));
+  return groups.stage->AllToAll(dispatch_send.data(), send, dispatched.data(), receive);
+}
+
+void Decoder::Impl::RunExperts(const Layer& layer) {
+  const int64_t count = static_cast<int64_t>(slots.size());
+  if (count == 0) return;
+  const int64_t channels = shard.expert_channels.size();
+  if (channels == 0) {
+    // Every leaf of this rank is empty: its sums are +0.
+    for (const kernels::Buffer& part : slot_parts) {
+      std::memset(part.data(), 0, count * hidden() * sizeof(float));
+    }
+    return;
+  }
+  // Rows of `tokens`, by place.
+  std::vector<int32_t> from(count);
+  int32_t token = -1;
+  int32_t last_row = -1;
+  for (const Slot& slot : slots) {
+    if (slot.row != last_row) ++token;
+    last_row = slot.row;
+    from[slot.place] = rows.sharded ? token : slot.row;
+  }
+  const TensorView x = NormInput(grouped, count);
+  kernels.GatherTokens(tokens, from, x);
+
+  std::vector<kernels::ExpertRows> groups_of_rows;
+  const auto group = [&](auto weight_of) {
+    groups_of_rows.clear();
+    for (size_t e = 0; e < layer.experts.size(); ++e) {
+      const int64_t expert_rows = expert_begin[e + 1] - expert_begin[e];
+      if (expert_rows == 0) continue;
+      groups_of_rows.push_back({weight_of(layer.experts[e]), expert_begin[e], expert_rows});
+    }
+  };
+  const TensorView gate_up = F32(expert_gate_up, count, 2 * channels);
+  group([](const Expert& expert) { return expert.gate_up.get(); });
+  kernels.GroupedMatMul(x, groups_of_rows, {&gate_up, 1});
+  group([](const Expert& expert) { return expert.down.get(); });
+  const TensorView out =
+      View(expert_activated, profile.activations(), count, groups_of_rows[0].w->k());
+  kernels.SiluMul(gate_up, nullptr, channels, out);
+  std::vector<TensorView> outs;
+  for (const kernels::Buffer& part : slot_parts) outs.push_back(F32(part, count, hidden()));
+  kernels.GroupedMatMul(out, groups_of_rows, outs);
+}
+
+absl::Status Decoder::Impl::CombineExperts(const Layer& layer) {
+  const int64_t k = config.experts_per_token;
+  const int size = groups.stage_size();
+  const int etp = shards.etp();
+  const int64_t n = hidden();
+  const Range mine = rows.combine;
+  int num_parts = 0;
+  for (const int count : expert_reduce.parts_per_member) num_parts += count;
+  std::vector<const float*> pointers(mine.size() * k * num_parts);
+
+  if (groups.stage == nullptr) {
+    for (const Slot& slot : slots) {
+      for (int p = 0; p < num_parts; ++p) {
+        pointers[(slot.row * k + slot.k) * num_parts + p] =
+            slot_parts[p].as<float>() + slot.place * n;
+      }
+    }
+  } else {
+    kernels.Synchronize();
+    const int own_parts = static_cast<int>(slot_parts.size());
+    float* out = combine_send.as<float>();
+    for (const Slot& slot : slots) {
+      for (const kernels::Buffer& part : slot_parts) {
+        std::memcpy(out, part.as<float>() + slot.place * n, n * sizeof(float));
+        out += n;
+      }
+    }
+    // Members of one ep group hold the same experts, so count each group once.
+    std::vector<int> ep_group_of(config.num_experts);
+    for (int g = 0; g < size; g += etp) {
+      const Range experts = shards.experts(g);
+      std::fill(ep_group_of.begin() + experts.begin, ep_group_of.begin() + experts.end, g / etp);
+    }
+    std::vector<int64_t> send(size, 0);
+    std::vector<int64_t> receive(size, 0);
+    auto slot = slots.begin();
+    for (int g = 0; g < size; ++g) {
+      const Range owned = TokenRowsOf(g);
+      for (; slot != slots.end() && slot->row < owned.end; ++slot) send[g] += own_parts * n * 4;
+    }
+    for (int64_t i = mine.begin * k; i < mine.end * k; ++i) {
+      const int first = ep_group_of[expert_ids[i]] * etp;
+      for (int j = 0; j < etp; ++j) {
+        receive[first + j] += expert_reduce.parts_per_member[j] * n * 4;
+      }
+    }
+    const absl::Status status =
+        groups.stage->AllToAll(combine_send.data(), send, combine_received.data(), receive);
+    if (!status.ok()) return status;
+    std::vector<const float*> next(size);
+    const float* from = combine_received.as<float>();
+    for (int g = 0; g < size; ++g) {
+      next[g] = from;
+      from += receive[g] / 4;
+    }
+    const float** pointer = pointers.data();
+    for (int64_t i = mine.begin * k; i < mine.end * k; ++i) {
+      const int first = ep_group_of[expert_ids[i]] * etp;
+      for (int j = 0; j < etp; ++j) {
+        for (int p = 0; p < expert_reduce.parts_per_member[j]; ++p) {
+          *pointer++ = next[first + j];
+          next[first + j] += n;
+        }
+      }
+    }
+  }
+
+  const bool gather = groups.stage != nullptr && !rows.sharded;
+  const kernels::Buffer& result = gather ? combined : delta;
+  if (!mine.empty()) {
+    const int64_t offset = mine.begin - rows.own.begin;
+    kernels::CombineExpertsArgs combine;
+    combine.rows = mine.size();
+    combine.hidden = n;
+    combine.top_k = k;
+    combine.weights = &expert_weights[mine.begin * k];
+    combine.parts = pointers;
+    combine.num_parts = num_parts;
+    combine.program = expert_reduce.program;
+    if (config.shared_intermediate_size > 0) {
+      combine.shared = F32(shared_delta, mine.size(), n);
+      combine.shared.data = shared_delta.as<float>() + offset * n;
+    }
+    if (layer.shared_gate != nullptr) {
+      combine.shared_gate_logit = shared_gate_logits.as<float>() + offset;
+    }
+    combine.out = F32(result, mine.size(), n);
+    kernels.CombineExperts(combine);
+  }
+  if (!gather) return absl::OkStatus();
+  kernels.Synchronize();
+  std::vector<int64_t> bytes(size);
+  for (int g = 0; g < size; ++g) bytes[g] = TokenRowsOf(g).size() * n * 4;
+  return groups.stage->AllGather(combined.data(), delta.data(), bytes);
+}
+
+}  // namespace phalanx::model
