@@ -15,6 +15,7 @@ namespace phalanx::kernels::cpu {
 namespace {
 
 constexpr int64_t kHugePage = int64_t{2} << 20;
+constexpr int64_t kOwnPages = int64_t{64} << 10;
 constexpr int64_t kAlignment = 64;
 // Far above any machine's memory, far below where rounding up could overflow.
 constexpr int64_t kMostBytes = int64_t{1} << 56;
@@ -33,12 +34,18 @@ absl::StatusOr<Buffer> AllocateHost(int64_t bytes) {
     errno = ENOMEM;
     return Exhausted(bytes);
   }
-  if (bytes < kHugePage) {
+  if (bytes < kOwnPages) {
     const size_t rounded = (bytes + kAlignment) / kAlignment * kAlignment;
     void* data = std::aligned_alloc(kAlignment, rounded);
     if (data == nullptr) return Exhausted(bytes);
     std::memset(data, 0, rounded);
     return Buffer(data, bytes, [](void* p) { std::free(p); });
+  }
+  if (bytes < kHugePage) {
+    // Pages of its own, so that scratch that is never used is never backed.
+    void* data = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (data == MAP_FAILED) return Exhausted(bytes);
+    return Buffer(data, bytes, [bytes](void* p) { munmap(p, bytes); });
   }
   // Over-allocate by a huge page, then give back what lies outside the aligned range.
   const size_t rounded = (bytes + kHugePage - 1) / kHugePage * kHugePage;

@@ -406,6 +406,10 @@ std::vector<std::string> Checkpoint::TensorNames() const {
   return names;
 }
 
+void Checkpoint::ReleasePages() const {
+  for (const auto& file : files_) file->ReleasePages();
+}
+
 std::vector<int64_t> Checkpoint::FileIdentities() const {
   std::vector<int64_t> out;
   for (const auto& file : files_) {

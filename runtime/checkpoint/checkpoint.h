@@ -70,6 +70,9 @@ class Checkpoint {
 
   // All tensors' names, sorted.
   std::vector<std::string> TensorNames() const;
+  // Lets go of all pages of the files: a rank that has packed its slice holds nothing else. (The
+  // kernel maps a page's neighbours with it, so letting go of what was read is not enough.)
+  void ReleasePages() const;
   // SafetensorsFile::identity of every file, in their order.
   std::vector<int64_t> FileIdentities() const;
   // Bytes of all tensors in the files.

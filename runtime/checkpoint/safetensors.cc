@@ -382,6 +382,8 @@ const TensorInfo* SafetensorsFile::Find(absl::string_view name) const {
   return it == by_name_.end() ? nullptr : it->second;
 }
 
+void SafetensorsFile::ReleasePages() const { AdviseDone(map_, size_); }
+
 void AdviseWillNeed(const void* data, int64_t bytes) {
   if (bytes <= 0) return;
   const int64_t page = sysconf(_SC_PAGESIZE);

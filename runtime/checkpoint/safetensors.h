@@ -69,6 +69,8 @@ class SafetensorsFile {
     return {reinterpret_cast<const char*>(map_), static_cast<size_t>(header_.data_offset)};
   }
   int64_t size() const { return size_; }
+  // Lets go of the pages that have been read; they are read again if touched.
+  void ReleasePages() const;
   // Inode, size and time of change: differs between two copies of a file, and is the same on every
   // host for a file that they share.
   std::array<int64_t, 3> identity() const { return identity_; }

@@ -218,16 +218,16 @@ absl::Status Decoder::Impl::Logits(
       bytes.push_back(count * vocabs.back().size() * static_cast<int64_t>(sizeof(float)));
     }
     const absl::Status status =
-        groups.stage->Gather(local_logits.data(), all_logits.data(), bytes, /*root=*/0);
+        groups.stage->Gather(local_logits.data(), all_logits.get(), bytes, /*root=*/0);
     if (!status.ok()) return status;
     if (groups.stage_rank() != 0) continue;
     for (int64_t i = 0; i < count; ++i) {
-      const float* rank_logits = all_logits.data();  // [count, vocabulary of the rank]
+      const float* rank_logits = all_logits.get();  // [count, vocabulary of the rank]
       for (const Range& range : vocabs) {
-        std::copy_n(rank_logits + i * range.size(), range.size(), full_row.begin() + range.begin);
+        std::copy_n(rank_logits + i * range.size(), range.size(), full_row.get() + range.begin);
         rank_logits += count * range.size();
       }
-      consume(begin + i, full_row);
+      consume(begin + i, absl::MakeConstSpan(full_row.get(), config.vocab_size));
     }
   }
   return absl::OkStatus();
@@ -270,7 +270,7 @@ absl::StatusOr<std::vector<SliceDigest>> Decoder::DigestSlices(
   return loader.TakeDigests();
 }
 
-const std::vector<SliceDigest>& Decoder::digests() const { return impl_->digests; }
+std::vector<SliceDigest> Decoder::TakeDigests() { return std::move(impl_->digests); }
 const Profile& Decoder::profile() const { return impl_->profile; }
 const ModelConfig& Decoder::config() const { return impl_->config; }
 int64_t Decoder::max_positions() const { return impl_->max_positions; }

@@ -79,8 +79,8 @@ class Decoder {
   int64_t max_positions() const;
   // Bytes held: packed matrices, vectors and embedding rows.
   int64_t weight_bytes() const;
-  // Of every tensor slice that this rank has read.
-  const std::vector<SliceDigest>& digests() const;
+  // Of every tensor slice that this rank has read; once, for they are many.
+  std::vector<SliceDigest> TakeDigests();
   // KV stripes whose blocks this rank holds; of Profile::sequence_stripes.
   parallel::Range stripes() const;
   // Bytes of one KV block over all layers of this rank.

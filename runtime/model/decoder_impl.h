@@ -183,8 +183,9 @@ class Decoder::Impl {
   kernels::Buffer gathered_rows;       // [kLogitRows, hidden] F32
   kernels::Buffer head_input;          // [kLogitRows, padded hidden]
   kernels::Buffer local_logits;        // [kLogitRows, local vocabulary] F32
-  std::vector<float> all_logits;       // stage's first rank: [ranks][kLogitRows, their vocabulary]
-  std::vector<float> full_row;         // stage's first rank: [vocab_size]
+  // The stage's first rank's, on the host; not backed before they are used.
+  std::unique_ptr<float[]> all_logits;  // [ranks][kLogitRows, their vocabulary]
+  std::unique_ptr<float[]> full_row;    // [vocab_size]
 
   // Experts. A slot is one of a row's experts_per_token choices; a rank's slots are those whose
   // expert it holds (a share of).

@@ -256,8 +256,8 @@ absl::Status Decoder::Impl::AllocateWorkspace() {
     allocate(head_input, kLogitRows * normed_row_bytes());
     allocate(local_logits, kLogitRows * shard.vocab.size() * 4);
     if (!alone && groups.stage_rank() == 0) {
-      all_logits.resize(kLogitRows * config.vocab_size);
-      full_row.resize(config.vocab_size);
+      all_logits = std::make_unique_for_overwrite<float[]>(kLogitRows * config.vocab_size);
+      full_row = std::make_unique_for_overwrite<float[]>(config.vocab_size);
     }
   }
   return status;

@@ -135,12 +135,13 @@ absl::Status Worker::Impl::Load() {
   auto loaded = model::Decoder::Load(*checkpoint, decoder_options, *kernels, context->groups());
   if (!loaded.ok()) return loaded.status();
   decoder = *std::move(loaded);
-  const absl::StatusOr<uint64_t> content =
-      AgreeOnSlices(group, info, checkpoint->FileIdentities(), decoder->digests(), [&](int rank) {
+  const absl::StatusOr<uint64_t> content = AgreeOnSlices(
+      group, info, checkpoint->FileIdentities(), decoder->TakeDigests(), [&](int rank) {
         return model::Decoder::DigestSlices(*checkpoint, decoder_options, *kernels, options.layout,
                                             rank);
       });
   if (!content.ok()) return content.status();
+  checkpoint->ReleasePages();
   info.content_digest = absl::StrCat(absl::Hex(*content, absl::kZeroPad16));
   const absl::StatusOr<int64_t> blocks = AgreeOnKvBlocks();
   if (!blocks.ok()) return blocks.status();
