@@ -53,8 +53,10 @@ class BadInput(unittest.TestCase):
         self.assertEqual(len(lines), 1, stderr[-2000:])
         self.assertRegex(lines[0], r"^phalanx( \w+)?: ")
         self.assertLess(len(lines[0]), 600)
-        for trace in ("terminate", "what():", "0x", "std::", "Status(", "src/"):
+        for trace in ("terminate", "what():", "std::", "Status(", "src/"):
             self.assertNotIn(trace, lines[0])
+        # An address; the name of a temporary directory may hold the two letters by chance.
+        self.assertNotRegex(lines[0], r"\b0x[0-9a-fA-F]+")
         for fragment in fragments:
             self.assertIn(fragment, lines[0])
         print(f"  {code} {lines[0][:300]}")
