@@ -5,8 +5,7 @@
 #   ./tests/run.sh asan            unit and multirank tests under ASan and UBSan
 #   ./tests/run.sh tsan            those of them that link neither gRPC nor MPI under TSan
 #   ./tests/run.sh all             release, asan and tsan
-# CI adds lint.sh and asan without the launcher's tests and exactness_test, which would be a third
-# of its time. tests/README.md has the times.
+# CI adds lint.sh. tests/README.md has the times.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 launcher/install-dependencies.sh --tests
@@ -50,7 +49,6 @@ if [[ "${1:-}" == all ]]; then
 elif [[ $# -eq 0 && -n "${CI:-}" ]]; then
   tests/lint.sh
   run release
-  run asan -E 'launcher|exactness'
 else
   run "${1:-release}" "${@:2}"
 fi
