@@ -164,13 +164,14 @@ void RemoteWorkerGroup::Impl::OnMessage(RankStream* stream, const v1::WorkerMess
           absl::StrCat(Describe(rank->info), " failed", where, ": ", error.message());
       rank->stream.reset();
       lock.unlock();
-      stream->FinishAfterWrites();
       // While starting the rank's own code says whether model, configuration or machine is at
       // fault; a running group that breaks is unavailable to its clients, whatever broke it.
       const auto code = error.code() > 0 && error.code() <= 16
                             ? static_cast<absl::StatusCode>(error.code())
                             : absl::StatusCode::kUnknown;
       Fail(starting ? absl::Status(code, text) : absl::UnavailableError(text));
+      // The end of its stream tells the rank that note has been taken (WorkerClient::SendError).
+      stream->FinishAfterWrites();
       return;
     }
     case v1::WorkerMessage::kRegister:

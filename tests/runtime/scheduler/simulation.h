@@ -184,6 +184,26 @@ class Simulation {
   int64_t chained_ = 0;
 };
 
+// A request of `prompt` tokens that rise from `first`.
+inline RequestSpec MakeSpec(uint64_t id, int64_t prompt, int64_t max_tokens, int32_t first = 1) {
+  RequestSpec r;
+  r.request_id = id;
+  for (int64_t i = 0; i < prompt; ++i) r.prompt.push_back((first + static_cast<int32_t>(i)) % 40);
+  r.max_tokens = max_tokens;
+  r.ignore_eos = true;
+  return r;
+}
+
+// The request has ended once, with the answer that it gives alone.
+inline void ExpectAlone(Simulation& simulation, const RequestSpec& spec,
+                        const SchedulerOptions& options) {
+  const RequestTrace& trace = simulation.traces()[spec.request_id];
+  EXPECT_TRUE(trace.status.ok()) << trace.status;
+  EXPECT_EQ(trace.ends, 1);
+  EXPECT_EQ(trace.samples, Alone(spec, options)) << "request " << spec.request_id;
+  EXPECT_EQ(simulation.model().error(), "");
+}
+
 }  // namespace phalanx::scheduler
 
 #endif  // PHALANX_TESTS_RUNTIME_SCHEDULER_SIMULATION_H_
