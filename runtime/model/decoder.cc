@@ -81,11 +81,7 @@ absl::Status Decoder::Impl::GatherNormed(TensorView* out) {
   *out = NormInput(gathered, rows.slice.size());
   if (rows.slice.empty()) return absl::OkStatus();
   kernels.Synchronize();
-  std::vector<int64_t> bytes(groups.layout.tp);
-  for (int t = 0; t < groups.layout.tp; ++t) {
-    bytes[t] = TokenRowsOf(groups.at.s * groups.layout.tp + t).size() * normed_row_bytes();
-  }
-  return groups.tp->AllGather(normed.data(), gathered.data(), bytes);
+  return groups.tp->AllGather(normed.data(), gathered.data(), TensorSizes(normed_row_bytes()));
 }
 
 absl::Status Decoder::Impl::RowParallel(TensorView x, const kernels::PackedWeight* weight,
@@ -112,11 +108,7 @@ absl::Status Decoder::Impl::RowParallel(TensorView x, const kernels::PackedWeigh
   }
   kernels.Synchronize();
   if (!rows.sharded) return groups.tp->AllReduce(reduce, sends, delta.as<float>(), count * n);
-  std::vector<int64_t> counts(groups.layout.tp);
-  for (int t = 0; t < groups.layout.tp; ++t) {
-    counts[t] = TokenRowsOf(groups.at.s * groups.layout.tp + t).size() * n;
-  }
-  return groups.tp->ReduceScatter(reduce, sends, delta.as<float>(), counts);
+  return groups.tp->ReduceScatter(reduce, sends, delta.as<float>(), TensorSizes(n));
 }
 
 absl::Status Decoder::Impl::FeedForward(const Layer& layer, int64_t channels,

@@ -97,9 +97,23 @@ class Decoder::Impl {
   kernels::TensorView NormInput(const kernels::Buffer& buffer, int64_t rows) const {
     return View(buffer, profile.activations(), rows, padded_hidden());
   }
+  // Rows of the step that stage rank g owns where rows are cut by token.
   parallel::Range TokenRowsOf(int g) const {
     const int tp = groups.layout.tp;
     return parallel::TokenRows(rows.count, g / tp, groups.layout.sp, g % tp, tp);
+  }
+  // What those rows come to at `unit` a row, for each rank of the stage, or of this rank's tp
+  // group.
+  std::vector<int64_t> StageSizes(int64_t unit) const {
+    return OwnedSizes(0, groups.stage_size(), unit);
+  }
+  std::vector<int64_t> TensorSizes(int64_t unit) const {
+    return OwnedSizes(groups.at.s * groups.layout.tp, groups.layout.tp, unit);
+  }
+  std::vector<int64_t> OwnedSizes(int first, int count, int64_t unit) const {
+    std::vector<int64_t> sizes(count);
+    for (int i = 0; i < count; ++i) sizes[i] = TokenRowsOf(first + i).size() * unit;
+    return sizes;
   }
 
   // decoder.cc
@@ -195,7 +209,8 @@ class Decoder::Impl {
     int32_t expert;  // counted from the rank's first
     int32_t place;   // row in the grouped inputs: slots by expert
   };
-  comm::ReducePlan expert_reduce;           // over the etp ranks that share an expert
+  std::vector<int> first_holder;   // [num_experts] stage rank of the first that shares the expert
+  comm::ReducePlan expert_reduce;  // over the etp ranks that share an expert
   std::vector<int64_t> expert_tokens;       // [num_experts] of this step
   std::vector<int32_t> expert_ids;          // [rows, k] of the step
   std::vector<float> expert_weights;        // [rows, k]; of the rows that this rank knows

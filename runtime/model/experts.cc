@@ -54,11 +54,8 @@ absl::Status Decoder::Impl::Route(const Layer& layer) {
   if (rows.sharded) {
     const std::vector<int32_t> mine(expert_ids.begin() + rows.own.begin * k,
                                     expert_ids.begin() + rows.own.end * k);
-    std::vector<int64_t> bytes(groups.stage_size());
-    for (int g = 0; g < groups.stage_size(); ++g) {
-      bytes[g] = TokenRowsOf(g).size() * k * static_cast<int64_t>(sizeof(int32_t));
-    }
-    const absl::Status status = groups.stage->AllGather(mine.data(), expert_ids.data(), bytes);
+    const absl::Status status = groups.stage->AllGather(
+        mine.data(), expert_ids.data(), StageSizes(k * static_cast<int64_t>(sizeof(int32_t))));
     if (!status.ok()) return status;
   }
 
@@ -189,12 +186,6 @@ absl::Status Decoder::Impl::CombineExperts(const Layer& layer) {
         out += n;
       }
     }
-    // Members of one ep group hold the same experts, so count each group once.
-    std::vector<int> ep_group_of(config.num_experts);
-    for (int g = 0; g < size; g += etp) {
-      const Range experts = shards.experts(g);
-      std::fill(ep_group_of.begin() + experts.begin, ep_group_of.begin() + experts.end, g / etp);
-    }
     std::vector<int64_t> send(size, 0);
     std::vector<int64_t> receive(size, 0);
     auto slot = slots.begin();
@@ -203,7 +194,7 @@ absl::Status Decoder::Impl::CombineExperts(const Layer& layer) {
       for (; slot != slots.end() && slot->row < owned.end; ++slot) send[g] += own_parts * n * 4;
     }
     for (int64_t i = mine.begin * k; i < mine.end * k; ++i) {
-      const int first = ep_group_of[expert_ids[i]] * etp;
+      const int first = first_holder[expert_ids[i]];
       for (int j = 0; j < etp; ++j) {
         receive[first + j] += expert_reduce.parts_per_member[j] * n * 4;
       }
@@ -219,7 +210,7 @@ absl::Status Decoder::Impl::CombineExperts(const Layer& layer) {
     }
     const float** pointer = pointers.data();
     for (int64_t i = mine.begin * k; i < mine.end * k; ++i) {
-      const int first = ep_group_of[expert_ids[i]] * etp;
+      const int first = first_holder[expert_ids[i]];
       for (int j = 0; j < etp; ++j) {
         for (int p = 0; p < expert_reduce.parts_per_member[j]; ++p) {
           *pointer++ = next[first + j];
@@ -253,9 +244,7 @@ absl::Status Decoder::Impl::CombineExperts(const Layer& layer) {
   }
   if (!gather) return absl::OkStatus();
   kernels.Synchronize();
-  std::vector<int64_t> bytes(size);
-  for (int g = 0; g < size; ++g) bytes[g] = TokenRowsOf(g).size() * n * 4;
-  return groups.stage->AllGather(combined.data(), delta.data(), bytes);
+  return groups.stage->AllGather(combined.data(), delta.data(), StageSizes(n * 4));
 }
 
 }  // namespace phalanx::model

@@ -40,6 +40,11 @@ Decoder::Impl::Impl(const checkpoint::Checkpoint& checkpoint, const DecoderOptio
   if (config.num_experts > 0) {
     const parallel::TreeCut& expert = shards.expert_cut();
     expert_reduce = {expert.parts_per_member(), expert.finish_program()};
+    first_holder.resize(config.num_experts);
+    for (int g = 0; g < groups.stage_size(); g += shards.etp()) {
+      const Range held = shards.experts(g);
+      std::fill(first_holder.begin() + held.begin, first_holder.begin() + held.end, g);
+    }
   }
   const checkpoint::RopeFrequencies rope =
       checkpoint::ComputeRopeFrequencies(config.rope, config.head_dim);

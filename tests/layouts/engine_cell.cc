@@ -131,7 +131,6 @@ Answer EngineCells::Run(const Cell& cell, const Fixture& fixture) {
   if (fixture.tokenizer != nullptr) {
     service.text_decoder = serving::MakeTextDecoderFactory(*fixture.tokenizer);
   }
-  service.scheduler.sequence_ranks = cell.layout.sp;
   std::vector<std::unique_ptr<coordinator::WorkerGroup>> replicas;
   for (int i = 0; i < cell.layout.dp; ++i) {
     replicas.push_back(worker::CreateInProcessGroup(options));

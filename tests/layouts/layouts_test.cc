@@ -1,6 +1,8 @@
 // Every layout of up to eight ranks, whole engine, dense and with experts: the same token ids and
 // the same logprob bits as one rank. And what the issue of each axis is: preemption, prefix hits,
 // crowds and chunks while stages, stripes and experts are apart.
+#include "tests/testing/layouts.h"
+
 #include <cstdio>
 #include <filesystem>
 #include <fstream>
@@ -10,7 +12,6 @@
 
 #include "absl/synchronization/notification.h"
 #include "gtest/gtest.h"
-#include "parallel/shard.h"
 #include "runtime/checkpoint/checkpoint.h"
 #include "runtime/model/shape.h"
 #include "runtime/worker/in_process_group.h"
@@ -48,27 +49,11 @@ parallel::DecoderShape ShapeOfModel(const std::string& model) {
   return config.ok() ? model::ShapeOf(*config) : parallel::DecoderShape{};
 }
 
-// Every layout with pp x sp x tp <= 8 and every ep that the model allows.
-std::vector<Layout> LayoutsOf(const parallel::DecoderShape& shape) {
-  std::vector<Layout> out;
-  for (int pp = 1; pp <= 8; ++pp) {
-    for (int sp = 1; pp * sp <= 8; ++sp) {
-      for (int tp = 1; pp * sp * tp <= 8; ++tp) {
-        for (int ep = 1; ep <= (shape.num_experts == 0 ? 1 : sp * tp); ++ep) {
-          const Layout layout{.pp = pp, .sp = sp, .tp = tp, .ep = ep};
-          if (parallel::DecoderShards::Check(shape, layout, 8, 8).ok()) out.push_back(layout);
-        }
-      }
-    }
-  }
-  return out;
-}
-
 void CheckEveryLayout(const std::string& model) {
   const parallel::DecoderShape shape = ShapeOfModel(model);
   EXPECT_GE(shape.num_layers, 8);
   int i = 0;
-  for (const Layout& layout : LayoutsOf(shape)) {
+  for (const Layout& layout : LayoutsOf(shape, 8)) {
     Cell cell;
     cell.model = model;
     cell.layout = layout;
@@ -92,7 +77,7 @@ TEST(Layouts, ASeededSampleOfTheCrossProductChangesNoBit) {
   for (int i = 0; i < kSampleCells; ++i) {
     Cell cell;
     cell.model = pick(std::vector<std::string>{kDense, kMixtral, kQwen2Moe, kQwen3Moe});
-    cell.layout = pick(LayoutsOf(ShapeOfModel(cell.model)));
+    cell.layout = pick(LayoutsOf(ShapeOfModel(cell.model), 8));
     if (cell.layout.group_size() <= 4 && rng() % 4 == 0) cell.layout.dp = 2;
     cell.sampling =
         pick(std::vector<Sampling>{Sampling::kGreedy, Sampling::kSeeded, Sampling::kStopped});
@@ -197,7 +182,6 @@ TEST(Layouts, APromptOf64kTokensRunsOnFourRanksOfWhichNoneCouldHoldIt) {
     service.limits.max_context = 131072;
     service.scheduler.max_batch_tokens = options.max_step_tokens;
     service.scheduler.max_context = 131072;
-    service.scheduler.sequence_ranks = layout.sp;
     coordinator::Coordinator coordinator(std::move(service), worker::CreateInProcessGroup(options));
     absl::Status status = coordinator.Start();
     if (!status.ok()) return status;

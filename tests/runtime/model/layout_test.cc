@@ -9,9 +9,9 @@
 #include <vector>
 
 #include "gtest/gtest.h"
-#include "parallel/shard.h"
 #include "runtime/model/shape.h"
 #include "tests/testing/decode.h"
+#include "tests/testing/layouts.h"
 
 namespace phalanx {
 namespace {
@@ -60,26 +60,6 @@ class DecoderLayouts : public ::testing::TestWithParam<std::string> {
   std::vector<float> reference_;
 };
 
-// Every layout of at most `ranks` ranks that the model allows, ep included.
-std::vector<parallel::Layout> Layouts(const checkpoint::ModelConfig& config, int ranks) {
-  std::vector<parallel::Layout> out;
-  for (int pp = 1; pp <= ranks; ++pp) {
-    for (int sp = 1; pp * sp <= ranks; ++sp) {
-      for (int tp = 1; pp * sp * tp <= ranks; ++tp) {
-        for (int ep = 1; ep <= sp * tp; ++ep) {
-          parallel::Layout layout{.pp = pp, .sp = sp, .tp = tp, .ep = ep};
-          if (config.num_experts == 0) layout.ep = 0;
-          if (config.num_experts == 0 && ep > 1) continue;
-          const absl::Status valid =
-              parallel::DecoderShards::Check(model::ShapeOf(config), layout, 8, 8);
-          if (valid.ok()) out.push_back(layout);
-        }
-      }
-    }
-  }
-  return out;
-}
-
 TEST_P(DecoderLayouts, EveryTpGivesTheBitsOfOneRank) {
   for (int tp = 2; tp <= 8; ++tp) ExpectSameBits({.layout = {.tp = tp}});
 }
@@ -88,7 +68,7 @@ TEST_P(DecoderLayouts, EveryLayoutGivesTheBitsOfOneRank) {
   // Deep models on up to eight ranks, the others on four; with the residual stream sharded by token
   // and, in the second chunk of few rows, not.
   const int ranks = config_.num_layers >= 8 ? 8 : 4;
-  for (const parallel::Layout& layout : Layouts(config_, ranks)) {
+  for (const parallel::Layout& layout : testing::LayoutsOf(model::ShapeOf(config_), ranks)) {
     ExpectSameBits({.layout = layout, .chunk = 50});
   }
 }
