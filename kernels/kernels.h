@@ -20,6 +20,7 @@
 #include <string>
 #include <vector>
 
+#include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
 #include "kernels/tensor.h"
@@ -238,6 +239,17 @@ class Kernels {
   // Packs a weight; rows are read once, in order. INVALID_ARGUMENT names a NaN or infinity found in
   // the source by row and column.
   virtual absl::StatusOr<std::unique_ptr<PackedWeight>> Pack(const WeightSpec& spec) = 0;
+  // Bytes of `spec` when packed. The source's data is not read.
+  virtual int64_t PackedBytes(const WeightSpec& spec) const = 0;
+  // As Pack, into `memory`: PackedBytes(spec) bytes, aligned to 64.
+  virtual absl::StatusOr<std::unique_ptr<PackedWeight>> PackInto(const WeightSpec& spec,
+                                                                 Buffer memory) = 0;
+  // A weight over `memory` that PackInto has filled for an equal spec, in this process or another
+  // one of this build and path. Nothing is read; the memory may be read-only.
+  virtual std::unique_ptr<PackedWeight> WrapPacked(const WeightSpec& spec, Buffer memory) const = 0;
+  // Backs memory of Allocate with pages and leaves what it holds: memory that isn't there shows
+  // now. May run on a thread of its own while ops use the memory. RESOURCE_EXHAUSTED.
+  virtual absl::Status Back(void* memory, int64_t bytes) const = 0;
 
   // outs[p][m, n] (F32) = part p of x * W^T. x: [m, w.k()] in ActivationType(w.dtype()).
   // BF16: per dot group of 32, an even and an odd FMA chain from +0 in rising k, even + odd, then

@@ -107,7 +107,12 @@ void CheckTogether(const v1::Config& config, YamlFaults& reader) {
       launcher.kind() == v1::LauncherConfig::KIND_EXTERNAL) {
     unused.insert(unused.end(),
                   {"cluster.hosts", "cluster.launcher.mpirun_path", "cluster.launcher.extra_args",
-                   "cluster.launcher.pass_environment"});
+                   "cluster.launcher.pass_environment", "cluster.launcher.binding"});
+  }
+  // srun hands on the whole environment.
+  if (launcher.kind() == v1::LauncherConfig::KIND_SRUN) {
+    unused.insert(unused.end(),
+                  {"cluster.launcher.mpirun_path", "cluster.launcher.pass_environment"});
   }
   for (const std::string& path : unused) {
     if (!reader.Given(path)) continue;
@@ -159,7 +164,7 @@ absl::Status ApplyHosts(const ConfigFile& file, ServiceOptions& options) {
   }
   options.hosts = absl::StrJoin(hosts, ",");
   // Named hosts are meant to be used even where the layout is a single rank.
-  options.workers = "mpirun";
+  if (options.workers == "auto") options.workers = "mpirun";
   return absl::OkStatus();
 }
 
@@ -230,7 +235,12 @@ absl::Status ApplyConfig(const ConfigFile& file, const CLI::App& flags, ServiceO
   apply(launcher.has_mpirun_path(), "--mpirun", options.mpirun, launcher.mpirun_path());
   const std::vector<std::string> arguments(launcher.extra_args().begin(),
                                            launcher.extra_args().end());
-  apply(!arguments.empty(), "--mpirun-arg", options.mpirun_args, arguments);
+  const bool srun = launcher.kind() == v1::LauncherConfig::KIND_SRUN;
+  apply(!arguments.empty() && !srun, "--mpirun-arg", options.mpirun_args, arguments);
+  apply(!arguments.empty() && srun, "--srun-arg", options.srun_args, arguments);
+  const std::string binding =
+      EnumText(v1::LauncherConfig::Binding_descriptor(), launcher.binding());
+  apply(!binding.empty(), "--binding", options.binding, binding);
   for (const std::string& name : launcher.pass_environment()) {
     options.mpirun_args.insert(options.mpirun_args.end(), {"-x", name});
   }
@@ -252,8 +262,8 @@ absl::Status ApplyConfig(const ConfigFile& file, const CLI::App& flags, ServiceO
           Seconds(service.drain_timeout_ms()));
   }
 
-  const bool by_mpirun = options.workers == "auto" || options.workers == "mpirun";
-  if (config.cluster().hosts().empty() || !by_mpirun || Given(flags, "--hosts") ||
+  const bool processes = options.workers != "threads" && options.workers != "external";
+  if (config.cluster().hosts().empty() || !processes || Given(flags, "--hosts") ||
       Given(flags, "--hostfile")) {
     return absl::OkStatus();
   }

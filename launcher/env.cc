@@ -1,25 +1,79 @@
 #include "launcher/env.h"
 
-#include <cstdlib>
+#include <unistd.h>
 
+#include <algorithm>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+
+#include "absl/strings/match.h"
 #include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_split.h"
+#include "launcher/slurm.h"
 
 namespace phalanx::launcher {
+namespace {
+
+std::string Variable(const char* name) {
+  const char* value = std::getenv(name);
+  return value == nullptr ? "" : value;
+}
+
+}  // namespace
 
 Environment ReadEnvironment() {
   Environment out;
   if (const char* token = std::getenv(kControlTokenVariable)) out.control_token = token;
-  int ntasks = 0;
-  if (const char* text = std::getenv("SLURM_NTASKS"); text != nullptr) {
-    if (absl::SimpleAtoi(text, &ntasks)) out.slurm_ntasks = ntasks;
+  out.launched_by_mpirun = !Variable("OMPI_COMM_WORLD_SIZE").empty();
+  out.launched_by_pmix = !Variable("PMIX_RANK").empty();
+  out.slurm_nodes = Variable("SLURM_JOB_NODELIST");
+  out.slurm_tasks_per_node = Variable("SLURM_TASKS_PER_NODE");
+  out.slurm_node_name = Variable("SLURMD_NODENAME");
+  // Batch scripts, interactive shells and the like have numbers from the top.
+  constexpr uint32_t kMaxNormalStep = 0xfffffff0;
+  uint32_t step = 0;
+  const bool in_step = absl::SimpleAtoi(Variable("SLURM_STEP_ID"), &step) && step < kMaxNormalStep;
+  out.in_slurm_allocation = !Variable("SLURM_JOB_ID").empty() && !in_step;
+  int tasks = 0;
+  if (in_step && (absl::SimpleAtoi(Variable("SLURM_STEP_NUM_TASKS"), &tasks) ||
+                  absl::SimpleAtoi(Variable("SLURM_NTASKS"), &tasks))) {
+    out.slurm_step_tasks = tasks;
   }
-  out.launched_by_mpi =
-      std::getenv("OMPI_COMM_WORLD_SIZE") != nullptr || std::getenv("PMIX_RANK") != nullptr;
-  int local_ranks = 1;
-  if (const char* text = std::getenv("OMPI_COMM_WORLD_LOCAL_SIZE"); text != nullptr) {
-    if (absl::SimpleAtoi(text, &local_ranks) && local_ranks > 0) out.local_ranks = local_ranks;
+
+  int local_ranks = 0;
+  size_t node = 0;
+  if (absl::SimpleAtoi(Variable("OMPI_COMM_WORLD_LOCAL_SIZE"), &local_ranks)) {
+    out.local_ranks = std::max(local_ranks, 1);
+  } else if (in_step && absl::SimpleAtoi(Variable("SLURM_NODEID"), &node)) {
+    const auto counts = ParseTaskCounts(Variable("SLURM_STEP_TASKS_PER_NODE"));
+    if (counts.ok() && node < counts->size()) out.local_ranks = (*counts)[node];
+  }
+  int local_rank = 0;
+  for (const char* name : {"OMPI_COMM_WORLD_LOCAL_RANK", "SLURM_LOCALID"}) {
+    if (absl::SimpleAtoi(Variable(name), &local_rank) && local_rank > 0) {
+      out.local_rank = local_rank;
+      break;
+    }
   }
   return out;
+}
+
+void PreferSharedMemory() {
+  const char* world = std::getenv("OMPI_COMM_WORLD_SIZE");
+  const char* here = std::getenv("OMPI_COMM_WORLD_LOCAL_SIZE");
+  if (world == nullptr || here == nullptr || std::strcmp(world, here) != 0) return;
+  setenv("OMPI_MCA_pml", "ob1", /*overwrite=*/0);
+}
+
+bool IsProgram(const std::string& name) {
+  if (absl::StrContains(name, '/')) return access(name.c_str(), X_OK) == 0;
+  const char* path = std::getenv("PATH");
+  for (const absl::string_view directory : absl::StrSplit(path == nullptr ? "/bin" : path, ':')) {
+    if (access(absl::StrCat(directory, "/", name).c_str(), X_OK) == 0) return true;
+  }
+  return false;
 }
 
 }  // namespace phalanx::launcher

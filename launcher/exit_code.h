@@ -10,6 +10,7 @@ inline constexpr int kExitDone = 0;
 inline constexpr int kExitFailed = 1;       // failed while running
 inline constexpr int kExitUsage = 2;        // wrong usage, configuration or model
 inline constexpr int kExitFailedItems = 3;  // a batch finished with failed items
+inline constexpr int kExitAgain = 75;       // stopped before the end: run it again
 
 // What a status that ends a command means for its exit code.
 int ExitCode(const absl::Status& status);

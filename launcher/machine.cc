@@ -1,20 +1,25 @@
 #include "launcher/machine.h"
 
+#include <elf.h>
+#include <link.h>
 #include <sched.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <cstring>
 #include <fstream>
 #include <random>
 
 #include "absl/status/status.h"
 #include "absl/strings/ascii.h"
+#include "absl/strings/escaping.h"
 #include "absl/strings/match.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "launcher/version.h"
 
 namespace phalanx::launcher {
 
@@ -81,6 +86,35 @@ std::string FormatBytes(int64_t bytes) {
     ++unit;
   }
   return unit == 0 ? absl::StrCat(bytes, " bytes") : absl::StrFormat("%.1f %s", value, units[unit]);
+}
+
+std::string BuildIdentity() {
+  std::string id;
+  // The first object is the binary itself.
+  dl_iterate_phdr(
+      [](dl_phdr_info* object, size_t, void* out) {
+        for (int i = 0; i < object->dlpi_phnum; ++i) {
+          const ElfW(Phdr)& segment = object->dlpi_phdr[i];
+          if (segment.p_type != PT_NOTE) continue;
+          const char* at = reinterpret_cast<const char*>(object->dlpi_addr + segment.p_vaddr);
+          const char* const end = at + segment.p_memsz;
+          while (at + sizeof(ElfW(Nhdr)) <= end) {
+            const auto* note = reinterpret_cast<const ElfW(Nhdr)*>(at);
+            const char* name = at + sizeof(*note);
+            const char* descriptor = name + (note->n_namesz + 3) / 4 * 4;
+            at = descriptor + (note->n_descsz + 3) / 4 * 4;
+            if (note->n_type != NT_GNU_BUILD_ID || note->n_namesz != 4 ||
+                std::memcmp(name, "GNU", 4) != 0) {
+              continue;
+            }
+            *static_cast<std::string*>(out) = absl::BytesToHexString(
+                absl::string_view(descriptor, std::min<size_t>(note->n_descsz, 8)));
+          }
+        }
+        return 1;
+      },
+      &id);
+  return absl::StrCat(kVersion, " (build ", id.empty() ? "unknown" : id, ")");
 }
 
 std::string RandomToken() {

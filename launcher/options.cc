@@ -46,6 +46,10 @@ void AddRankOptions(CLI::App& app, RankOptions& o) {
   app.add_option("--cpu-path", o.cpu_path,
                  "portable, avx2, avx512 or amx (default: the fastest; all give the same bits)")
       ->group(group);
+  app.add_flag("!--no-keeper", o.keep_weights,
+               "A rank that takes a dead one's place packs its weights again, in place of mapping "
+               "what a process of its own has kept")
+      ->group(group);
   const std::string profile = "Numerics profile (changing it may change bits)";
   app.add_option("--reduction-leaves", o.reduction_leaves,
                  "Leaves of sharded sums; tp is at most this")
@@ -65,21 +69,35 @@ void AddServiceOptions(CLI::App& app, ServiceOptions& o) {
   AddRankOptions(app, o.rank);
   app.get_option("--model")->required(false);
   const std::string workers = "Workers";
-  app.add_option("--workers", o.workers,
-                 "Who starts the ranks: mpirun, threads (of this process), external (by hand; the "
-                 "command is printed) or auto (mpirun; threads where the layout is one rank and "
-                 "the command is run)")
-      ->check(CLI::IsMember({"auto", "mpirun", "threads", "external"}))
+  app.add_option(
+         "--workers", o.workers,
+         "Who starts the ranks: mpirun, srun, threads (of this process), external (by hand; "
+         "the command is printed) or auto (srun inside a Slurm allocation, else mpirun; "
+         "threads where the layout is one rank and the command is run)")
+      ->check(CLI::IsMember({"auto", "mpirun", "srun", "threads", "external"}))
       ->capture_default_str()
       ->group(workers);
   app.add_option("--mpirun", o.mpirun, "The mpirun to use")->capture_default_str()->group(workers);
-  app.add_option("--hosts", o.hosts,
-                 "Hosts for mpirun, e.g. a:2,b:2; replicas (dp) take them one after the other")
+  app.add_option("--srun", o.srun, "The srun to use")->capture_default_str()->group(workers);
+  app.add_option(
+         "--hosts", o.hosts,
+         "Hosts and ranks that each may run, e.g. a:2,b:2, in rank order; replicas (dp) take "
+         "them one after the other (default: the Slurm allocation, else this machine)")
       ->group(workers);
-  app.add_option("--hostfile", o.hostfile, "Hostfile for mpirun")->group(workers);
+  app.add_option("--hostfile", o.hostfile, "Hosts as lines \"a slots=2\", instead of --hosts")
+      ->group(workers);
   app.add_option("--mpirun-arg", o.mpirun_args, "A further argument for mpirun; may be repeated")
       ->group(workers)
       ->allow_extra_args(false);
+  app.add_option("--srun-arg", o.srun_args, "A further argument for srun; may be repeated")
+      ->group(workers)
+      ->allow_extra_args(false);
+  app.add_option("--binding", o.binding,
+                 "none: a rank may use every core that the job has on its host; core: mpirun or "
+                 "srun gives each rank --threads cores of its own, for nodes that are yours alone")
+      ->check(CLI::IsMember({"none", "core"}))
+      ->capture_default_str()
+      ->group(workers);
   app.add_option("--control-listen", o.control_listen,
                  "Where ranks connect to, HOST:PORT (default: 127.0.0.1:0, or 0.0.0.0:0 where "
                  "hosts are named)")
@@ -90,6 +108,24 @@ void AddServiceOptions(CLI::App& app, ServiceOptions& o) {
       ->group(workers);
   app.add_option("--step-timeout", o.step_timeout, "Seconds after which a step counts as hung")
       ->check(CLI::PositiveNumber)
+      ->capture_default_str()
+      ->group(workers);
+  const auto seconds = [&](const char* flag, double& value, const char* help) {
+    app.add_option(flag, value, help)
+        ->check(CLI::PositiveNumber)
+        ->capture_default_str()
+        ->group(workers);
+  };
+  seconds("--heartbeat-timeout", o.heartbeat_timeout,
+          "Seconds after which a rank that is not heard of counts as dead");
+  seconds("--hang-timeout", o.hang_timeout,
+          "Seconds without any progress of any rank after which a step counts as hung");
+  seconds("--host-wait", o.host_wait,
+          "Seconds to wait for a host that is away before the layout is planned without it");
+  app.add_option("--max-restarts", o.max_restarts,
+                 "Worker groups in a row that may die without having computed anything before "
+                 "requests end; 0: a group that dies is not replaced")
+      ->check(CLI::Range(0, 1000))
       ->capture_default_str()
       ->group(workers);
   const std::string batching = "Batching";

@@ -26,6 +26,7 @@ struct RankOptions {
   int64_t max_step_tokens = 512;
   int reduction_leaves = 8;
   int sequence_stripes = 8;
+  bool keep_weights = true;  // packed weights outlive the rank, for the one that takes its place
 };
 void AddRankOptions(CLI::App& app, RankOptions& options);
 
@@ -33,14 +34,22 @@ void AddRankOptions(CLI::App& app, RankOptions& options);
 struct ServiceOptions {
   std::string cluster_file;  // YAML, see launcher/config.h; empty: flags alone
   RankOptions rank;
-  std::string workers = "auto";  // auto, mpirun, threads, external
+  std::string workers = "auto";         // auto, mpirun, srun, threads, external
+  std::string auto_workers = "mpirun";  // what starts processes where workers is auto
   std::string mpirun = "mpirun";
   std::string hosts;     // mpirun --host
   std::string hostfile;  // mpirun --hostfile
   std::vector<std::string> mpirun_args;
-  std::string control_listen;  // empty: loopback, or all addresses where hosts are named
-  double start_timeout = 600;  // seconds
+  std::string srun = "srun";
+  std::vector<std::string> srun_args;
+  std::string binding = "none";  // of ranks to cores: none, core
+  std::string control_listen;    // empty: loopback, or all addresses where hosts are named
+  double start_timeout = 600;    // seconds
   double step_timeout = 300;
+  double heartbeat_timeout = 10;
+  double hang_timeout = 30;
+  double host_wait = 30;
+  int max_restarts = 10;  // worker groups in a row that compute nothing; 0: none is replaced
   int64_t max_sequences = 64;
   int64_t max_queue = 1024;
   int64_t prefill_chunk = 0;

@@ -249,6 +249,19 @@ absl::StatusOr<parallel::PlanOptions> MakePlanOptions(const ServiceOptions& opti
   return plan;
 }
 
+absl::StatusOr<parallel::Layout> ChooseLayout(parallel::PlanOptions plan) {
+  // A context that the plan's own requests would not fill must not keep a layout from being found.
+  const int64_t context = plan.max_positions > 0 ? plan.max_positions : plan.model.max_positions;
+  plan.workload.prompt_tokens =
+      std::clamp<int64_t>(context - plan.workload.output_tokens, 1, plan.workload.prompt_tokens);
+  plan.workload.output_tokens =
+      std::clamp<int64_t>(context - plan.workload.prompt_tokens, 1, plan.workload.output_tokens);
+  const absl::StatusOr<parallel::LayoutPlan> chosen = parallel::PlanLayouts(plan);
+  if (!chosen.ok()) return chosen.status();
+  spdlog::info("planned: {}", parallel::Reason(plan, *chosen));
+  return chosen->candidates[0].layout;
+}
+
 absl::Status SettleLayout(const PlanningOptions& planning, ServiceOptions& options) {
   if (options.rank.layout != "auto") return absl::OkStatus();
   std::optional<ConfigFile> file;
@@ -260,19 +273,12 @@ absl::Status SettleLayout(const PlanningOptions& planning, ServiceOptions& optio
   absl::StatusOr<parallel::PlanOptions> plan =
       MakePlanOptions(options, planning, file.has_value() ? &*file : nullptr);
   if (!plan.ok()) return plan.status();
-  // A context that the plan's own requests would not fill must not keep a layout from being found.
-  const int64_t context = plan->max_positions > 0 ? plan->max_positions : plan->model.max_positions;
-  plan->workload.prompt_tokens =
-      std::clamp<int64_t>(context - plan->workload.output_tokens, 1, plan->workload.prompt_tokens);
-  plan->workload.output_tokens =
-      std::clamp<int64_t>(context - plan->workload.prompt_tokens, 1, plan->workload.output_tokens);
-  const absl::StatusOr<parallel::LayoutPlan> chosen = parallel::PlanLayouts(*plan);
+  const absl::StatusOr<parallel::Layout> chosen = ChooseLayout(*std::move(plan));
   if (!chosen.ok()) {
     return absl::Status(chosen.status().code(),
                         absl::StrCat("--layout auto: ", chosen.status().message()));
   }
-  options.rank.layout = chosen->candidates[0].layout.ToString();
-  spdlog::info("--layout auto: {}", parallel::Reason(*plan, *chosen));
+  options.rank.layout = chosen->ToString();
   return absl::OkStatus();
 }
 

@@ -47,6 +47,10 @@ absl::StatusOr<parallel::PlanOptions> MakePlanOptions(const ServiceOptions& opti
                                                       const PlanningOptions& planning,
                                                       const ConfigFile* file);
 
+// The best layout of `plan`, with why in the log. Its requests are cut to the
+// context. FAILED_PRECONDITION where nothing fits.
+absl::StatusOr<parallel::Layout> ChooseLayout(parallel::PlanOptions plan);
+
 // For `run` and `serve`: where options.rank.layout is "auto", puts the best layout there and says
 // why in the log. Call it after ApplyClusterFile() and before Service::Create().
 // FAILED_PRECONDITION where nothing fits.

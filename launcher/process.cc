@@ -3,7 +3,6 @@
 #include <fcntl.h>
 #include <poll.h>
 #include <signal.h>
-#include <sys/prctl.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -59,13 +58,10 @@ absl::StatusOr<std::unique_ptr<Process>> Process::Start(
   if (pipe2(output.data(), O_CLOEXEC) != 0 || pipe2(failure.data(), O_CLOEXEC) != 0) {
     return absl::ResourceExhaustedError(absl::StrCat("pipe: ", strerror(errno)));
   }
-  const pid_t parent = getpid();
   const pid_t pid = fork();
   if (pid < 0) return absl::ResourceExhaustedError(absl::StrCat("fork: ", strerror(errno)));
   if (pid == 0) {
     setpgid(0, 0);
-    prctl(PR_SET_PDEATHSIG, SIGTERM);
-    if (getppid() != parent) _exit(127);
     dup2(output[1], STDOUT_FILENO);
     dup2(output[1], STDERR_FILENO);
     const int null = open("/dev/null", O_RDONLY);
@@ -133,6 +129,11 @@ std::optional<std::string> Process::Ended() {
     return absl::StrCat("was ended by signal ", signal, " (", strsignal(signal), ")");
   }
   return absl::StrCat("exited with code ", WEXITSTATUS(wait_status_));
+}
+
+bool Process::Succeeded() {
+  Reap(WNOHANG);
+  return reaped_ && WIFEXITED(wait_status_) && WEXITSTATUS(wait_status_) == 0;
 }
 
 std::vector<std::string> Process::LastLines() const {

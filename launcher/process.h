@@ -1,4 +1,5 @@
-// One child process: started with its own process group and tied to this one's life.
+// One child process, in a process group of its own. It may outlive this one: a leash
+// (launcher/guard.h) is what ties it.
 #ifndef PHALANX_LAUNCHER_PROCESS_H_
 #define PHALANX_LAUNCHER_PROCESS_H_
 
@@ -22,8 +23,7 @@ namespace phalanx::launcher {
 class Process {
  public:
   // Starts `arguments[0]` (looked up in PATH) with this process's environment plus `environment`.
-  // The child is sent SIGTERM when the thread that started it ends, so call this from a thread that
-  // lives as long as the child should. Its stdout and stderr are forwarded to our stderr line by
+  // Its stdout and stderr are forwarded to our stderr line by
   // line; the last lines are kept. NOT_FOUND names a program that isn't there.
   static absl::StatusOr<std::unique_ptr<Process>> Start(
       const std::vector<std::string>& arguments,
@@ -33,6 +33,8 @@ class Process {
   pid_t pid() const { return pid_; }
   // "exited with code 1", "was ended by signal 9 (Killed)"; nothing while it runs.
   std::optional<std::string> Ended();
+  // It has ended, with exit code 0.
+  bool Succeeded();
   // The child's last lines of output, oldest first.
   std::vector<std::string> LastLines() const;
   // Waits for the end. False: it still runs after `timeout`.

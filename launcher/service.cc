@@ -1,23 +1,18 @@
 #include "launcher/service.h"
 
-#include <unistd.h>
-
 #include <algorithm>
 #include <filesystem>
 #include <system_error>
 #include <utility>
 
 #include "absl/base/thread_annotations.h"
-#include "absl/strings/ascii.h"
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
-#include "absl/strings/str_replace.h"
 #include "absl/synchronization/mutex.h"
 #include "launcher/env.h"
 #include "launcher/machine.h"
 #include "launcher/progress_bar.h"
-#include "launcher/version.h"
 #include "parallel/shard.h"
 #include "runtime/checkpoint/checkpoint.h"
 #include "runtime/model/shape.h"
@@ -43,15 +38,6 @@ absl::StatusOr<kernels::CpuPath> FindCpuPath(const std::string& name) {
   }
   return absl::InvalidArgumentError(
       absl::StrCat("--cpu-path ", name, ": this machine has ", absl::StrJoin(names, ", ")));
-}
-
-// For a command that a person copies into a shell.
-std::string ShellQuoted(const std::string& word) {
-  const auto plain = [](char c) {
-    return absl::ascii_isalnum(c) || absl::StrContains("-_./:=,+@", c);
-  };
-  if (!word.empty() && std::all_of(word.begin(), word.end(), plain)) return word;
-  return absl::StrCat("'", absl::StrReplaceAll(word, {{"'", "'\\''"}}), "'");
 }
 
 void LogRanks(const coordinator::CoordinatorStatus& status) {
@@ -131,9 +117,11 @@ absl::StatusOr<worker::WorkerOptions> MakeWorkerOptions(const RankOptions& optio
 }
 
 absl::StatusOr<std::unique_ptr<Service>> Service::Create(const ServiceOptions& options,
+                                                         const PlanningOptions& planning,
                                                          bool one_process_by_default) {
   std::unique_ptr<Service> service(new Service());
   service->options_ = options;
+  service->planning_ = planning;
   const absl::StatusOr<parallel::Layout> layout = parallel::ParseLayout(options.rank.layout);
   if (!layout.ok()) return layout.status();
   service->layout_ = layout->ToString();
@@ -143,7 +131,6 @@ absl::StatusOr<std::unique_ptr<Service>> Service::Create(const ServiceOptions& o
       MakeWorkerOptions(options.rank, service->many_hosts() ? 1 : layout->world_size());
   if (!worker_options.ok()) return worker_options.status();
   service->worker_options_ = *std::move(worker_options);
-  service->group_layout_ = service->worker_options_.layout.ToString();
   if (absl::Status status = service->Place(); !status.ok()) return status;
 
   auto checkpoint = checkpoint::Checkpoint::Open(options.rank.model);
@@ -172,7 +159,8 @@ absl::StatusOr<std::unique_ptr<Service>> Service::Create(const ServiceOptions& o
 
   std::string& workers = service->options_.workers;
   if (workers == "auto") {
-    workers = one_process_by_default && layout->world_size() == 1 ? "threads" : "mpirun";
+    workers =
+        one_process_by_default && layout->world_size() == 1 ? "threads" : options.auto_workers;
   }
   if (workers != "threads") {
     control::ControlServerOptions control;
@@ -184,7 +172,7 @@ absl::StatusOr<std::unique_ptr<Service>> Service::Create(const ServiceOptions& o
     control.token = ReadEnvironment().control_token;
     if (control.token.empty()) control.token = RandomToken();
     service->token_ = control.token;
-    control.build_version = kVersion;
+    control.build_version = BuildIdentity();
     auto server = control::ControlServer::Listen(control);
     if (!server.ok()) return server.status();
     service->control_ = *std::move(server);
@@ -206,13 +194,23 @@ absl::StatusOr<std::unique_ptr<Service>> Service::Create(const ServiceOptions& o
   coordinator.scheduler.prefix_reuse = options.prefix_reuse;
   coordinator.scheduler.sequence_stripes = options.rank.sequence_stripes;
   coordinator.text_decoder = serving::MakeTextDecoderFactory(*service->tokenizer_);
+  coordinator.restart.max_tries = options.max_restarts;
+  if (workers == "external") {
+    coordinator.restart.max_tries = 0;
+    coordinator.restart.why_never =
+        "workers that were started by hand can't be started again from here: start serve and the "
+        "workers anew";
+  } else if (workers == "threads") {
+    coordinator.restart.max_tries = 0;
+  }
+  coordinator.log = [](const std::string& line) { spdlog::warn("{}", line); };
   service->coordinator_ =
-      std::make_unique<coordinator::Coordinator>(std::move(coordinator), service->CreateGroups());
+      std::make_unique<coordinator::Coordinator>(std::move(coordinator), service->CreateSources());
   return service;
 }
 
 absl::Status Service::Place() {
-  if (replicas_ == 1 || !many_hosts()) return absl::OkStatus();
+  if (!many_hosts()) return absl::OkStatus();
   auto hosts =
       options_.hosts.empty() ? ReadHostfile(options_.hostfile) : ParseHosts(options_.hosts);
   if (!hosts.ok()) return hosts.status();
@@ -222,10 +220,18 @@ absl::Status Service::Place() {
   return absl::OkStatus();
 }
 
-std::vector<std::unique_ptr<coordinator::WorkerGroup>> Service::CreateGroups() {
+std::vector<std::unique_ptr<coordinator::GroupSource>> Service::CreateSources() {
+  setup_.options = options_;
+  setup_.planning = planning_;
+  setup_.layout = worker_options_.layout;
+  setup_.replicas = replicas_;
+  setup_.profile = worker_options_.profile.ToString();
+  setup_.checkpoint_digest = checkpoint_digest_;
+  setup_.token = token_;
+  setup_.max_context = max_context_;
+  setup_.control = control_.get();
   auto bar = std::make_shared<LoadingProgress>(replicas_);
-  std::vector<std::unique_ptr<coordinator::WorkerGroup>> groups;
-  mpirun_.resize(replicas_);
+  std::vector<std::unique_ptr<coordinator::GroupSource>> sources;
   for (int replica = 0; replica < replicas_; ++replica) {
     const auto progress = [bar, replica](int64_t done, int64_t total) {
       bar->Update(replica, done, total);
@@ -233,142 +239,19 @@ std::vector<std::unique_ptr<coordinator::WorkerGroup>> Service::CreateGroups() {
     if (options_.workers == "threads") {
       worker::WorkerOptions options = worker_options_;
       options.progress = progress;
-      groups.push_back(worker::CreateInProcessGroup(options));
-    } else {
-      groups.push_back(CreateRemoteGroup(replica, progress));
+      sources.push_back(
+          std::make_unique<coordinator::SingleGroupSource>(worker::CreateInProcessGroup(options)));
+      continue;
     }
+    auto source = std::make_unique<ProcessGroupSource>(
+        setup_, replica, placement_.empty() ? Placement() : placement_[replica], progress);
+    sources_.push_back(source.get());
+    sources.push_back(std::move(source));
   }
-  return groups;
+  return sources;
 }
 
-std::unique_ptr<coordinator::WorkerGroup> Service::CreateRemoteGroup(
-    int replica, std::function<void(int64_t done, int64_t total)> progress) {
-  control::RemoteGroupOptions remote;
-  remote.replica = replica;
-  remote.world_size = group_size_;
-  remote.result_rank = worker::ResultRank(worker_options_.layout);
-  remote.layout = group_layout_;
-  remote.profile = worker_options_.profile.ToString();
-  remote.checkpoint_digest = checkpoint_digest_;
-  remote.start_timeout = absl::Seconds(options_.start_timeout);
-  remote.step_timeout = absl::Seconds(options_.step_timeout);
-  remote.on_progress = std::move(progress);
-  remote.log = [prefix = replicas_ > 1 ? absl::StrCat("replica ", replica, ": ") : ""](
-                   absl::string_view line) { spdlog::debug("{}{}", prefix, std::string(line)); };
-  if (options_.workers == "mpirun") {
-    remote.launch = [this, replica] { return LaunchMpirun(replica); };
-    remote.liveness = [this, replica] { return CheckMpirun(replica); };
-    remote.terminate = [this, replica] { EndMpirun(replica); };
-  }
-  auto group = std::make_unique<control::RemoteWorkerGroup>(*control_, remote);
-  remote_.push_back(group.get());
-  return group;
-}
-
-std::vector<std::string> Service::MpirunArguments() const {
-  std::vector<std::string> out = {"-np", absl::StrCat(group_size_)};
-  if (geteuid() == 0) out.push_back("--allow-run-as-root");
-  // Ranks place their own threads; bound to one core, two ranks would be hundreds of times slower.
-  out.insert(out.end(), {"--bind-to", "none"});
-  if (!many_hosts()) out.push_back("--oversubscribe");
-  out.insert(out.end(), {"-x", kControlTokenVariable});
-  return out;
-}
-
-std::vector<std::string> Service::WorkerArguments(int replica, const std::string& model) const {
-  const RankOptions& rank = options_.rank;
-  // An address that stands for all of this machine's is no address for another machine.
-  std::string coordinator = control_->address();
-  const bool loopback = absl::StartsWith(coordinator, "127.") ||
-                        absl::StartsWith(coordinator, "[::1]:") ||
-                        absl::StartsWith(coordinator, "localhost:");
-  if (absl::StartsWith(coordinator, "0.0.0.0:") || absl::StartsWith(coordinator, "[::]:")) {
-    coordinator = absl::StrCat(HostName(), ":", control_->port());
-  }
-  std::vector<std::string> out = {"worker", "--coordinator", coordinator,  "--model",
-                                  model,    "--layout",      group_layout_};
-  const auto add = [&out](const char* flag, int64_t value) {
-    out.insert(out.end(), {flag, absl::StrCat(value)});
-  };
-  add("--kv-blocks", rank.kv_blocks);
-  add("--max-context", max_context_);
-  add("--max-step-tokens", rank.max_step_tokens);
-  add("--reduction-leaves", rank.reduction_leaves);
-  add("--sequence-stripes", rank.sequence_stripes);
-  if (replicas_ > 1) {
-    add("--replica", replica);
-    // mpirun tells a rank how many of its own world share its host, not how many of other replicas.
-    if (!placement_.empty()) {
-      add("--ranks-per-host", placement_[replica].ranks_per_host);
-    } else if (loopback) {
-      add("--ranks-per-host", replicas_ * group_size_);
-    }
-  }
-  // Left out, they are settled by every rank for the host that it finds itself on.
-  if (rank.threads > 0) add("--threads", rank.threads);
-  if (!rank.cpu_path.empty()) out.insert(out.end(), {"--cpu-path", rank.cpu_path});
-  if (!rank.kv_memory.empty()) out.insert(out.end(), {"--kv-memory", rank.kv_memory});
-  return out;
-}
-
-std::string Service::WorkerCommand(int replica) const {
-  const RankOptions& rank = options_.rank;
-  // Absolute: the command may be typed in another directory.
-  std::error_code error;
-  const std::string model = std::filesystem::absolute(rank.model, error).lexically_normal();
-  std::vector<std::string> words = {options_.mpirun};
-  const auto append = [&words](const std::vector<std::string>& more) {
-    words.insert(words.end(), more.begin(), more.end());
-  };
-  append(MpirunArguments());
-  append({OwnPath()});
-  append(WorkerArguments(replica, error ? rank.model : model));
-  return absl::StrCat(kControlTokenVariable, "=", token_, " ",
-                      absl::StrJoin(words, " ", [](std::string* out, const std::string& word) {
-                        absl::StrAppend(out, ShellQuoted(word));
-                      }));
-}
-
-absl::Status Service::LaunchMpirun(int replica) {
-  std::vector<std::string> command = {options_.mpirun};
-  const auto append = [&command](const std::vector<std::string>& more) {
-    command.insert(command.end(), more.begin(), more.end());
-  };
-  append(MpirunArguments());
-  if (!placement_.empty()) {
-    append({"--host", ToHostList(placement_[replica].hosts)});
-  } else {
-    if (!options_.hosts.empty()) append({"--host", options_.hosts});
-    if (!options_.hostfile.empty()) append({"--hostfile", options_.hostfile});
-  }
-  // One rank's death ends the others at once instead of after a second.
-  append({"--mca", "odls_base_sigkill_timeout", "0"});
-  append(options_.mpirun_args);
-  append({OwnPath()});
-  append(WorkerArguments(replica, options_.rank.model));
-  spdlog::debug("starting: {}", absl::StrJoin(command, " "));
-  auto process = Process::Start(command, {{kControlTokenVariable, token_}});
-  if (!process.ok()) {
-    return absl::Status(
-        process.status().code(),
-        absl::StrCat(process.status().message(), "; install Open MPI or name it with --mpirun"));
-  }
-  mpirun_[replica] = *std::move(process);
-  return absl::OkStatus();
-}
-
-absl::Status Service::CheckMpirun(int replica) {
-  Process& mpirun = *mpirun_[replica];
-  const std::optional<std::string> ended = mpirun.Ended();
-  if (!ended.has_value()) return absl::OkStatus();
-  return absl::UnavailableError(absl::StrCat("mpirun (pid ", mpirun.pid(), ") ", *ended));
-}
-
-void Service::EndMpirun(int replica) {
-  Process* mpirun = mpirun_[replica].get();
-  if (mpirun == nullptr) return;
-  if (!mpirun->Wait(absl::Seconds(5))) mpirun->Kill(absl::Seconds(2));
-}
+std::string Service::WorkerCommand(int replica) const { return sources_[replica]->CommandLine(); }
 
 absl::Status Service::Start() {
   if (options_.workers == "external") {
@@ -384,8 +267,8 @@ absl::Status Service::Start() {
 
 std::vector<control::RankHealth> Service::Health() const {
   std::vector<control::RankHealth> out;
-  for (const control::RemoteWorkerGroup* group : remote_) {
-    const std::vector<control::RankHealth> health = group->Health();
+  for (const ProcessGroupSource* source : sources_) {
+    const std::vector<control::RankHealth> health = source->Health();
     out.insert(out.end(), health.begin(), health.end());
   }
   return out;

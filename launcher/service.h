@@ -12,7 +12,8 @@
 #include "absl/status/statusor.h"
 #include "launcher/options.h"
 #include "launcher/placement.h"
-#include "launcher/process.h"
+#include "launcher/planning.h"
+#include "launcher/process_groups.h"
 #include "runtime/checkpoint/model_config.h"
 #include "runtime/control/control_server.h"
 #include "runtime/control/remote_worker_group.h"
@@ -30,8 +31,9 @@ absl::StatusOr<worker::WorkerOptions> MakeWorkerOptions(const RankOptions& optio
 class Service {
  public:
   // Checks flags, configuration and tokenizer; starts nothing but, where ranks are processes, the
-  // control port.
+  // control port. `planning`: for the layout of a group on fewer hosts.
   static absl::StatusOr<std::unique_ptr<Service>> Create(const ServiceOptions& options,
+                                                         const PlanningOptions& planning,
                                                          bool one_process_by_default);
   ~Service();  // Stop()s
 
@@ -57,26 +59,17 @@ class Service {
  private:
   Service() = default;
   bool many_hosts() const { return !options_.hosts.empty() || !options_.hostfile.empty(); }
-  // Divides named hosts among the replicas, where there are several.
+  // Divides named hosts among the replicas.
   absl::Status Place();
-  // One group per replica.
-  std::vector<std::unique_ptr<coordinator::WorkerGroup>> CreateGroups();
-  std::unique_ptr<coordinator::WorkerGroup> CreateRemoteGroup(
-      int replica, std::function<void(int64_t done, int64_t total)> progress);
-  // What the ranks need of mpirun, whoever starts it.
-  std::vector<std::string> MpirunArguments() const;
-  // The ranks' command line after the binary, but for what differs by machine (threads, memory).
-  std::vector<std::string> WorkerArguments(int replica, const std::string& model) const;
-  absl::Status LaunchMpirun(int replica);
-  absl::Status CheckMpirun(int replica);
-  void EndMpirun(int replica);
+  // One per replica.
+  std::vector<std::unique_ptr<coordinator::GroupSource>> CreateSources();
 
   ServiceOptions options_;
-  std::string layout_;        // of all replicas, as it is shown
-  std::string group_layout_;  // of each
+  PlanningOptions planning_;
+  std::string layout_;  // of all replicas, as it is shown
   int replicas_ = 1;
   int group_size_ = 1;                // ranks of each replica
-  std::vector<Placement> placement_;  // by replica; empty: mpirun is left to it
+  std::vector<Placement> placement_;  // by replica; empty: this machine
   int64_t max_context_ = 0;
   int64_t num_parameters_ = 0;
   coordinator::ModelLimits limits_;
@@ -86,10 +79,9 @@ class Service {
   std::string token_;
   std::unique_ptr<tokenizer::Tokenizer> tokenizer_;
   std::unique_ptr<control::ControlServer> control_;
+  GroupSetup setup_;
   // By replica, where ranks are processes; the coordinator owns them.
-  std::vector<const control::RemoteWorkerGroup*> remote_;
-  // By replica. Each is started by its replica's loop thread, which lives as long as mpirun should.
-  std::vector<std::unique_ptr<Process>> mpirun_;
+  std::vector<const ProcessGroupSource*> sources_;
   std::unique_ptr<coordinator::Coordinator> coordinator_;
 };
 

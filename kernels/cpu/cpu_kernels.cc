@@ -36,6 +36,21 @@ absl::StatusOr<std::unique_ptr<PackedWeight>> CpuKernels::Pack(const WeightSpec&
   return cpu::PackWeight(pool_, spec);
 }
 
+int64_t CpuKernels::PackedBytes(const WeightSpec& spec) const { return cpu::PackedBytes(spec); }
+
+absl::StatusOr<std::unique_ptr<PackedWeight>> CpuKernels::PackInto(const WeightSpec& spec,
+                                                                   Buffer memory) {
+  return cpu::PackWeightInto(pool_, spec, std::move(memory));
+}
+
+std::unique_ptr<PackedWeight> CpuKernels::WrapPacked(const WeightSpec& spec, Buffer memory) const {
+  return cpu::WrapPacked(spec, std::move(memory));
+}
+
+absl::Status CpuKernels::Back(void* memory, int64_t bytes) const {
+  return cpu::BackHost(memory, bytes);
+}
+
 void CpuKernels::MatMul(TensorView x, const PackedWeight& w, absl::Span<const TensorView> outs) {
   cpu::MatMul(pool_, matmul_, packed_x_, x, static_cast<const cpu::CpuPackedWeight&>(w), outs);
 }

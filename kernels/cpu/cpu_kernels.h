@@ -26,6 +26,11 @@ class CpuKernels : public Kernels {
   void CopyOut(void* host, const void* device, int64_t bytes) override;
   void Synchronize() override {}
   absl::StatusOr<std::unique_ptr<PackedWeight>> Pack(const WeightSpec& spec) override;
+  int64_t PackedBytes(const WeightSpec& spec) const override;
+  absl::StatusOr<std::unique_ptr<PackedWeight>> PackInto(const WeightSpec& spec,
+                                                         Buffer memory) override;
+  std::unique_ptr<PackedWeight> WrapPacked(const WeightSpec& spec, Buffer memory) const override;
+  absl::Status Back(void* memory, int64_t bytes) const override;
   void MatMul(TensorView x, const PackedWeight& w, absl::Span<const TensorView> outs) override;
   void GatherRows(TensorView table, absl::Span<const int32_t> ids, int64_t first_id,
                   TensorView out) override;

@@ -42,6 +42,11 @@ const MatMulTable& MatMulFor(CpuPath path);
 
 // See Kernels::Pack.
 absl::StatusOr<std::unique_ptr<PackedWeight>> PackWeight(ThreadPool& pool, const WeightSpec& spec);
+// See Kernels::PackedBytes, PackInto and WrapPacked.
+int64_t PackedBytes(const WeightSpec& spec);
+absl::StatusOr<std::unique_ptr<PackedWeight>> PackWeightInto(ThreadPool& pool,
+                                                             const WeightSpec& spec, Buffer memory);
+std::unique_ptr<PackedWeight> WrapPacked(const WeightSpec& spec, Buffer memory);
 
 // See Kernels::MatMul. `packed_x` grows as needed and is reused from call to call.
 void MatMul(ThreadPool& pool, const MatMulTable& table, Buffer& packed_x, TensorView x,

@@ -1,7 +1,9 @@
 #include "kernels/cpu/memory.h"
 
 #include <sys/mman.h>
+#include <unistd.h>
 
+#include <atomic>
 #include <cerrno>
 #include <cstdint>
 #include <cstdlib>
@@ -61,6 +63,25 @@ absl::StatusOr<Buffer> AllocateHost(int64_t bytes) {
   // The tail has small pages, lest a huge one should hold memory that nobody asked for.
   (void)madvise(begin, bytes / kHugePage * kHugePage, MADV_HUGEPAGE);
   return Buffer(begin, bytes, [rounded](void* p) { munmap(p, rounded); });
+}
+
+absl::Status BackHost(void* memory, int64_t bytes) {
+  if (bytes <= 0) return absl::OkStatus();
+  const auto page = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE));
+  const uintptr_t begin = reinterpret_cast<uintptr_t>(memory) / page * page;
+  const uintptr_t end = reinterpret_cast<uintptr_t>(memory) + static_cast<uintptr_t>(bytes);
+  constexpr int kMadvPopulateWrite = 23;  // Linux 5.14; not in this libc's headers
+  int result = 0;
+  do {
+    result = madvise(reinterpret_cast<void*>(begin), end - begin, kMadvPopulateWrite);
+  } while (result != 0 && errno == EINTR);
+  if (result == 0) return absl::OkStatus();
+  if (errno != EINVAL) return Exhausted(bytes);
+  // An older kernel: a write to each page that changes nothing, whoever else writes there.
+  for (uintptr_t at = reinterpret_cast<uintptr_t>(memory); at < end; at = (at / page + 1) * page) {
+    std::atomic_ref<unsigned char>(*reinterpret_cast<unsigned char*>(at)).fetch_or(0);
+  }
+  return absl::OkStatus();
 }
 
 }  // namespace phalanx::kernels::cpu

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 
+#include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "kernels/tensor.h"
 
@@ -14,6 +15,11 @@ namespace phalanx::kernels::cpu {
 // they are first written, on the memory node of the thread that writes. RESOURCE_EXHAUSTED when the
 // system refuses.
 absl::StatusOr<Buffer> AllocateHost(int64_t bytes);
+
+// Backs the pages of [memory, memory + bytes), on the memory node of the calling thread, and leaves
+// what they hold; other threads may use the memory at the same time. RESOURCE_EXHAUSTED when the
+// system has no memory left.
+absl::Status BackHost(void* memory, int64_t bytes);
 
 }  // namespace phalanx::kernels::cpu
 

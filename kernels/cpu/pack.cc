@@ -260,9 +260,8 @@ void SetPrograms(const WeightSpec& spec, CpuPackedWeight& weight) {
   for (const int count : uses) PHALANX_CHECK(count == 1) << "a leaf is used " << count << " times";
 }
 
-}  // namespace
-
-absl::StatusOr<std::unique_ptr<PackedWeight>> PackWeight(ThreadPool& pool, const WeightSpec& spec) {
+// All of the weight but its memory.
+std::unique_ptr<CpuPackedWeight> Describe(const WeightSpec& spec) {
   PHALANX_CHECK(!spec.leaves.empty() && !spec.parts.empty()) << "a weight without leaves or parts";
   auto weight = std::make_unique<CpuPackedWeight>();
   int64_t n = 0;
@@ -276,9 +275,40 @@ absl::StatusOr<std::unique_ptr<PackedWeight>> PackWeight(ThreadPool& pool, const
   weight->SetShape(spec.dtype, n, k, static_cast<int>(spec.parts.size()));
   weight->panel_bytes = k * kPanelColumns * SizeOf(spec.dtype);
   SetPrograms(spec, *weight);
-  absl::StatusOr<Buffer> data = AllocateHost(weight->panels() * weight->panel_bytes);
+  return weight;
+}
+
+void SetMemory(CpuPackedWeight& weight, Buffer memory) {
+  const int64_t bytes = weight.panels() * weight.panel_bytes;
+  PHALANX_CHECK(static_cast<int64_t>(memory.bytes()) == bytes)
+      << "memory of " << memory.bytes() << " bytes for a weight of " << bytes;
+  weight.data = std::move(memory);
+}
+
+}  // namespace
+
+int64_t PackedBytes(const WeightSpec& spec) {
+  const std::unique_ptr<CpuPackedWeight> weight = Describe(spec);
+  return weight->panels() * weight->panel_bytes;
+}
+
+std::unique_ptr<PackedWeight> WrapPacked(const WeightSpec& spec, Buffer memory) {
+  std::unique_ptr<CpuPackedWeight> weight = Describe(spec);
+  SetMemory(*weight, std::move(memory));
+  return weight;
+}
+
+absl::StatusOr<std::unique_ptr<PackedWeight>> PackWeight(ThreadPool& pool, const WeightSpec& spec) {
+  absl::StatusOr<Buffer> data = AllocateHost(PackedBytes(spec));
   if (!data.ok()) return data.status();
-  weight->data = *std::move(data);
+  return PackWeightInto(pool, spec, *std::move(data));
+}
+
+absl::StatusOr<std::unique_ptr<PackedWeight>> PackWeightInto(ThreadPool& pool,
+                                                             const WeightSpec& spec,
+                                                             Buffer memory) {
+  std::unique_ptr<CpuPackedWeight> weight = Describe(spec);
+  SetMemory(*weight, std::move(memory));
 
   BadValue bad;
   Packer packer(spec, *weight, bad);

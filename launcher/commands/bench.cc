@@ -20,6 +20,7 @@ void AddBenchCommand(CLI::App& parent, Command* run) {
   bench->require_subcommand(1);
   AddBenchPlanCommand(*bench, run);
   AddBenchCollectivesCommand(*bench, run);
+  AddBenchRecoveryCommand(*bench, run);
   CLI::App* app = bench->add_subcommand(
       "kernels", "Decode bandwidth and prefill rate on Llama-3.2-1B's shape against the machine's");
   auto options = std::make_shared<kernels::KernelBenchOptions>();

@@ -8,6 +8,7 @@ namespace phalanx::launcher {
 
 void AddBenchCollectivesCommand(CLI::App& bench, Command* run);
 void AddBenchPlanCommand(CLI::App& bench, Command* run);
+void AddBenchRecoveryCommand(CLI::App& bench, Command* run);
 
 }  // namespace phalanx::launcher
 

@@ -13,12 +13,13 @@ using Command = std::function<int()>;
 
 void AddRunCommand(CLI::App& parent, Command* run);
 void AddServeCommand(CLI::App& parent, Command* run);
-void AddWorkerCommand(CLI::App& parent, Command* run);
+void AddKeeperCommand(CLI::App& parent, Command* run);
 void AddGenerateCommand(CLI::App& parent, Command* run);
 void AddStatusCommand(CLI::App& parent, Command* run);
 void AddTokenizeCommand(CLI::App& parent, Command* run);
 void AddPlanCommand(CLI::App& parent, Command* run);
 void AddBenchCommand(CLI::App& parent, Command* run);
+void AddGuardCommand(CLI::App& parent, Command* run);
 
 }  // namespace phalanx::launcher
 

@@ -13,6 +13,7 @@
 #include "absl/synchronization/mutex.h"
 #include "launcher/commands/commands.h"
 #include "launcher/config.h"
+#include "launcher/env.h"
 #include "launcher/exit_code.h"
 #include "launcher/json_output.h"
 #include "launcher/model_info.h"
@@ -21,6 +22,7 @@
 #include "launcher/request_builder.h"
 #include "launcher/service.h"
 #include "launcher/signals.h"
+#include "launcher/slurm.h"
 #include "runtime/serving/request.h"
 #include "spdlog/spdlog.h"
 
@@ -120,7 +122,7 @@ absl::Status Run(const RunOptions& options) {
   const absl::StatusOr<std::vector<Prompt>> prompts = ReadPrompts(options.prompts);
   if (!prompts.ok()) return prompts.status();
   absl::StatusOr<std::unique_ptr<Service>> service =
-      Service::Create(options.service, /*one_process_by_default=*/true);
+      Service::Create(options.service, options.planning, /*one_process_by_default=*/true);
   if (!service.ok()) return service.status();
   const serving::ModelInfo model = MakeModelInfo(**service, /*name=*/"");
 
@@ -189,6 +191,7 @@ void AddRunCommand(CLI::App& parent, Command* run) {
   app->callback([app, options, run] {
     *run = [app, options] {
       absl::Status status = ApplyClusterFile(*app, options->service, /*serving=*/nullptr);
+      if (status.ok()) status = SettleAllocation(ReadEnvironment(), options->service);
       if (status.ok()) status = SettleLayout(options->planning, options->service);
       if (status.ok()) status = Run(*options);
       return status.ok() ? kExitDone : Fail("run", status);

@@ -15,12 +15,14 @@
 #include "absl/synchronization/notification.h"
 #include "launcher/commands/commands.h"
 #include "launcher/config.h"
+#include "launcher/env.h"
 #include "launcher/exit_code.h"
 #include "launcher/model_info.h"
 #include "launcher/options.h"
 #include "launcher/planning.h"
 #include "launcher/service.h"
 #include "launcher/signals.h"
+#include "launcher/slurm.h"
 #include "launcher/version.h"
 #include "runtime/serving/inference_server.h"
 #include "spdlog/spdlog.h"
@@ -49,26 +51,64 @@ absl::Status WriteEndpoint(const std::string& path, const std::string& endpoint)
   return absl::OkStatus();
 }
 
-absl::Status Serve(const ServeOptions& options) {
+// What a replica went through, once per event, as lines of the log.
+class RecoveryLog {
+ public:
+  void Look(const coordinator::CoordinatorStatus& status) {
+    seen_.resize(status.replicas.size(), 0);
+    for (const coordinator::ReplicaStatus& replica : status.replicas) {
+      const std::string name =
+          status.replicas.size() > 1 ? absl::StrCat("replica ", replica.replica, ": ") : "";
+      if (replica.recoveries > seen_[replica.replica] && replica.last_recovery.has_value()) {
+        seen_[replica.replica] = replica.recoveries;
+        const coordinator::Recovery& recovery = *replica.last_recovery;
+        spdlog::info("{}epoch {} with {} is up {} after the death was noticed", name,
+                     recovery.epoch, replica.group.layout,
+                     absl::FormatDuration(
+                         absl::Trunc(recovery.up - recovery.noticed, absl::Milliseconds(1))));
+      }
+      if (!replica.failure.ok() && lost_.insert(replica.replica).second) {
+        spdlog::error("{}lost, {} of {} go on: {}", name, status.replicas.size() - lost_.size(),
+                      status.replicas.size(), std::string(replica.failure.message()));
+      }
+    }
+  }
+
+ private:
+  std::vector<int64_t> seen_;  // recoveries, by replica
+  std::set<int> lost_;
+};
+
+// The exit code, or why it failed.
+absl::StatusOr<int> Serve(const ServeOptions& options) {
   absl::Mutex mutex;
   bool stop = false;
+  Service* loading = nullptr;
   std::atomic<int> signals = 0;
   StopOnSignal on_signal([&](int signal) {
     if (++signals > 1) {
       spdlog::warn("second signal {}: stopping at once", signal);
       _exit(kExitFailed);
     }
-    spdlog::info("signal {}: finishing what is running", signal);
     absl::MutexLock lock(&mutex);
     stop = true;
+    if (loading != nullptr) {
+      spdlog::info("signal {}: stopping while the model loads", signal);
+      loading->Stop();
+    } else {
+      spdlog::info("signal {}: taking no more requests, finishing what is running within {} s",
+                   signal, options.serving.grace);
+    }
   });
-  const auto stopped = [&] {
+  // Whether a signal may stop the start of `service`, null: it is over. False: one has come.
+  const auto set_loading = [&](Service* service) {
     absl::MutexLock lock(&mutex);
-    return stop;
+    loading = service;
+    return !stop;
   };
 
   absl::StatusOr<std::unique_ptr<Service>> service =
-      Service::Create(options.service, /*one_process_by_default=*/false);
+      Service::Create(options.service, options.planning, /*one_process_by_default=*/false);
   if (!service.ok()) return service.status();
   serving::InferenceServerOptions server_options;
   server_options.listen = options.serving.listen;
@@ -81,9 +121,13 @@ absl::Status Serve(const ServeOptions& options) {
   if (!written.ok()) return written;
   spdlog::info("listening on {}, loading {}", (*server)->address(), (*service)->model_directory());
 
-  if (absl::Status status = (*service)->Start(); !status.ok()) {
-    return stopped() ? absl::CancelledError("stopped while loading") : status;
+  absl::Status started;
+  if (set_loading(service->get())) started = (*service)->Start();
+  if (!set_loading(nullptr)) {
+    spdlog::info("stopped while the model loaded");
+    return kExitAgain;
   }
+  if (!started.ok()) return started;
   serving::ServedModel served;
   served.coordinator = &(*service)->coordinator();
   served.tokenizer = &(*service)->tokenizer();
@@ -94,27 +138,26 @@ absl::Status Serve(const ServeOptions& options) {
                served.info.profile, (*server)->address());
 
   absl::Status failure;
-  std::set<int> lost;  // replicas
+  RecoveryLog recovery_log;
   while (true) {
     absl::MutexLock lock(&mutex);
     if (mutex.AwaitWithTimeout(absl::Condition(&stop), absl::Milliseconds(500))) break;
     const coordinator::CoordinatorStatus status = (*service)->coordinator().GetStatus();
+    recovery_log.Look(status);
     if (status.state == coordinator::CoordinatorState::kFailed) {
       failure = status.failure;
       break;
     }
-    for (const coordinator::ReplicaStatus& replica : status.replicas) {
-      if (replica.failure.ok() || !lost.insert(replica.replica).second) continue;
-      spdlog::error("replica {} is lost, {} of {} go on: {}", replica.replica,
-                    status.replicas.size() - lost.size(), status.replicas.size(),
-                    std::string(replica.failure.message()));
-    }
   }
+  bool finished = true;
   if (failure.ok()) {
     (*server)->BeginDrain();
     const absl::Status drained =
         (*service)->coordinator().Drain(absl::Seconds(options.serving.grace));
-    if (!drained.ok()) spdlog::warn("{}", std::string(drained.message()));
+    finished = drained.ok();
+    if (!finished) {
+      spdlog::warn("{} (--grace); they end with UNAVAILABLE", std::string(drained.message()));
+    }
   }
   (*service)->Stop();
   (*server)->Shutdown(absl::Seconds(1));
@@ -122,7 +165,7 @@ absl::Status Serve(const ServeOptions& options) {
   if (!failure.ok()) {
     return absl::UnavailableError(absl::StrCat("the workers are gone: ", failure.message()));
   }
-  return absl::OkStatus();
+  return finished ? kExitDone : kExitAgain;
 }
 
 }  // namespace
@@ -139,9 +182,11 @@ void AddServeCommand(CLI::App& parent, Command* run) {
   app->callback([app, options, run] {
     *run = [app, options] {
       absl::Status status = ApplyClusterFile(*app, options->service, &options->serving);
+      if (status.ok()) status = SettleAllocation(ReadEnvironment(), options->service);
       if (status.ok()) status = SettleLayout(options->planning, options->service);
-      if (status.ok()) status = Serve(*options);
-      return status.ok() ? kExitDone : Fail("serve", status);
+      if (!status.ok()) return Fail("serve", status);
+      const absl::StatusOr<int> code = Serve(*options);
+      return code.ok() ? *code : Fail("serve", code.status());
     };
   });
 }

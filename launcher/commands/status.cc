@@ -33,6 +33,8 @@ const char* StateName(v1::ServerState state) {
       return "draining";
     case v1::SERVER_STATE_FAILED:
       return "failed";
+    case v1::SERVER_STATE_RECOVERING:
+      return "recovering";
     default:
       return "unknown";
   }
@@ -57,6 +59,14 @@ void PrintEngine(const v1::EngineStatus& e) {
   std::cout << "\n";
 }
 
+void PrintRecovery(const v1::ReplicaStatus& replica) {
+  if (replica.recoveries() == 0) return;
+  const v1::Recovery& last = replica.last_recovery();
+  std::cout << absl::StrFormat("recovered  %d times; epoch %d was up in %.2f s after: %s\n",
+                               replica.recoveries(), last.epoch(), last.up_ms() / 1e3,
+                               last.cause());
+}
+
 void PrintTable(const v1::GetStatusResponse& s, const std::string& endpoint) {
   std::cout << absl::StrFormat("%s: %s, model %s, layout %s, version %s, up %.0f s\n", endpoint,
                                StateName(s.state()), s.model(), s.layout(), s.version(),
@@ -64,6 +74,7 @@ void PrintTable(const v1::GetStatusResponse& s, const std::string& endpoint) {
   if (!s.status_message().empty()) std::cout << s.status_message() << "\n";
   PrintEngine(s.engine());
   const bool replicas = s.replicas_size() > 1;
+  if (s.replicas_size() == 1) PrintRecovery(s.replicas(0));
   for (const v1::ReplicaStatus& replica : s.replicas()) {
     if (!replicas) break;
     std::cout << absl::StrFormat("-- replica %d: %s, layout %s, %d tokens to come\n",
@@ -71,6 +82,7 @@ void PrintTable(const v1::GetStatusResponse& s, const std::string& endpoint) {
                                  replica.engine().reckoned_tokens());
     if (!replica.status_message().empty()) std::cout << replica.status_message() << "\n";
     PrintEngine(replica.engine());
+    PrintRecovery(replica);
   }
   if (s.ranks_size() == 0) return;
   std::cout << (replicas ? "replica " : "")

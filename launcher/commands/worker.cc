@@ -1,6 +1,6 @@
-// `phalanx worker`: one rank, as mpirun or srun starts it.
+// One rank, as mpirun or srun starts it.
 
-#include "runtime/worker/worker.h"
+#include "launcher/commands/worker.h"
 
 #include <signal.h>
 #include <sys/prctl.h>
@@ -15,14 +15,16 @@
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
 #include "comm/mpi/mpi_environment.h"
-#include "launcher/commands/commands.h"
 #include "launcher/env.h"
 #include "launcher/exit_code.h"
+#include "launcher/keeper.h"
+#include "launcher/keeper_store.h"
+#include "launcher/machine.h"
 #include "launcher/options.h"
 #include "launcher/service.h"
-#include "launcher/version.h"
 #include "runtime/control/conversions.h"
 #include "runtime/control/worker_client.h"
+#include "runtime/worker/worker.h"
 #include "spdlog/spdlog.h"
 
 namespace phalanx::launcher {
@@ -33,6 +35,7 @@ struct WorkerCommandOptions {
   std::string coordinator;
   std::string token;
   int replica = 0;
+  uint64_t epoch = 0;
   int ranks_per_host = 0;  // 0: as MPI says
   double connect_timeout = 60;
 };
@@ -42,7 +45,7 @@ struct WorkerCommandOptions {
 // goes on to the next plan as soon as its own stage is done with one, and as many plans are under
 // way as there are stages.
 absl::Status RunPlans(worker::Worker& worker, comm::Communicator& group,
-                      control::WorkerClient& client) {
+                      control::WorkerClient& client, const WorkerHooks& hooks) {
   while (true) {
     std::string message;
     std::optional<scheduler::StepPlan> plan;
@@ -70,6 +73,7 @@ absl::Status RunPlans(worker::Worker& worker, comm::Communicator& group,
     }
     if (!plan.has_value()) return absl::OkStatus();
     client.NoteStep(plan->number);
+    if (hooks.step_begin) hooks.step_begin(*plan);
     absl::StatusOr<scheduler::StepResult> result = worker.Execute(*plan);
     if (!result.ok()) {
       return absl::Status(result.status().code(),
@@ -78,10 +82,20 @@ absl::Status RunPlans(worker::Worker& worker, comm::Communicator& group,
     if (group.rank() == worker.result_rank()) {
       if (absl::Status status = client.SendResult(*result); !status.ok()) return status;
     }
+    if (hooks.step_end) hooks.step_end(*plan);
   }
 }
 
-absl::Status RunWorker(const WorkerCommandOptions& options, const Environment& environment) {
+// srun started several tasks, but MPI sees no others.
+absl::Status SilentSingleton(const Environment& environment) {
+  return absl::FailedPreconditionError(
+      absl::StrCat("srun started ", environment.slurm_step_tasks,
+                   " tasks, but MPI sees one rank: every task would be a group of its own; start "
+                   "the workers with srun --mpi=pmix or mpirun"));
+}
+
+absl::Status RunWorker(const WorkerCommandOptions& options, const Environment& environment,
+                       const WorkerHooks& hooks) {
   // mpirun's death must not leave a rank behind that holds memory.
   prctl(PR_SET_PDEATHSIG, SIGKILL);
   // What can be checked is checked before MPI starts. Without --threads this host's cores are
@@ -90,26 +104,32 @@ absl::Status RunWorker(const WorkerCommandOptions& options, const Environment& e
       MakeWorkerOptions(options.rank, std::max(options.ranks_per_host, environment.local_ranks));
   if (!worker_options.ok()) return worker_options.status();
 
+  PreferSharedMemory();
+  const absl::Time started = absl::Now();
+  coordinator::RankTimes times;
+  const bool by_srun = environment.slurm_step_tasks > 1 && !environment.launched_by_mpirun;
+  if (by_srun && !environment.launched_by_pmix) return SilentSingleton(environment);
+
   comm::MpiOptions mpi_options;
   mpi_options.threads_per_rank = worker_options->cpu.threads;
   auto mpi = comm::MpiEnvironment::Init(mpi_options);
   if (!mpi.ok()) return mpi.status();
-  comm::Communicator& group = (*mpi)->World();
-  if (environment.slurm_ntasks.value_or(1) > 1 && group.size() == 1 &&
-      !environment.launched_by_mpi) {
-    return absl::FailedPreconditionError(
-        absl::StrCat("SLURM_NTASKS is ", *environment.slurm_ntasks,
-                     ", but MPI sees one rank: every task would "
-                     "be a group of its own; start the workers with srun --mpi=pmix or mpirun"));
-  }
+  times.mpi_init = absl::Now() - started;
+  std::unique_ptr<comm::Communicator> wrapped;
+  if (hooks.wrap) wrapped = hooks.wrap((*mpi)->World());
+  comm::Communicator& group = wrapped != nullptr ? *wrapped : (*mpi)->World();
+  if (by_srun && group.size() == 1) return SilentSingleton(environment);
+  const absl::Time opening = absl::Now();
   auto worker = worker::Worker::Open(*worker_options, group);
   if (!worker.ok()) return worker.status();
+  times.open = absl::Now() - opening;
   const coordinator::RankInfo& info = (*worker)->info();
 
   control::WorkerIdentity identity;
   identity.rank = group.rank();
   identity.world_size = group.size();
   identity.replica = options.replica;
+  identity.epoch = options.epoch;
   identity.host = info.host;
   identity.pid = info.pid;
   identity.device = info.device;
@@ -117,7 +137,7 @@ absl::Status RunWorker(const WorkerCommandOptions& options, const Environment& e
   identity.profile = (*worker)->profile().ToString();
   identity.op_digest = info.op_digest;
   identity.checkpoint_digest = info.checkpoint_digest;
-  identity.build_version = kVersion;
+  identity.build_version = BuildIdentity();
   control::WorkerClientOptions client_options;
   client_options.coordinator = options.coordinator;
   client_options.token = options.token;
@@ -128,22 +148,52 @@ absl::Status RunWorker(const WorkerCommandOptions& options, const Environment& e
     // Nobody is left to work for, and the main thread may be inside a collective.
     _exit(kExitFailed);
   };
+  const absl::Time connecting = absl::Now();
   auto client = control::WorkerClient::Connect(client_options, identity);
   if (!client.ok()) {
     group.Abort(absl::StrCat("rank ", group.rank(), ": ", client.status().message()));
     return client.status();
   }
 
-  (*worker)->options().progress = [&client](int64_t done, int64_t total) {
+  times.registers = absl::Now() - connecting;
+
+  KeeperStoreOptions store_options;
+  store_options.socket_name = KeeperSocketName(options.coordinator);
+  store_options.replica = options.replica;
+  store_options.epoch = (*client)->epoch();
+  store_options.threads = worker_options->cpu.threads;
+  store_options.warn = [rank = group.rank()](const std::string& why) {
+    spdlog::warn("rank {}: {}", rank, why);
+  };
+  if (environment.local_rank == 0) {
+    store_options.start_keeper = [&options] {
+      return StartDetached({OwnPath(), "keeper", "--coordinator", options.coordinator},
+                           {{kControlTokenVariable, options.token}});
+    };
+  }
+  KeeperStore store(std::move(store_options));
+  if (options.rank.keep_weights) (*worker)->options().store = &store;
+  (*worker)->options().packer = BuildIdentity();
+
+  if (hooks.accepted) hooks.accepted(options.replica, group.rank(), (*client)->epoch());
+  (*worker)->options().progress = [&client, &hooks](int64_t done, int64_t total) {
+    if (hooks.loading) hooks.loading(done, total);
     (*client)->ReportProgress(done, total);
   };
   absl::Status status = (*worker)->Load();
+  if (status.ok() && hooks.loaded) hooks.loaded();
   if (status.ok()) {
     const coordinator::RankInfo& loaded = (*worker)->info();
+    const worker::Worker::LoadTimes& load = (*worker)->load_times();
+    times.weights = load.weights;
+    times.weights_were_kept = load.weights_were_kept;
+    times.agreement = load.agreement;
+    times.kv = load.kv;
+    times.total = absl::Now() - started;
     status = (*client)->ReportReady(loaded.weight_bytes, loaded.kv_block_bytes, loaded.kv_blocks,
-                                    loaded.content_digest);
+                                    loaded.content_digest, times);
   }
-  if (status.ok()) status = RunPlans(**worker, group, **client);
+  if (status.ok()) status = RunPlans(**worker, group, **client, hooks);
   if (!status.ok()) {
     (*client)->SendError(status, 0);
     group.Abort(absl::StrCat("rank ", group.rank(), ": ", status.message()));
@@ -153,7 +203,7 @@ absl::Status RunWorker(const WorkerCommandOptions& options, const Environment& e
 
 }  // namespace
 
-void AddWorkerCommand(CLI::App& parent, Command* run) {
+void AddWorkerCommand(CLI::App& parent, Command* run, const WorkerHooks& hooks) {
   CLI::App* app = parent.add_subcommand(
       "worker", "One rank; started by serve and run, or by hand: mpirun -np N phalanx worker ...");
   auto options = std::make_shared<WorkerCommandOptions>();
@@ -169,6 +219,9 @@ void AddWorkerCommand(CLI::App& parent, Command* run) {
   app->add_option("--replica", options->replica, "Data-parallel replica of this rank, from 0")
       ->check(CLI::NonNegativeNumber)
       ->group("Workers");
+  app->add_option("--epoch", options->epoch,
+                  "Worker group that this rank was started for (default: whichever is there)")
+      ->group("Workers");
   app->add_option("--ranks-per-host", options->ranks_per_host,
                   "Ranks of all replicas that share this host (default: those of this mpirun)")
       ->check(CLI::NonNegativeNumber)
@@ -178,11 +231,11 @@ void AddWorkerCommand(CLI::App& parent, Command* run) {
       ->check(CLI::PositiveNumber)
       ->capture_default_str()
       ->group("Workers");
-  app->callback([options, run] {
-    *run = [options] {
+  app->callback([options, run, hooks] {
+    *run = [options, hooks] {
       const Environment environment = ReadEnvironment();
       if (options->token.empty()) options->token = environment.control_token;
-      const absl::Status status = RunWorker(*options, environment);
+      const absl::Status status = RunWorker(*options, environment, hooks);
       return status.ok() ? kExitDone : Fail("worker", status);
     };
   });

@@ -8,6 +8,7 @@
 #include "absl/strings/str_cat.h"
 #include "runtime/control/listen_address.h"
 #include "runtime/control/rank_stream.h"
+#include "runtime/control/watch_stream.h"
 
 namespace phalanx::control {
 
@@ -56,6 +57,11 @@ ControlServer::Impl::~Impl() {
 grpc::ServerBidiReactor<v1::WorkerMessage, v1::CoordinatorMessage>* ControlServer::Impl::Connect(
     grpc::CallbackServerContext* context) {
   return RankStream::Open(this, context).get();
+}
+
+grpc::ServerWriteReactor<v1::WatchEvent>* ControlServer::Impl::Watch(
+    grpc::CallbackServerContext* /*context*/, const v1::WatchRequest* request) {
+  return OpenWatch(options_.token, *request);
 }
 
 absl::Status ControlServer::Impl::Attach(int replica, std::shared_ptr<RankHandler> handler) {

@@ -11,7 +11,7 @@
 namespace phalanx::control {
 
 // Of the messages in proto/phalanx/v1/control.proto: raised with every change of their meaning.
-inline constexpr int kProtocolVersion = 2;
+inline constexpr int kProtocolVersion = 3;
 
 struct ControlServerOptions {
   std::string listen = "127.0.0.1:0";  // "HOST:PORT"; port 0: any free one

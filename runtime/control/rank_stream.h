@@ -88,6 +88,8 @@ class ControlServer::Impl final : public v1::Control::CallbackService {
   absl::Status Listen();
   grpc::ServerBidiReactor<v1::WorkerMessage, v1::CoordinatorMessage>* Connect(
       grpc::CallbackServerContext* context) override;
+  grpc::ServerWriteReactor<v1::WatchEvent>* Watch(grpc::CallbackServerContext* context,
+                                                  const v1::WatchRequest* request) override;
 
   const ControlServerOptions& options() const { return options_; }
   int port() const { return port_; }

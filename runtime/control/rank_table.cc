@@ -37,7 +37,15 @@ std::string Describe(const v1::Register& rank) {
   return absl::StrCat("rank ", rank.rank(), " (host ", rank.host(), ", pid ", rank.pid(), ")");
 }
 
+std::string Whereabouts(const v1::Heartbeat& heartbeat) {
+  return absl::StrCat("step ", heartbeat.step(), ", collective ", heartbeat.collective());
+}
+
 std::string RankTable::ReasonToRefuse(const v1::Register& rank) const {
+  if (rank.epoch() != 0 && rank.epoch() != options_.epoch) {
+    return absl::StrCat("it was started for epoch ", rank.epoch(), ", the group is at epoch ",
+                        options_.epoch, ": its own group has been replaced");
+  }
   if (rank.world_size() != options_.world_size) {
     return absl::StrCat("its world has ", rank.world_size(), " ranks, the layout ",
                         options_.layout.empty() ? "" : absl::StrCat(options_.layout, " "),
@@ -128,13 +136,41 @@ std::string RankTable::Missing() const {
   return text;
 }
 
-std::string RankTable::LastHeard() const {
-  std::vector<std::string> ranks;
+bool RankTable::all_registered() const {
+  return std::all_of(ranks_.begin(), ranks_.end(),
+                     [](const Rank& rank) { return rank.stream != nullptr; });
+}
+
+bool RankTable::any_registered() const {
+  return std::any_of(ranks_.begin(), ranks_.end(),
+                     [](const Rank& rank) { return !rank.info.host().empty(); });
+}
+
+const RankTable::Rank* RankTable::MostSilent() const {
+  const Rank* silent = nullptr;
   for (const Rank& rank : ranks_) {
-    ranks.push_back(absl::StrCat(Describe(rank.info), ": step ", rank.heartbeat.step(),
-                                 ", collective ", rank.heartbeat.collective()));
+    if (rank.stream == nullptr) continue;
+    if (silent == nullptr || rank.heard < silent->heard) silent = &rank;
   }
-  return absl::StrJoin(ranks, "; ");
+  return silent;
+}
+
+void RankTable::ForgiveSilence(Clock::duration gap) {
+  for (Rank& rank : ranks_) rank.heard += gap;
+}
+
+std::string RankTable::LastHeard() const {
+  std::vector<const Rank*> by_progress;
+  for (const Rank& rank : ranks_) by_progress.push_back(&rank);
+  std::stable_sort(by_progress.begin(), by_progress.end(), [](const Rank* a, const Rank* b) {
+    return std::pair(a->heartbeat.step(), a->heartbeat.collective()) <
+           std::pair(b->heartbeat.step(), b->heartbeat.collective());
+  });
+  std::vector<std::string> texts;
+  for (const Rank* rank : by_progress) {
+    texts.push_back(absl::StrCat(Describe(rank->info), ": ", Whereabouts(rank->heartbeat)));
+  }
+  return absl::StrJoin(texts, "; ");
 }
 
 void RankTable::Progress(int64_t* loaded, int64_t* total) const {
@@ -156,6 +192,11 @@ coordinator::GroupInfo RankTable::MakeInfo() const {
     to.kv_block_bytes = rank.sizes.kv_block_bytes();
     to.kv_blocks = rank.sizes.kv_blocks();
     to.content_digest = rank.sizes.content_digest();
+    const v1::RankTimes& times = rank.sizes.times();
+    to.times = {absl::Microseconds(times.mpi_init()),  absl::Microseconds(times.open()),
+                absl::Microseconds(times.register_()), absl::Microseconds(times.weights()),
+                times.weights_were_kept(),             absl::Microseconds(times.agreement()),
+                absl::Microseconds(times.kv()),        absl::Microseconds(times.total())};
   }
   return info;
 }

@@ -17,6 +17,8 @@ namespace phalanx::control {
 
 // "rank 1 (host a, pid 7)".
 std::string Describe(const v1::Register& rank);
+// "step 12, collective 345": of its last heartbeat.
+std::string Whereabouts(const v1::Heartbeat& heartbeat);
 
 // Not thread-safe: the group's mutex guards it.
 class RankTable {
@@ -46,9 +48,15 @@ class RankTable {
   int num_ready() const;
   bool all_ready() const { return num_ready() == options_.world_size; }
   bool all_gone() const;
+  bool all_registered() const;
+  bool any_registered() const;  // ever
+  // The rank that was not heard of for longest, of those that are there; null: none is.
+  const Rank* MostSilent() const;
+  // This process itself did not run for so long: nobody was heard of, and nobody is to blame.
+  void ForgiveSilence(std::chrono::steady_clock::duration gap);
   // "1 of 3 ranks have not registered (2); still loading: rank 0 (host a, pid 7)".
   std::string Missing() const;
-  // What every rank was last heard of, for a hang.
+  // What every rank was last heard of, for a hang: the one furthest behind first.
   std::string LastHeard() const;
   // Sums over ranks.
   void Progress(int64_t* loaded, int64_t* total) const;

@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
 #include "runtime/control/conversions.h"
 #include "runtime/control/rank_stream.h"
 #include "runtime/control/rank_table.h"
@@ -21,6 +22,8 @@ using Clock = std::chrono::steady_clock;
 
 // How often liveness and the step timeout are looked at.
 constexpr std::chrono::milliseconds kPollInterval(100);
+// A longer time between two looks: this process was stopped or starved, its ranks were not.
+constexpr std::chrono::seconds kOwnGap(2);
 
 v1::CoordinatorMessage Refuse(std::string reason, bool retry = false) {
   v1::CoordinatorMessage message;
@@ -58,6 +61,8 @@ class RemoteWorkerGroup::Impl final : public RankHandler,
 
   // Require mutex_.
   std::string AtStep() const;
+  // What the clock says against the ranks; OK while there is nothing.
+  absl::Status CheckTimes();
   absl::Status WithLastRefusal(const absl::Status& status) const;
 
   // Not to be called with mutex_ held.
@@ -83,7 +88,11 @@ class RemoteWorkerGroup::Impl final : public RankHandler,
   absl::Status death_;  // kDead
   RankTable ranks_;
   std::deque<Outstanding> outstanding_;
-  uint64_t last_number_ = 0;  // of the last plan submitted
+  uint64_t last_number_ = 0;     // of the last plan submitted
+  Clock::time_point advanced_;   // a rank began a step or a collective, or a plan was submitted
+  Clock::time_point last_look_;  // CheckTimes
+  Clock::time_point launched_;   // `launch` has returned
+  absl::Time registered_time_ = absl::InfinitePast();
   std::string last_refusal_;
   std::thread monitor_;
   std::once_flag stop_once_;
@@ -108,6 +117,7 @@ v1::CoordinatorMessage RemoteWorkerGroup::Impl::OnRegister(
     }
     if (reason.empty()) {
       ranks_.Register(stream, rank);
+      if (ranks_.all_registered()) registered_time_ = absl::Now();
       answer.mutable_accepted()->set_epoch(options_.epoch);
       line = absl::StrCat(Describe(rank), " registered: ", rank.device());
     } else {
@@ -147,6 +157,10 @@ void RemoteWorkerGroup::Impl::OnMessage(RankStream* stream, const v1::WorkerMess
       changed_.notify_all();
       return;
     case v1::WorkerMessage::kHeartbeat:
+      if (rank->heartbeat.step() != message.heartbeat().step() ||
+          rank->heartbeat.collective() != message.heartbeat().collective()) {
+        advanced_ = rank->heard;
+      }
       rank->heartbeat = message.heartbeat();
       return;
     case v1::WorkerMessage::kResult: {
@@ -193,15 +207,20 @@ void RemoteWorkerGroup::Impl::OnLost(RankStream* stream) {
     RankTable::Rank* rank = ranks_.Find(stream);
     if (rank == nullptr) return;
     rank->stream.reset();
-    if (phase_ == Phase::kStarting) {
-      // It may come again, e.g. started by hand a second time; what was started by `launch` is
-      // watched by `liveness`.
+    if (phase_ == Phase::kStarting && options_.launch) {
+      status = absl::UnavailableError(
+          absl::StrCat("lost ", Describe(rank->info), rank->ready ? " after" : " while",
+                       " it loaded: its control stream broke; the process has died or its host is "
+                       "out of reach"));
+    } else if (phase_ == Phase::kStarting) {
+      // Started by hand: it may come again.
       line = absl::StrCat(Describe(rank->info), " left while the group started");
       if (last_refusal_.empty()) last_refusal_ = line;
     } else if (phase_ == Phase::kRunning) {
       status = absl::UnavailableError(
-          absl::StrCat("lost ", Describe(rank->info), " ", AtStep(),
-                       ": its control stream broke; the process has died or its host is out of "
+          absl::StrCat("lost ", Describe(rank->info), " ", AtStep(), " (last heard of in ",
+                       Whereabouts(rank->heartbeat),
+                       "): its control stream broke; the process has died or its host is out of "
                        "reach"));
     }
   }
@@ -237,7 +256,8 @@ void RemoteWorkerGroup::Impl::HandleResult(int rank, const v1::StepResult& messa
           " was due"));
     } else {
       outstanding_.pop_front();
-      if (!outstanding_.empty()) outstanding_.front().since = Clock::now();
+      advanced_ = Clock::now();
+      if (!outstanding_.empty()) outstanding_.front().since = advanced_;
     }
   }
   if (!failure.ok()) {
@@ -287,6 +307,7 @@ absl::Status RemoteWorkerGroup::Impl::WithLastRefusal(const absl::Status& status
 }
 
 absl::StatusOr<coordinator::GroupInfo> RemoteWorkerGroup::Impl::Start(ResultCallback on_result) {
+  const absl::Time launched = absl::Now();
   const Clock::time_point deadline =
       Clock::now() +
       absl::ToChronoNanoseconds(std::min(options_.start_timeout, absl::Hours(24 * 365)));
@@ -311,7 +332,14 @@ absl::StatusOr<coordinator::GroupInfo> RemoteWorkerGroup::Impl::Start(ResultCall
     return status;
   }
   std::unique_lock<std::mutex> lock(mutex_);
+  launched_ = last_look_ = Clock::now();
   while (phase_ == Phase::kStarting && !ranks_.all_ready()) {
+    if (const absl::Status silent = CheckTimes(); !silent.ok()) {
+      const absl::Status named = WithLastRefusal(silent);
+      lock.unlock();
+      Fail(named);
+      return named;
+    }
     if (Clock::now() >= deadline) {
       const absl::Status late = WithLastRefusal(absl::DeadlineExceededError(
           absl::StrCat("the workers did not start within ",
@@ -326,8 +354,9 @@ absl::StatusOr<coordinator::GroupInfo> RemoteWorkerGroup::Impl::Start(ResultCall
     // What a rank said of itself comes before what its launcher says of its exit.
     if (!status.ok() && phase_ == Phase::kStarting && !ranks_.all_ready()) {
       const absl::Status dead = WithLastRefusal(absl::Status(
-          status.code(), absl::StrCat(status.message(),
-                                      " (before all ranks were ready: ", ranks_.Missing(), ")")));
+          ranks_.any_registered() ? absl::StatusCode::kUnavailable : absl::StatusCode::kAborted,
+          absl::StrCat(status.message(), " (before all ranks were ready: ", ranks_.Missing(),
+                       ")")));
       lock.unlock();
       Fail(dead);
       return dead;
@@ -340,6 +369,9 @@ absl::StatusOr<coordinator::GroupInfo> RemoteWorkerGroup::Impl::Start(ResultCall
     return absl::CancelledError("the worker group was stopped while it started");
   }
   coordinator::GroupInfo info = ranks_.MakeInfo();
+  info.launched = launched;
+  info.registered = registered_time_;
+  info.loaded = absl::Now();
   // At registration nobody had read the weights.
   status = coordinator::CheckAgreement(info.ranks);
   if (!status.ok()) {
@@ -352,16 +384,57 @@ absl::StatusOr<coordinator::GroupInfo> RemoteWorkerGroup::Impl::Start(ResultCall
   return info;
 }
 
+absl::Status RemoteWorkerGroup::Impl::CheckTimes() {
+  const Clock::time_point now = Clock::now();
+  const Clock::duration gap = now - std::exchange(last_look_, now);
+  if (gap > kOwnGap) {
+    ranks_.ForgiveSilence(gap);
+    advanced_ += gap;
+    launched_ += gap;
+    if (!outstanding_.empty()) outstanding_.front().since += gap;
+  }
+  const auto passed = [now](Clock::time_point since, absl::Duration limit) {
+    return absl::FromChrono(now - since) > limit;
+  };
+  if (const RankTable::Rank* rank = ranks_.MostSilent();
+      rank != nullptr && passed(rank->heard, options_.heartbeat_timeout)) {
+    return absl::UnavailableError(absl::StrCat(
+        Describe(rank->info), " was not heard of for ",
+        absl::FormatDuration(options_.heartbeat_timeout), ", last in ",
+        Whereabouts(rank->heartbeat), phase_ == Phase::kStarting ? " while the group started" : "",
+        ": the process is stopped, its host out of reach or overloaded (--heartbeat-timeout)"));
+  }
+  if (phase_ == Phase::kStarting) {
+    if (options_.launch && !ranks_.all_registered() &&
+        passed(launched_, options_.register_timeout)) {
+      return absl::UnavailableError(absl::StrCat("not all workers have registered within ",
+                                                 absl::FormatDuration(options_.register_timeout),
+                                                 ": ", ranks_.Missing()));
+    }
+    return absl::OkStatus();
+  }
+  if (outstanding_.empty()) return absl::OkStatus();
+  const Outstanding& oldest = outstanding_.front();
+  if (options_.world_size > 1 && passed(std::max(advanced_, oldest.since), options_.hang_timeout)) {
+    return absl::UnavailableError(absl::StrCat(
+        "step ", oldest.number, " hangs: no rank has begun a step or a collective for ",
+        absl::FormatDuration(options_.hang_timeout),
+        " (--hang-timeout); last heard: ", ranks_.LastHeard()));
+  }
+  if (passed(oldest.since, options_.step_timeout)) {
+    return absl::UnavailableError(absl::StrCat("step ", oldest.number, " gave no result within ",
+                                               absl::FormatDuration(options_.step_timeout),
+                                               "; last heard: ", ranks_.LastHeard()));
+  }
+  return absl::OkStatus();
+}
+
 void RemoteWorkerGroup::Impl::Monitor() {
   std::unique_lock<std::mutex> lock(mutex_);
   while (phase_ == Phase::kRunning) {
-    if (!outstanding_.empty() && Clock::now() - outstanding_.front().since >
-                                     absl::ToChronoNanoseconds(options_.step_timeout)) {
-      const absl::Status hang = absl::UnavailableError(absl::StrCat(
-          "step ", outstanding_.front().number, " gave no result within ",
-          absl::FormatDuration(options_.step_timeout), "; last heard: ", ranks_.LastHeard()));
+    if (const absl::Status late = CheckTimes(); !late.ok()) {
       lock.unlock();
-      Fail(hang);
+      Fail(late);
       return;
     }
     if (options_.liveness) {
@@ -388,10 +461,12 @@ absl::Status RemoteWorkerGroup::Impl::Submit(const scheduler::StepPlan& plan) {
         "plan of epoch ", plan.epoch, " for the worker group of epoch ", options_.epoch));
   }
   const std::shared_ptr<RankStream>& lead = ranks_.at(0).stream;
-  if (lead == nullptr) return absl::UnavailableError("the lead rank is gone");
-  outstanding_.push_back({plan.number, Clock::now()});
+  const Clock::time_point now = Clock::now();
+  if (outstanding_.empty()) advanced_ = now;
+  outstanding_.push_back({plan.number, now});
   last_number_ = plan.number;
-  lead->Send(std::move(message));
+  // Gone: OnLost is about to say so, and names it.
+  if (lead != nullptr) lead->Send(std::move(message));
   return absl::OkStatus();
 }
 
@@ -408,19 +483,23 @@ void RemoteWorkerGroup::Impl::Stop() {
     changed_.notify_all();
     { std::lock_guard<std::mutex> wait_for_callback(callback_mutex_); }
     if (monitor_.joinable()) monitor_.join();
-    for (const std::shared_ptr<RankStream>& stream : streams) {
-      v1::CoordinatorMessage message;
-      message.mutable_shutdown()->set_reason("the coordinator stops");
-      stream->Send(std::move(message));
-    }
-    {
+    const bool fence = before == Phase::kDead;
+    if (!fence) {
+      for (const std::shared_ptr<RankStream>& stream : streams) {
+        v1::CoordinatorMessage message;
+        message.mutable_shutdown()->set_reason("the coordinator stops");
+        stream->Send(std::move(message));
+      }
       std::unique_lock<std::mutex> lock(mutex_);
       changed_.wait_for(lock, absl::ToChronoNanoseconds(options_.stop_timeout),
                         [&] { return ranks_.all_gone(); });
+    }
+    {
+      std::lock_guard<std::mutex> lock(mutex_);
       streams = ranks_.TakeStreams();
     }
     for (const std::shared_ptr<RankStream>& stream : streams) stream->Break();
-    if (options_.terminate && before != Phase::kNew) options_.terminate();
+    if (options_.terminate && before != Phase::kNew) options_.terminate(fence);
     server_.Detach(this);
   });
 }
@@ -439,5 +518,11 @@ absl::StatusOr<coordinator::GroupInfo> RemoteWorkerGroup::Start(ResultCallback o
 absl::Status RemoteWorkerGroup::Submit(scheduler::StepPlan plan) { return impl_->Submit(plan); }
 void RemoteWorkerGroup::Stop() { impl_->Stop(); }
 std::vector<RankHealth> RemoteWorkerGroup::Health() const { return impl_->Health(); }
+std::function<std::vector<RankHealth>()> RemoteWorkerGroup::HealthReader() const {
+  return [impl = std::weak_ptr<Impl>(impl_)] {
+    const std::shared_ptr<Impl> group = impl.lock();
+    return group != nullptr ? group->Health() : std::vector<RankHealth>();
+  };
+}
 
 }  // namespace phalanx::control

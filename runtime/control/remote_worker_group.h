@@ -31,8 +31,16 @@ struct RemoteGroupOptions {
   std::string checkpoint_digest;
 
   absl::Duration start_timeout = absl::Minutes(10);  // until the last rank has loaded
-  absl::Duration step_timeout = absl::Minutes(5);    // a step that takes longer is a hang
-  absl::Duration stop_timeout = absl::Seconds(5);    // for ranks to leave by themselves
+  // From `launch` until the last rank has registered; without `launch` there is no such limit.
+  absl::Duration register_timeout = absl::Minutes(1);
+  // A registered rank that is not heard of for longer is stopped, or its host out of reach. Ranks
+  // send a heartbeat every second, loading or not.
+  absl::Duration heartbeat_timeout = absl::Seconds(10);
+  // A step is out, every rank is heard of, but none has begun a step or a collective for so long:
+  // they wait for each other. Only where there are several ranks; a rank alone has no collectives.
+  absl::Duration hang_timeout = absl::Seconds(30);
+  absl::Duration step_timeout = absl::Minutes(5);  // a step that takes longer is a hang
+  absl::Duration stop_timeout = absl::Seconds(5);  // for ranks to leave by themselves
 
   // All hooks are optional and are called without locks held.
   // Starts the rank processes; called once by Start, when ranks can be accepted.
@@ -40,8 +48,9 @@ struct RemoteGroupOptions {
   // Whether what `launch` started still runs; called about ten times a second from one thread at a
   // time. An error ends the group, e.g. "mpirun exited with code 1: <last lines of its stderr>".
   std::function<absl::Status()> liveness;
-  // Ends what is left of the processes and waits for them; called once by Stop.
-  std::function<void()> terminate;
+  // Ends what is left of the processes and waits for them; called once by Stop. `fence`: the group
+  // has died; nothing of it may go on, and nothing that it would say is of interest.
+  std::function<void(bool fence)> terminate;
   // Bytes loaded so far and in total, all ranks together; only while Start runs.
   std::function<void(int64_t loaded, int64_t total)> on_progress;
   // One line for the log: a rank registered, refused, left early.
@@ -63,21 +72,26 @@ class RemoteWorkerGroup final : public coordinator::WorkerGroup {
   RemoteWorkerGroup(ControlServer& server, RemoteGroupOptions options);
   ~RemoteWorkerGroup() override;  // Stop()
 
-  // Waits until world_size ranks have registered and loaded. DEADLINE_EXCEEDED names the ranks that
-  // are missing; the first error that a rank or `liveness` reports is returned as it is, the rank
-  // named. Both end with the last refusal, if there was one. FAILED_PRECONDITION: the weights that
-  // ranks have read differ, or another group of this replica is attached to the server.
-  // INVALID_ARGUMENT: the server is for fewer replicas, or result_rank is no rank. Once per object.
+  // Waits until world_size ranks have registered and loaded. DEADLINE_EXCEEDED (start_timeout)
+  // names the ranks that are missing; the first error that a rank reports is returned as it is, the
+  // rank named. UNAVAILABLE: what had begun to load has died or fallen silent, which may pass;
+  // ABORTED: what `launch` started ended, by `liveness`, before any rank had registered. All end
+  // with the last refusal, if there was one. FAILED_PRECONDITION: the weights that ranks have read
+  // differ, or another group of this replica is attached to the server. INVALID_ARGUMENT: the
+  // server is for fewer replicas, or result_rank is no rank. Once per object.
   absl::StatusOr<coordinator::GroupInfo> Start(ResultCallback on_result) override;
   // UNAVAILABLE: the group is dead or stopped. `plan.epoch` is that of GroupInfo.
   absl::Status Submit(scheduler::StepPlan plan) override;
   // Tells the ranks to leave, waits up to stop_timeout, breaks what streams are left, calls
-  // `terminate`. May be called while Start runs in another thread, which then returns CANCELLED;
-  // not from a callback or a hook.
+  // `terminate`. Of a group that has died: breaks the streams and terminates at once. May be called
+  // while Start runs in another thread, which then returns CANCELLED; not from a callback or a
+  // hook.
   void Stop() override;
 
   // By rank, the registered ones. Any thread.
   std::vector<RankHealth> Health() const;
+  // The same for somebody who may outlive the group; then nothing.
+  std::function<std::vector<RankHealth>()> HealthReader() const;
 
  private:
   class Impl;

@@ -107,6 +107,7 @@ WorkerClient::Impl::Outcome WorkerClient::Impl::Register(Clock::time_point deadl
   rank->set_rank(identity_.rank);
   rank->set_world_size(identity_.world_size);
   rank->set_replica(identity_.replica);
+  rank->set_epoch(identity_.epoch);
   rank->set_host(identity_.host);
   rank->set_pid(identity_.pid);
   rank->set_device(identity_.device);
@@ -304,12 +305,22 @@ void WorkerClient::ReportProgress(int64_t bytes_loaded, int64_t bytes_total) {
   impl_->ReportProgress(bytes_loaded, bytes_total);
 }
 absl::Status WorkerClient::ReportReady(int64_t weight_bytes, int64_t kv_block_bytes,
-                                       int64_t kv_blocks, const std::string& content_digest) {
+                                       int64_t kv_blocks, const std::string& content_digest,
+                                       const coordinator::RankTimes& times) {
   v1::WorkerMessage message;
   message.mutable_ready()->set_weight_bytes(weight_bytes);
   message.mutable_ready()->set_kv_block_bytes(kv_block_bytes);
   message.mutable_ready()->set_kv_blocks(kv_blocks);
   message.mutable_ready()->set_content_digest(content_digest);
+  v1::RankTimes* to = message.mutable_ready()->mutable_times();
+  to->set_mpi_init(absl::ToInt64Microseconds(times.mpi_init));
+  to->set_open(absl::ToInt64Microseconds(times.open));
+  to->set_register_(absl::ToInt64Microseconds(times.registers));
+  to->set_weights(absl::ToInt64Microseconds(times.weights));
+  to->set_weights_were_kept(times.weights_were_kept);
+  to->set_agreement(absl::ToInt64Microseconds(times.agreement));
+  to->set_kv(absl::ToInt64Microseconds(times.kv));
+  to->set_total(absl::ToInt64Microseconds(times.total));
   return impl_->Send(message);
 }
 absl::StatusOr<std::optional<scheduler::StepPlan>> WorkerClient::NextPlan() {

@@ -12,6 +12,7 @@
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
 #include "runtime/control/control_server.h"
+#include "runtime/coordinator/worker_group.h"
 #include "runtime/scheduler/step_plan.h"
 
 namespace phalanx::control {
@@ -21,6 +22,8 @@ struct WorkerIdentity {
   int rank = 0;
   int world_size = 1;
   int replica = 0;  // data-parallel replica that the rank belongs to
+  // Of the worker group that the rank was started for; 0: whichever is there.
+  uint64_t epoch = 0;
   std::string host;
   int64_t pid = 0;
   std::string device;  // Kernels::Describe()
@@ -71,7 +74,8 @@ class WorkerClient {
   void ReportProgress(int64_t bytes_loaded, int64_t bytes_total);
   // The rank can compute. Sizes as in coordinator::RankInfo.
   absl::Status ReportReady(int64_t weight_bytes, int64_t kv_block_bytes, int64_t kv_blocks,
-                           const std::string& content_digest = "");
+                           const std::string& content_digest = "",
+                           const coordinator::RankTimes& times = {});
 
   // Blocks until a plan arrives (lead only) or the coordinator asks to leave: nullopt. UNAVAILABLE:
   // the coordinator is gone.

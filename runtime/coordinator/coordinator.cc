@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <chrono>
 #include <condition_variable>
+#include <functional>
 #include <mutex>
 #include <numeric>
 #include <optional>
@@ -12,6 +13,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
 #include "kernels/check.h"
 #include "parallel/mesh.h"
 #include "runtime/coordinator/agreement.h"
@@ -34,6 +36,8 @@ absl::string_view Name(CoordinatorState state) {
       return "loading";
     case CoordinatorState::kServing:
       return "serving";
+    case CoordinatorState::kRecovering:
+      return "recovering";
     case CoordinatorState::kDraining:
       return "draining";
     case CoordinatorState::kFailed:
@@ -81,16 +85,13 @@ double EngineCounters::ExpertImbalance() const {
 
 class Coordinator::Impl final : public ReplicaOwner {
  public:
-  Impl(CoordinatorOptions options, std::vector<std::unique_ptr<WorkerGroup>> groups);
+  Impl(CoordinatorOptions options, std::vector<std::unique_ptr<GroupSource>> sources);
 
   absl::Status Start();
   absl::StatusOr<RequestHandle> Submit(GenerateRequest request, EventCallback callback);
   bool Cancel(absl::string_view request_id);
   CoordinatorStatus GetStatus() const;
-  std::string layout() const {
-    std::lock_guard<std::mutex> lock(mu_);
-    return layout_;
-  }
+  std::string layout() const;
   absl::Status Drain(absl::Duration timeout);
   void Stop();
   void Wake();
@@ -124,7 +125,6 @@ class Coordinator::Impl final : public ReplicaOwner {
   std::condition_variable request_ended_;
   // Guarded by mu_.
   CoordinatorState state_ = CoordinatorState::kLoading;  // never kFailed
-  std::string layout_;
   std::unordered_map<std::string, Place> live_ids_;
   int64_t unfinished_ = 0;  // accepted, last event not delivered
   uint64_t next_serial_ = 1;
@@ -135,13 +135,26 @@ class Coordinator::Impl final : public ReplicaOwner {
 };
 
 Coordinator::Impl::Impl(CoordinatorOptions options,
-                        std::vector<std::unique_ptr<WorkerGroup>> groups)
+                        std::vector<std::unique_ptr<GroupSource>> sources)
     : options_(std::move(options)) {
-  PHALANX_CHECK(!groups.empty()) << "a coordinator needs a worker group";
-  for (size_t i = 0; i < groups.size(); ++i) {
+  PHALANX_CHECK(!sources.empty()) << "a coordinator needs worker groups";
+  for (size_t i = 0; i < sources.size(); ++i) {
     replicas_.push_back(
-        std::make_unique<Replica>(static_cast<int>(i), options_, std::move(groups[i]), *this));
+        std::make_unique<Replica>(static_cast<int>(i), options_, std::move(sources[i]), *this));
   }
+}
+
+// "dp=2,tp=2"; where replicas had to be laid out differently, "tp=2 + tp=1".
+std::string Coordinator::Impl::layout() const {
+  std::vector<std::string> layouts;
+  for (const auto& replica : replicas_) layouts.push_back(replica->group_info().layout);
+  if (std::adjacent_find(layouts.begin(), layouts.end(), std::not_equal_to<>()) != layouts.end()) {
+    return absl::StrJoin(layouts, " + ");
+  }
+  absl::StatusOr<parallel::Layout> layout = parallel::ParseLayout(layouts[0]);
+  if (!layout.ok()) return layouts[0];  // loading
+  layout->dp = static_cast<int>(replicas_.size());
+  return layout->ToString();
 }
 
 std::string Coordinator::Impl::Prefix(size_t replica) const {
@@ -186,19 +199,14 @@ absl::Status Coordinator::Impl::Start() {
 
   std::lock_guard<std::mutex> lock(mu_);
   if (stop_) return absl::UnavailableError("the coordinator was stopped while it started");
-  layout_ = replicas_[0]->group_info().layout;
-  if (absl::StatusOr<parallel::Layout> layout = parallel::ParseLayout(layout_); layout.ok()) {
-    layout->dp = static_cast<int>(replicas_.size());
-    layout_ = layout->ToString();
-  }
   state_ = CoordinatorState::kServing;
   return absl::OkStatus();
 }
 
 absl::Status Coordinator::Impl::CheckReplicasAgree() const {
-  const std::vector<RankInfo>& first = replicas_[0]->group_info().ranks;
+  const std::vector<RankInfo> first = replicas_[0]->group_info().ranks;
   for (size_t i = 1; i < replicas_.size(); ++i) {
-    const std::vector<RankInfo>& other = replicas_[i]->group_info().ranks;
+    const std::vector<RankInfo> other = replicas_[i]->group_info().ranks;
     if (first.empty() || other.empty()) continue;
     const absl::Status status = CheckAgreement(first[0], other[0]);
     if (!status.ok()) {
@@ -212,13 +220,20 @@ absl::Status Coordinator::Impl::CheckReplicasAgree() const {
 CoordinatorState Coordinator::Impl::State(absl::Status* failure) const {
   if (state_ == CoordinatorState::kLoading || state_ == CoordinatorState::kStopped) return state_;
   std::string causes;
+  bool up = false;
+  bool failed = true;
   for (size_t i = 0; i < replicas_.size(); ++i) {
     const absl::Status status = replicas_[i]->failure();
-    if (status.ok()) return state_;
+    up = up || replicas_[i]->state() == CoordinatorState::kServing;
+    failed = failed && !status.ok();
     absl::StrAppend(&causes, i > 0 ? "; " : "", Prefix(i), status.message());
   }
-  *failure = absl::UnavailableError(causes);
-  return CoordinatorState::kFailed;
+  if (failed) {
+    *failure = absl::UnavailableError(causes);
+    return CoordinatorState::kFailed;
+  }
+  if (!up && state_ == CoordinatorState::kServing) return CoordinatorState::kRecovering;
+  return state_;
 }
 
 absl::Status Coordinator::Impl::CheckAccepting() const {
@@ -227,6 +242,7 @@ absl::Status Coordinator::Impl::CheckAccepting() const {
   absl::Status failure;
   switch (State(&failure)) {
     case CoordinatorState::kServing:
+    case CoordinatorState::kRecovering:
       return absl::OkStatus();
     case CoordinatorState::kLoading:
       return absl::UnavailableError("the model is still loading; try again later");
@@ -284,20 +300,25 @@ absl::StatusOr<int> Coordinator::Impl::Route(LiveRequest& live) const {
   absl::Status refused = absl::UnavailableError("the workers are gone");
   std::vector<int> candidates;
   std::vector<ReplicaLoad> loads;
-  for (size_t i = 0; i < replicas_.size(); ++i) {
-    Replica& replica = *replicas_[i];
-    if (!replica.alive()) continue;
-    const absl::Status fits = scheduler::Scheduler::CheckFits(replica.scheduler_options(), spec);
-    if (!fits.ok()) {
-      refused = fits;
-      continue;
+  // Who recovers takes requests only where nobody is up.
+  for (const CoordinatorState wanted :
+       {CoordinatorState::kServing, CoordinatorState::kRecovering}) {
+    for (size_t i = 0; i < replicas_.size(); ++i) {
+      Replica& replica = *replicas_[i];
+      if (replica.state() != wanted) continue;
+      const absl::Status fits = scheduler::Scheduler::CheckFits(replica.scheduler_options(), spec);
+      if (!fits.ok()) {
+        refused = fits;
+        continue;
+      }
+      candidates.push_back(static_cast<int>(i));
+      ReplicaLoad& load = loads.emplace_back(replica.load());
+      if (!live.prefixes.empty()) {
+        const int64_t blocks = replica.prefixes().Match(live.prefixes[0].hashes());
+        load.cached_tokens = std::min(blocks, reusable) * block;
+      }
     }
-    candidates.push_back(static_cast<int>(i));
-    ReplicaLoad& load = loads.emplace_back(replica.load());
-    if (!live.prefixes.empty()) {
-      const int64_t blocks = replica.prefixes().Match(live.prefixes[0].hashes());
-      load.cached_tokens = std::min(blocks, reusable) * block;
-    }
+    if (!candidates.empty()) break;
   }
   if (candidates.empty()) return refused;
   const int chosen = ChooseReplica(loads, prompt + answers);
@@ -363,8 +384,8 @@ CoordinatorStatus Coordinator::Impl::GetStatus() const {
   {
     std::lock_guard<std::mutex> lock(mu_);
     status.state = State(&status.failure);
-    status.layout = layout_;
   }
+  status.layout = layout();
   for (const auto& replica : replicas_) {
     status.replicas.push_back(replica->GetStatus());
     status.Add(status.replicas.back());
@@ -408,8 +429,22 @@ void Coordinator::Impl::Wake() {
 }
 
 Coordinator::Coordinator(CoordinatorOptions options,
+                         std::vector<std::unique_ptr<GroupSource>> sources)
+    : impl_(std::make_unique<Impl>(std::move(options), std::move(sources))) {}
+Coordinator::Coordinator(CoordinatorOptions options,
                          std::vector<std::unique_ptr<WorkerGroup>> groups)
-    : impl_(std::make_unique<Impl>(std::move(options), std::move(groups))) {}
+    : Coordinator(
+          [&options] {
+            options.restart.max_tries = 0;
+            return std::move(options);
+          }(),
+          [&groups] {
+            std::vector<std::unique_ptr<GroupSource>> sources;
+            for (auto& group : groups) {
+              sources.push_back(std::make_unique<SingleGroupSource>(std::move(group)));
+            }
+            return sources;
+          }()) {}
 Coordinator::Coordinator(CoordinatorOptions options, std::unique_ptr<WorkerGroup> group)
     : Coordinator(std::move(options), [&group] {
         std::vector<std::unique_ptr<WorkerGroup>> groups;

@@ -5,8 +5,12 @@
 // Every replica is a worker group with its own scheduler and KV memory; a request lives on one of
 // them, chosen at Submit: the one with the longest cached prefix unless it is much busier
 // (router.h). The answer never depends on the choice: seeds are drawn per request, and all ranks of
-// all replicas agree on kernels and weights (R6). A replica whose group dies ends its own requests
-// with UNAVAILABLE; the others go on, and new requests go to them.
+// all replicas agree on kernels and weights (R6).
+//
+// A worker group that dies is replaced (supervisor.h): its replica's requests pause and go on
+// exactly where they were, by the promise of the design's section 1; other replicas don't notice.
+// Where there will be no group any more, the replica's requests end with UNAVAILABLE. A request
+// whose computing kills its workers again and again ends with INTERNAL (Scheduler::OnGroupDeath).
 //
 // Threads: Start() makes one loop thread per replica, the only writer of its requests' state. Every
 // public method may be called from any thread, except that Stop() and Drain() must not be called
@@ -17,6 +21,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -25,7 +30,9 @@
 #include "absl/strings/string_view.h"
 #include "absl/time/time.h"
 #include "runtime/cache/block_pool.h"
+#include "runtime/coordinator/group_source.h"
 #include "runtime/coordinator/request.h"
+#include "runtime/coordinator/supervisor.h"
 #include "runtime/coordinator/validate.h"
 #include "runtime/coordinator/worker_group.h"
 #include "runtime/scheduler/scheduler.h"
@@ -44,9 +51,13 @@ struct CoordinatorOptions {
   std::function<absl::Time()> clock = absl::Now;
   // Draws the seed of a request that names none. Null: std::random_device.
   std::function<uint64_t()> draw_seed;
+  RestartOptions restart;
+  // A line for the log; may be null. From any thread.
+  std::function<void(const std::string& line)> log;
 };
 
-enum class CoordinatorState { kLoading, kServing, kDraining, kFailed, kStopped };
+// kRecovering: the workers have died and others are on their way; requests are accepted and wait.
+enum class CoordinatorState { kLoading, kServing, kRecovering, kDraining, kFailed, kStopped };
 absl::string_view Name(CoordinatorState state);  // "loading", "serving", ...
 
 // Counters and gauges of one replica, or their sums over all.
@@ -78,12 +89,16 @@ struct ReplicaStatus : EngineCounters {
   int replica = 0;
   CoordinatorState state = CoordinatorState::kLoading;  // never kDraining
   absl::Status failure;                                 // kFailed: what ended the group
-  GroupInfo group;                                      // epoch, layout, ranks; empty while loading
+  // Epoch, layout, ranks of the group that is or was up last; empty while the first loads.
+  GroupInfo group;
+  int64_t recoveries = 0;
+  std::optional<Recovery> last_recovery;
+  absl::Time first_result;  // of the present group; InfinitePast: none yet
 };
 
 // Every replica's part is a consistent snapshot, as of its loop's last turn.
 struct CoordinatorStatus : EngineCounters {
-  // kFailed: every replica has failed.
+  // kFailed: every replica has failed. kRecovering: of those that have not, none is up.
   CoordinatorState state = CoordinatorState::kLoading;
   absl::Status failure;  // kFailed: what ended each group
   std::string layout;    // of all ranks, "dp=2,tp=2"; empty while loading
@@ -93,7 +108,9 @@ struct CoordinatorStatus : EngineCounters {
 
 class Coordinator {
  public:
-  // One group per replica, at least one; none has been started.
+  // One source per replica, at least one.
+  Coordinator(CoordinatorOptions options, std::vector<std::unique_ptr<GroupSource>> sources);
+  // Groups that can't be replaced, one per replica; none has been started.
   Coordinator(CoordinatorOptions options, std::vector<std::unique_ptr<WorkerGroup>> groups);
   Coordinator(CoordinatorOptions options, std::unique_ptr<WorkerGroup> group);
   ~Coordinator();  // Stop()s
@@ -125,7 +142,8 @@ class Coordinator {
   // DEADLINE_EXCEEDED: some had not after `timeout`; they go on.
   absl::Status Drain(absl::Duration timeout);
 
-  // Ends unfinished requests with UNAVAILABLE, the loops and the groups. Idempotent.
+  // Ends unfinished requests with UNAVAILABLE, saying how far each had come, the loops and the
+  // groups. Idempotent.
   void Stop();
 
   // Makes the loops look at the clock again; for clocks that don't advance by themselves.

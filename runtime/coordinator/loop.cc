@@ -45,15 +45,17 @@ void Replica::Run() {
   while (going) {
     going = WaitForMail(mail);
     for (auto& live : mail.submissions) Accept(std::move(live));
-    for (auto& result : mail.results) Commit(std::move(result));
+    for (News& news : mail.news) {
+      std::visit([this](auto& one) { Handle(std::move(one)); }, news);
+    }
     for (const uint64_t serial : mail.cancellations) {
       scheduler_->Cancel(serial, absl::CancelledError("the request was cancelled"));
     }
     scheduler_->Expire(options_.clock());
     Deliver();
     if (!going) {
-      EndAll(absl::UnavailableError("the server is stopping"));
-    } else if (!failed_) {
+      EndAll("the server is stopping");
+    } else {
       SubmitPlans();
     }
     Deliver();
@@ -72,8 +74,8 @@ void Replica::Accept(std::unique_ptr<LiveRequest> live) {
     live->prefixes.resize(live->request.n, prompt);
   }
   const uint64_t serial = live->serial;
-  absl::Status status =
-      failed_ ? absl::UnavailableError(Gone(failure())) : scheduler_->Add(std::move(live->spec));
+  absl::Status status = gave_up_.ok() ? scheduler_->Add(std::move(live->spec))
+                                      : absl::UnavailableError(Gone(gave_up_));
   LiveRequest& kept = *(live_[serial] = std::move(live));
   if (status.ok()) return;
   scheduler::RequestOutput ended;
@@ -83,58 +85,115 @@ void Replica::Accept(std::unique_ptr<LiveRequest> live) {
   DeliverOne(kept, std::move(ended));
 }
 
-void Replica::Commit(absl::StatusOr<scheduler::StepResult> result) {
-  if (failed_) return;
-  if (!result.ok()) {
-    Fail(result.status());
+void Replica::Handle(Result news) {
+  // Late words of a group that has been replaced.
+  if (!up_ || news.epoch != scheduler_->epoch()) {
+    if (!news.result.ok()) OnDeath(news.epoch, news.result.status());
     return;
   }
-  if (result->epoch == scheduler_->epoch()) {
-    compute_us_ += result->compute_us;
-    expert_tokens_.resize(std::max(expert_tokens_.size(), result->expert_tokens.size()));
-    for (size_t e = 0; e < result->expert_tokens.size(); ++e) {
-      expert_tokens_[e] += result->expert_tokens[e];
-    }
-  }
-  if (absl::Status status = scheduler_->Commit(*result); !status.ok()) {
-    Fail(status);
+  if (!news.result.ok()) {
+    OnDeath(news.epoch, news.result.status());
     return;
+  }
+  const scheduler::StepResult& result = *news.result;
+  compute_us_ += result.compute_us;
+  expert_tokens_.resize(std::max(expert_tokens_.size(), result.expert_tokens.size()));
+  for (size_t e = 0; e < result.expert_tokens.size(); ++e) {
+    expert_tokens_[e] += result.expert_tokens[e];
+  }
+  if (absl::Status status = scheduler_->Commit(result); !status.ok()) {
+    OnDeath(news.epoch, status);
+    return;
+  }
+  if (!first_result_) {
+    first_result_ = true;
+    supervisor_.NoteProgress();
+    std::lock_guard<std::mutex> lock(mu_);
+    status_.first_result = options_.clock();
   }
   // Stop strings end samples before anything is scheduled again.
   Deliver();
 }
 
+void Replica::Handle(Up news) {
+  GroupInfo& info = news.info;
+  if (info.epoch <= dead_epoch_) return;  // has died meanwhile
+  absl::StatusOr<scheduler::SchedulerOptions> made = MakeSchedulerOptions(info);
+  if (!made.ok()) {
+    OnDeath(info.epoch, made.status());
+    return;
+  }
+  // What the new memory can never hold ends here.
+  scheduler_->Restart(info.epoch, made->num_blocks, made->sequence_ranks,
+                      made->max_plans_in_flight);
+  up_ = true;
+  first_result_ = false;
+  const int64_t blocks = scheduler_->stats().blocks.total;
+  kv_tokens_ = blocks * made->block_tokens;
+  prefixes_.SetCapacity(blocks);
+  std::lock_guard<std::mutex> lock(mu_);
+  state_ = CoordinatorState::kServing;
+  scheduler_options_ = *std::move(made);
+  status_.group = info;
+  status_.blocks = scheduler_->stats().blocks;
+  status_.first_result = absl::InfinitePast();
+  if (news.recovery.has_value()) {
+    ++status_.recoveries;
+    status_.last_recovery = std::move(news.recovery);
+  }
+  info_ = std::move(info);
+}
+
+void Replica::Handle(GaveUp news) {
+  up_ = false;
+  gave_up_ = std::move(news.why);
+  {
+    std::lock_guard<std::mutex> lock(mu_);
+    state_ = CoordinatorState::kFailed;
+    failure_ = gave_up_;
+  }
+  prefixes_.Clear();
+  EndAll(Gone(gave_up_));
+}
+
 void Replica::SubmitPlans() {
-  while (std::optional<scheduler::StepPlan> plan = scheduler_->Schedule()) {
+  while (up_) {
+    std::optional<scheduler::StepPlan> plan = scheduler_->Schedule();
+    if (!plan.has_value()) return;
     // Who sees the plan sees its admissions accounted for.
     Deliver();
     PublishStatus();
-    if (absl::Status status = group_->Submit(*std::move(plan)); !status.ok()) {
-      Fail(std::move(status));
-      return;
+    const uint64_t epoch = plan->epoch;
+    if (absl::Status status = supervisor_.Submit(*std::move(plan)); !status.ok()) {
+      OnDeath(epoch, status);
     }
   }
 }
 
-void Replica::Fail(const absl::Status& cause) {
-  failed_ = true;
+void Replica::OnDeath(uint64_t epoch, const absl::Status& cause) {
+  supervisor_.Down(epoch, cause);
+  dead_epoch_ = std::max(dead_epoch_, epoch);
+  if (!up_ || epoch != scheduler_->epoch()) return;
+  up_ = false;
+  // Nothing of it is cached any more.
+  prefixes_.Clear();
   {
     std::lock_guard<std::mutex> lock(mu_);
-    state_ = CoordinatorState::kFailed;
-    failure_ = cause;
+    state_ = CoordinatorState::kRecovering;
   }
-  // Nothing of it is cached any more, and nobody may be sent here.
-  prefixes_.Clear();
-  EndAll(absl::UnavailableError(Gone(cause)));
+  scheduler_->OnGroupDeath(cause);
   Deliver();
-  // Fences what is left of the group: nothing it still computes can matter any more. No result can
-  // come for plans in flight, so the scheduler starts over with an empty pool.
-  StopGroup();
-  scheduler_->Restart(scheduler_->epoch() + 1, scheduler_options_.num_blocks);
 }
 
-void Replica::EndAll(const absl::Status& status) {
-  for (const auto& [serial, live] : live_) scheduler_->Cancel(serial, status);
+void Replica::EndAll(absl::string_view why) {
+  for (const auto& [serial, live] : live_) {
+    const int64_t tokens = live->usage.completion_tokens;
+    scheduler_->Cancel(
+        serial, absl::UnavailableError(absl::StrCat(
+                    why, "; this request had ",
+                    tokens == 0 ? std::string("no token yet")
+                                : absl::StrCat(tokens, tokens == 1 ? " token" : " tokens"))));
+  }
 }
 
 void Replica::Deliver() {
@@ -239,7 +298,7 @@ void Replica::CloseAccount(LiveRequest& live) {
   for (int64_t& left : live.tokens_to_come) work_tokens_ -= std::exchange(left, 0);
   held_tokens_ -= std::exchange(live.held_tokens, 0);
   // A conversation's next turn begins with this answer.
-  if (failed_) return;
+  if (!up_) return;
   for (const PrefixHasher& prefix : live.prefixes) prefixes_.Add(prefix.hashes());
 }
 

@@ -14,17 +14,47 @@ constexpr absl::Duration kRateWindow = absl::Seconds(10);
 
 }  // namespace
 
-Replica::Replica(int index, const CoordinatorOptions& options, std::unique_ptr<WorkerGroup> group,
+Replica::Replica(int index, const CoordinatorOptions& options, std::unique_ptr<GroupSource> source,
                  ReplicaOwner& owner)
-    : index_(index), options_(options), group_(std::move(group)), owner_(owner) {
+    : index_(index),
+      options_(options),
+      owner_(owner),
+      supervisor_(std::move(source), options.restart, MakeCallbacks()) {
   status_.replica = index;
+  status_.first_result = absl::InfinitePast();
 }
 
 Replica::~Replica() { Stop(); }
 
+Supervisor::Callbacks Replica::MakeCallbacks() {
+  Supervisor::Callbacks callbacks;
+  callbacks.on_result = [this](uint64_t epoch, absl::StatusOr<scheduler::StepResult> result) {
+    Post(Result{epoch, std::move(result)});
+  };
+  callbacks.on_up = [this](const GroupInfo& info, const Recovery* recovery) {
+    Up up{info, std::nullopt};
+    if (recovery != nullptr) up.recovery = *recovery;
+    Post(std::move(up));
+  };
+  callbacks.on_gave_up = [this](const absl::Status& why) { Post(GaveUp{why}); };
+  callbacks.log = [this](const std::string& line) {
+    if (options_.log) options_.log(line);
+  };
+  callbacks.clock = [this] { return options_.clock(); };
+  return callbacks;
+}
+
+void Replica::Post(News news) {
+  std::lock_guard<std::mutex> lock(mu_);
+  mailbox_.news.push_back(std::move(news));
+  mail_came_.notify_one();
+}
+
 void Replica::BeginStart() {
   std::lock_guard<std::mutex> lock(mu_);
-  if (!stop_) thread_ = std::thread([this] { Main(); });
+  if (stop_) return;
+  supervisor_.Begin();
+  thread_ = std::thread([this] { Main(); });
 }
 
 absl::Status Replica::AwaitStart() {
@@ -36,69 +66,79 @@ absl::Status Replica::AwaitStart() {
 }
 
 void Replica::Main() {
-  const absl::Status status = StartGroup();
+  absl::Status status;
+  while (status.ok() && !up_) {
+    News news;
+    {
+      std::unique_lock<std::mutex> lock(mu_);
+      mail_came_.wait(lock, [this] { return stop_ || !mailbox_.news.empty(); });
+      if (stop_) return;
+      news = std::move(mailbox_.news.front());
+      mailbox_.news.erase(mailbox_.news.begin());
+    }
+    if (Up* up = std::get_if<Up>(&news); up != nullptr) {
+      absl::StatusOr<scheduler::SchedulerOptions> made = MakeSchedulerOptions(up->info);
+      status = made.status();
+      if (!made.ok()) break;
+      scheduler_ = std::make_unique<scheduler::Scheduler>(*std::move(made), up->info.epoch);
+      Handle(std::move(*up));
+    } else if (const Result* result = std::get_if<Result>(&news); result != nullptr) {
+      // It has died before its rise was heard of.
+      dead_epoch_ = result->epoch;
+      supervisor_.Down(result->epoch, result->result.status());
+    } else {
+      status = std::get<GaveUp>(news).why;
+    }
+  }
   {
     std::lock_guard<std::mutex> lock(mu_);
     if (status.ok()) {
       start_ = true;
-      status_.group = info_;
-      status_.blocks = scheduler_->stats().blocks;
-      if (state_ == CoordinatorState::kLoading) state_ = CoordinatorState::kServing;
     } else {
       start_ = status;
     }
   }
   started_.notify_all();
   if (status.ok()) Run();
-  StopGroup();
 }
 
-absl::Status Replica::StartGroup() {
-  absl::StatusOr<GroupInfo> info =
-      group_->Start([this](absl::StatusOr<scheduler::StepResult> result) {
-        std::lock_guard<std::mutex> lock(mu_);
-        mailbox_.results.push_back(std::move(result));
-        mail_came_.notify_one();
-      });
-  if (!info.ok()) return info.status();
-  info_ = *std::move(info);
-  if (absl::Status status = MakeSchedulerOptions(); !status.ok()) return status;
-  scheduler_ = std::make_unique<scheduler::Scheduler>(scheduler_options_, info_.epoch);
-  const int64_t blocks = scheduler_->stats().blocks.total;
-  kv_tokens_ = blocks * scheduler_options_.block_tokens;
-  prefixes_.SetCapacity(blocks);
-  return absl::OkStatus();
-}
-
-absl::Status Replica::MakeSchedulerOptions() {
-  scheduler_options_ = options_.scheduler;
-  scheduler_options_.max_context = options_.limits.max_context;
-  if (scheduler_options_.eos_token_ids.empty()) {
-    scheduler_options_.eos_token_ids = options_.eos_token_ids;
-  }
-  const absl::StatusOr<parallel::Layout> layout = parallel::ParseLayout(info_.layout);
+absl::StatusOr<scheduler::SchedulerOptions> Replica::MakeSchedulerOptions(
+    const GroupInfo& info) const {
+  scheduler::SchedulerOptions out = options_.scheduler;
+  out.max_context = options_.limits.max_context;
+  if (out.eos_token_ids.empty()) out.eos_token_ids = options_.eos_token_ids;
+  const absl::StatusOr<parallel::Layout> layout = parallel::ParseLayout(info.layout);
   if (!layout.ok()) return layout.status();
   // One plan for every stage to work on.
-  scheduler_options_.max_plans_in_flight =
-      std::max<int64_t>(scheduler_options_.max_plans_in_flight, layout->pp);
-  scheduler_options_.sequence_ranks = layout->sp;
-  const int64_t held = info_.kv_blocks();
-  if (scheduler_options_.num_blocks == 0) scheduler_options_.num_blocks = held;
+  out.max_plans_in_flight = std::max<int64_t>(out.max_plans_in_flight, layout->pp);
+  out.sequence_ranks = layout->sp;
+  const int64_t held = info.kv_blocks();
+  if (out.num_blocks == 0) out.num_blocks = held;
   if (held < 1) {
     return absl::InvalidArgumentError(
         "the ranks' KV memory holds no block; give them more KV memory");
   }
-  if (scheduler_options_.num_blocks > held) {
-    return absl::InvalidArgumentError(absl::StrCat("num_blocks is ", scheduler_options_.num_blocks,
-                                                   ", but the ranks hold only ", held,
-                                                   " KV blocks"));
+  if (out.num_blocks > held) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "num_blocks is ", out.num_blocks, ", but the ranks hold only ", held, " KV blocks"));
   }
-  return scheduler::ValidateOptions(scheduler_options_);
+  if (absl::Status valid = scheduler::ValidateOptions(out); !valid.ok()) return valid;
+  return out;
 }
 
-bool Replica::alive() const {
+GroupInfo Replica::group_info() const {
   std::lock_guard<std::mutex> lock(mu_);
-  return state_ == CoordinatorState::kServing;
+  return info_;
+}
+
+scheduler::SchedulerOptions Replica::scheduler_options() const {
+  std::lock_guard<std::mutex> lock(mu_);
+  return scheduler_options_;
+}
+
+CoordinatorState Replica::state() const {
+  std::lock_guard<std::mutex> lock(mu_);
+  return state_;
 }
 
 absl::Status Replica::failure() const {
@@ -155,28 +195,18 @@ ReplicaStatus Replica::GetStatus() const {
 
 void Replica::Stop() {
   std::thread thread;
-  bool starting = false;
   {
     std::lock_guard<std::mutex> lock(mu_);
     stop_ = true;
-    starting = start_.ok() && !*start_;
     thread = std::move(thread_);
     mail_came_.notify_one();
   }
   started_.notify_all();
-  if (thread.joinable()) {
-    if (starting) StopGroup();
-    thread.join();
-  } else {
-    StopGroup();
-  }
+  // Requests end before their workers do.
+  if (thread.joinable()) thread.join();
+  supervisor_.Stop();
   std::lock_guard<std::mutex> lock(mu_);
   state_ = CoordinatorState::kStopped;
-}
-
-void Replica::StopGroup() {
-  std::lock_guard<std::mutex> lock(group_stop_mu_);
-  group_->Stop();
 }
 
 void Replica::Wake() {

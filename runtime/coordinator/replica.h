@@ -1,5 +1,10 @@
-// One data-parallel replica: a worker group, its scheduler, the loop thread over both and the
-// mailbox through which everybody else talks to it. Private to runtime/coordinator.
+// One data-parallel replica: its worker groups, one after the other, its scheduler, the loop thread
+// over both and the mailbox through which everybody else talks to it. Private to
+// runtime/coordinator.
+//
+// While there is no group (the first is loading, or one has died and the next is on its way), the
+// loop goes on: requests are queued, cancelled and expire. When the next group is up, every
+// unfinished request goes on exactly where it was.
 #ifndef PHALANX_RUNTIME_COORDINATOR_REPLICA_H_
 #define PHALANX_RUNTIME_COORDINATOR_REPLICA_H_
 
@@ -12,12 +17,15 @@
 #include <mutex>
 #include <string>
 #include <thread>
+#include <variant>
 #include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "runtime/coordinator/coordinator.h"
+#include "runtime/coordinator/group_source.h"
 #include "runtime/coordinator/router.h"
+#include "runtime/coordinator/supervisor.h"
 #include "runtime/coordinator/text_stream.h"
 
 namespace phalanx::coordinator {
@@ -56,23 +64,22 @@ class ReplicaOwner {
 class Replica {
  public:
   // `options` and `owner` outlive the replica.
-  Replica(int index, const CoordinatorOptions& options, std::unique_ptr<WorkerGroup> group,
+  Replica(int index, const CoordinatorOptions& options, std::unique_ptr<GroupSource> source,
           ReplicaOwner& owner);
   ~Replica();  // Stop()s
 
-  // Start in two halves, so that all replicas load at the same time. The group is started and
-  // stopped by the loop thread: what a group's launch hook starts may be tied to the life of its
-  // thread.
+  // Start in two halves, so that all replicas load at the same time.
   void BeginStart();
-  // Blocks until the group has loaded. Then the loop runs.
+  // Blocks until the first group has loaded. Then the loop runs.
   absl::Status AwaitStart();
 
-  // For a replica that has started.
-  const GroupInfo& group_info() const { return info_; }
-  const scheduler::SchedulerOptions& scheduler_options() const { return scheduler_options_; }
-  // Whether the group is there; requests submitted to one that isn't end UNAVAILABLE.
-  bool alive() const;
-  absl::Status failure() const;  // OK while alive
+  // For a replica that has started: of the group that is or was up last.
+  GroupInfo group_info() const;
+  scheduler::SchedulerOptions scheduler_options() const;
+  // kServing: a group is there. kRecovering: requests wait for the next. kFailed: there will be
+  // none; requests submitted end UNAVAILABLE.
+  CoordinatorState state() const;
+  absl::Status failure() const;  // kFailed: why; else OK
   int64_t queued() const { return queued_; }
   ReplicaLoad load() const;
   PrefixIndex& prefixes() { return prefixes_; }
@@ -87,11 +94,24 @@ class Replica {
   void Wake();
 
  private:
+  // What the supervisor says, in order.
+  struct Result {
+    uint64_t epoch = 0;
+    absl::StatusOr<scheduler::StepResult> result;
+  };
+  struct Up {
+    GroupInfo info;
+    std::optional<Recovery> recovery;
+  };
+  struct GaveUp {
+    absl::Status why;
+  };
+  using News = std::variant<Result, Up, GaveUp>;
   struct Mailbox {
     std::vector<std::unique_ptr<LiveRequest>> submissions;
     std::vector<uint64_t> cancellations;
-    std::vector<absl::StatusOr<scheduler::StepResult>> results;
-    bool empty() const { return submissions.empty() && cancellations.empty() && results.empty(); }
+    std::vector<News> news;
+    bool empty() const { return submissions.empty() && cancellations.empty() && news.empty(); }
   };
   // Totals at one moment, for rates.
   struct Mark {
@@ -100,20 +120,25 @@ class Replica {
     int64_t generated_tokens = 0;
   };
 
-  // One caller at a time: the loop thread, and Stop() during the start.
-  void StopGroup();
+  Supervisor::Callbacks MakeCallbacks();
+  void Post(News news);
 
   // The loop thread's.
   void Main();
-  absl::Status StartGroup();
-  absl::Status MakeSchedulerOptions();
+  // From what a group says of itself.
+  absl::StatusOr<scheduler::SchedulerOptions> MakeSchedulerOptions(const GroupInfo& info) const;
   void Run();
   bool WaitForMail(Mailbox& mail);  // false: stop
   void Accept(std::unique_ptr<LiveRequest> live);
-  void Commit(absl::StatusOr<scheduler::StepResult> result);
+  void Handle(Result result);
+  void Handle(Up up);
+  void Handle(GaveUp gave_up);
   void SubmitPlans();
-  void Fail(const absl::Status& cause);
-  void EndAll(const absl::Status& status);
+  // The group of that epoch is dead.
+  void OnDeath(uint64_t epoch, const absl::Status& cause);
+  // Every unfinished request ends; `why` says how far each had come where there is something to
+  // say.
+  void EndAll(absl::string_view why);
   void Deliver();
   void DeliverOne(LiveRequest& live, scheduler::RequestOutput output);
   void Account(LiveRequest& live, const scheduler::SampleToken& token);
@@ -124,8 +149,6 @@ class Replica {
 
   const int index_;
   const CoordinatorOptions& options_;
-  const std::unique_ptr<WorkerGroup> group_;
-  std::mutex group_stop_mu_;
   ReplicaOwner& owner_;
 
   PrefixIndex prefixes_;
@@ -137,29 +160,33 @@ class Replica {
   std::condition_variable mail_came_;
   std::condition_variable started_;
   // Guarded by mu_.
-  CoordinatorState state_ = CoordinatorState::kLoading;  // kLoading, kServing, kFailed, kStopped
+  CoordinatorState state_ = CoordinatorState::kLoading;  // never kDraining
   absl::Status failure_;
-  absl::StatusOr<bool> start_ = false;  // true: the loop runs
+  absl::StatusOr<bool> start_ = false;  // true: the first group is up
+  GroupInfo info_;
+  scheduler::SchedulerOptions scheduler_options_;
   Mailbox mailbox_;
   bool wake_ = false;
   bool stop_ = false;
   ReplicaStatus status_;
   std::deque<Mark> marks_;
 
-  std::thread thread_;
-
-  // Written before the start is over, read-only afterwards.
-  GroupInfo info_;
-  scheduler::SchedulerOptions scheduler_options_;
-  int64_t kv_tokens_ = 0;  // of the whole group
+  std::atomic<int64_t> kv_tokens_{0};  // of the whole group
 
   // The loop thread's alone.
   std::unique_ptr<scheduler::Scheduler> scheduler_;
   std::map<uint64_t, std::unique_ptr<LiveRequest>> live_;
-  bool failed_ = false;
+  bool up_ = false;            // the group of scheduler_->epoch() takes plans
+  uint64_t dead_epoch_ = 0;    // the last that died
+  bool first_result_ = false;  // of this epoch has come
+  absl::Status gave_up_;       // not OK: there will be no group any more
   int64_t compute_us_ = 0;
   int64_t finished_requests_ = 0;
   std::vector<int64_t> expert_tokens_;
+
+  // Last: their threads use the rest.
+  std::thread thread_;
+  Supervisor supervisor_;
 };
 
 }  // namespace phalanx::coordinator

@@ -10,9 +10,22 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "absl/time/time.h"
 #include "runtime/scheduler/step_plan.h"
 
 namespace phalanx::coordinator {
+
+// How long the parts of a rank's start took: for measurements. Zero where nobody measures.
+struct RankTimes {
+  absl::Duration mpi_init;
+  absl::Duration open;       // Worker::Open
+  absl::Duration registers;  // until the coordinator had accepted it
+  absl::Duration weights;    // mapped and checked, or read and packed
+  bool weights_were_kept = false;
+  absl::Duration agreement;
+  absl::Duration kv;
+  absl::Duration total;  // from the process's start until all is loaded
+};
 
 // What a rank says of itself when it has loaded.
 struct RankInfo {
@@ -28,12 +41,17 @@ struct RankInfo {
   int64_t weight_bytes = 0;    // packed weights held
   int64_t kv_block_bytes = 0;  // one block over all its layers
   int64_t kv_blocks = 0;       // blocks that fit its KV budget
+  RankTimes times;
 };
 
 struct GroupInfo {
   uint64_t epoch = 0;
   std::string layout;           // "tp=2"
   std::vector<RankInfo> ranks;  // by rank
+  // When its start began, the last rank registered, and the last rank had loaded.
+  absl::Time launched = absl::InfinitePast();
+  absl::Time registered = absl::InfinitePast();
+  absl::Time loaded = absl::InfinitePast();
   // Blocks every rank can hold: what the block pool is sized by.
   int64_t kv_blocks() const {
     int64_t n = ranks.empty() ? 0 : ranks[0].kv_blocks;

@@ -241,12 +241,9 @@ absl::StatusOr<std::unique_ptr<Decoder>> Decoder::Load(const checkpoint::Checkpo
   filled.profile.weights = config.weight_dtype;
   if (filled.max_positions <= 0) filled.max_positions = config.max_position_embeddings;
   auto impl = std::make_unique<Impl>(checkpoint, filled, kernels, groups);
-  WeightLoader loader(checkpoint, &kernels, filled.progress);
-  absl::Status status = impl->LoadWeights(loader);
+  absl::Status status = impl->Load(checkpoint, filled);
   if (status.ok()) status = impl->AllocateWorkspace();
   if (!status.ok()) return status;
-  impl->weight_bytes = loader.bytes();
-  impl->digests = loader.TakeDigests();
   return std::unique_ptr<Decoder>(new Decoder(std::move(impl)));
 }
 
@@ -267,6 +264,8 @@ const Profile& Decoder::profile() const { return impl_->profile; }
 const ModelConfig& Decoder::config() const { return impl_->config; }
 int64_t Decoder::max_positions() const { return impl_->max_positions; }
 int64_t Decoder::weight_bytes() const { return impl_->weight_bytes; }
+bool Decoder::weights_were_kept() const { return impl_->weights_were_kept; }
+uint64_t Decoder::agreed_content() const { return impl_->agreed_content; }
 int64_t Decoder::kv_blocks() const { return impl_->num_kv_blocks; }
 Range Decoder::stripes() const { return impl_->shard.stripes; }
 const std::vector<int64_t>& Decoder::expert_tokens() const { return impl_->expert_tokens; }
@@ -276,25 +275,8 @@ int64_t Decoder::kv_block_bytes() const {
   return impl_->shard.layers.size() * impl_->kernels.KvBlockBytes(impl_->kv_shape());
 }
 
-absl::Status Decoder::AllocateKv(int64_t num_blocks) {
-  impl_->num_kv_blocks = num_blocks;
-  if (impl_->num_heads() == 0) return absl::OkStatus();
-  const int64_t bytes = num_blocks * impl_->kernels.KvBlockBytes(impl_->kv_shape());
-  const std::vector<char> zeros(std::min<int64_t>(bytes, 1 << 20), 0);
-  for (Layer& layer : impl_->layers) {
-    absl::StatusOr<kernels::Buffer> kv = impl_->kernels.Allocate(bytes);
-    if (!kv.ok()) {
-      return absl::ResourceExhaustedError(absl::StrCat(
-          "KV cache of ", num_blocks, " blocks: ", kv.status().message(), "; lower --kv-memory"));
-    }
-    layer.kv = *std::move(kv);
-    // Backed now: memory that isn't there must show before a request comes.
-    for (int64_t begin = 0; begin < bytes; begin += static_cast<int64_t>(zeros.size())) {
-      const int64_t some = std::min<int64_t>(zeros.size(), bytes - begin);
-      impl_->kernels.CopyIn(layer.kv.as<char>() + begin, zeros.data(), some);
-    }
-  }
-  return absl::OkStatus();
+absl::Status Decoder::AllocateKv(int64_t num_blocks, bool later) {
+  return impl_->AllocateKv(num_blocks, later);
 }
 
 void Decoder::CopyBlocks(absl::Span<const scheduler::BlockCopy> copies) {

@@ -25,6 +25,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <string>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -37,6 +38,7 @@
 #include "runtime/model/groups.h"
 #include "runtime/model/profile.h"
 #include "runtime/model/slice_digest.h"
+#include "runtime/model/weight_store.h"
 #include "runtime/scheduler/step_plan.h"
 
 namespace phalanx::model {
@@ -46,6 +48,12 @@ struct DecoderOptions {
   int64_t max_rows = 512;     // rows that one Forward may hold
   int64_t max_positions = 0;  // context length; 0: the checkpoint's max_position_embeddings
   int64_t shard_rows = 32;    // steps of at least this many rows shard the residual stream by token
+  // Where packed weights are looked for and kept; null: they are packed into this process's own
+  // memory.
+  WeightStore* store = nullptr;
+  // With a store. What packs: build and CPU path, which two ranks must share to share weights.
+  std::string packer;
+  int load_threads = 1;  // that check kept weights
   // Called while loading with bytes packed so far and in all, on the loading thread.
   std::function<void(int64_t done, int64_t total)> progress;
 };
@@ -72,6 +80,12 @@ class Decoder {
   static absl::StatusOr<std::vector<SliceDigest>> DigestSlices(
       const checkpoint::Checkpoint& checkpoint, const DecoderOptions& options,
       kernels::Kernels& kernels, const parallel::Layout& layout, int rank);
+  // What identifies the packed weights of each rank of a worker group, by rank: equal exactly where
+  // two ranks of `options.packer` pack the same bytes. Reads no weights. Preconditions: those of
+  // Load hold.
+  static std::vector<std::string> WeightKeys(const checkpoint::Checkpoint& checkpoint,
+                                             const DecoderOptions& options,
+                                             const parallel::Layout& layout);
   ~Decoder();
 
   const Profile& profile() const;
@@ -79,14 +93,20 @@ class Decoder {
   int64_t max_positions() const;
   // Bytes held: packed matrices, vectors and embedding rows.
   int64_t weight_bytes() const;
+  // They were found in the store, so nothing was read or packed.
+  bool weights_were_kept() const;
+  // With those: what the store's Agreed() was told of them; 0: nothing.
+  uint64_t agreed_content() const;
   // Of every tensor slice that this rank has read; once, for they are many.
   std::vector<SliceDigest> TakeDigests();
   // KV stripes whose blocks this rank holds; of Profile::sequence_stripes.
   parallel::Range stripes() const;
   // Bytes of one KV block over all layers of this rank.
   int64_t kv_block_bytes() const;
-  // Allocates the cache. Called once, before Forward.
-  absl::Status AllocateKv(int64_t num_blocks);
+  // Allocates the cache. Called once, before Forward. With `later` its pages are backed by a thread
+  // that computes nothing else, while nobody needs the core, or by whoever comes first: for memory
+  // that is known to be there, because the rank before this one had it.
+  absl::Status AllocateKv(int64_t num_blocks, bool later = false);
   int64_t kv_blocks() const;
 
   // Copies whole KV blocks of this rank in every layer.

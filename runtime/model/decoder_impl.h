@@ -3,8 +3,10 @@
 #ifndef PHALANX_RUNTIME_MODEL_DECODER_IMPL_H_
 #define PHALANX_RUNTIME_MODEL_DECODER_IMPL_H_
 
+#include <atomic>
 #include <cstdint>
 #include <memory>
+#include <thread>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -57,10 +59,14 @@ class Decoder::Impl {
  public:
   Impl(const checkpoint::Checkpoint& checkpoint, const DecoderOptions& options,
        kernels::Kernels& kernels, const ParallelGroups& groups);
+  ~Impl();
 
   // loading.cc
+  // Maps what the store holds, or packs and lets the store keep it.
+  absl::Status Load(const checkpoint::Checkpoint& checkpoint, const DecoderOptions& options);
   absl::Status LoadWeights(WeightLoader& loader);
   absl::Status AllocateWorkspace();
+  absl::Status AllocateKv(int64_t num_blocks, bool later);
 
   // decoder.cc
   absl::Status Forward(const Batch& batch, const StageHooks& hooks);
@@ -159,8 +165,12 @@ class Decoder::Impl {
   std::vector<int32_t> kv_head_of;                   // [num_heads] local KV head
   std::vector<int32_t> out_column;                   // [num_heads] column in the input of `o`
   int64_t weight_bytes = 0;
+  bool weights_were_kept = false;
+  uint64_t agreed_content = 0;
   std::vector<SliceDigest> digests;
   int64_t num_kv_blocks = 0;
+  std::thread kv_backer;
+  std::atomic<bool> stop_backing = false;
 
   kernels::Buffer embedding;  // first stage: [vocabulary rows, hidden] in the weights' dtype
   std::vector<Layer> layers;  // of this stage

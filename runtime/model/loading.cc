@@ -1,4 +1,8 @@
 // Packs a rank's slice of the checkpoint and allocates all that a step needs.
+#include <sys/resource.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
 #include <algorithm>
 #include <numeric>
 #include <optional>
@@ -16,6 +20,13 @@ namespace phalanx::model {
 using checkpoint::Role;
 using parallel::LeafPartition;
 using parallel::Range;
+
+namespace {
+
+// Little, for it is done under a lock of the whole process.
+constexpr int64_t kBackedAtOnce = int64_t{2} << 20;
+
+}  // namespace
 
 Decoder::Impl::Impl(const checkpoint::Checkpoint& checkpoint, const DecoderOptions& options,
                     kernels::Kernels& kernels, const ParallelGroups& groups)
@@ -67,6 +78,87 @@ Decoder::Impl::Impl(const checkpoint::Checkpoint& checkpoint, const DecoderOptio
 int64_t Decoder::Impl::max_slice_rows() const {
   const int64_t sharded = (max_rows + groups.layout.sp - 1) / groups.layout.sp;
   return std::max(sharded, std::min(max_rows, shard_rows));
+}
+
+Decoder::Impl::~Impl() {
+  stop_backing = true;
+  if (kv_backer.joinable()) kv_backer.join();
+}
+
+absl::Status Decoder::Impl::Load(const checkpoint::Checkpoint& checkpoint,
+                                 const DecoderOptions& options) {
+  std::shared_ptr<WeightArena> arena;
+  if (options.store != nullptr) {
+    const std::vector<std::string> keys = WeightKeys(checkpoint, options, groups.layout);
+    const int rank = shards.mesh().rank(groups.at);
+    WeightStore::Found found = options.store->Find(keys, rank);
+    if (found.arena != nullptr) {
+      WeightLoader loader(checkpoint, &kernels, options.progress, found.arena.get());
+      absl::Status status = LoadWeights(loader);
+      if (status.ok() && !found.arena->exhausted()) {
+        status = absl::InvalidArgumentError("kept weights hold more than this rank's slice");
+      }
+      if (status.ok()) {
+        weight_bytes = loader.bytes();
+        digests = found.arena->digests();
+        weights_were_kept = true;
+        agreed_content = found.agreed;
+        return absl::OkStatus();
+      }
+      options.store->Warn(absl::StrCat(status.message(), "; packing them again"));
+    }
+    // F32 norms of a BF16 model and the pad of narrow matrices take more than they do in the files.
+    auto created =
+        WeightArena::Create(keys[rank], 16 * checkpoint.TotalBytes() + (int64_t{1} << 30));
+    if (created.ok()) {
+      arena = *std::move(created);
+    } else {
+      options.store->Warn(created.status().message());
+    }
+  }
+  WeightLoader loader(checkpoint, &kernels, options.progress, arena.get());
+  if (absl::Status status = LoadWeights(loader); !status.ok()) return status;
+  weight_bytes = loader.bytes();
+  digests = loader.TakeDigests();
+  if (arena == nullptr) return absl::OkStatus();
+  const absl::Status sealed = arena->Seal(digests, options.load_threads);
+  if (sealed.ok()) {
+    options.store->Keep(*arena);
+  } else {
+    options.store->Warn(sealed.message());
+  }
+  return absl::OkStatus();
+}
+
+std::vector<std::string> Decoder::WeightKeys(const checkpoint::Checkpoint& checkpoint,
+                                             const DecoderOptions& options,
+                                             const parallel::Layout& layout) {
+  Profile profile = options.profile;
+  profile.weights = checkpoint.config().weight_dtype;
+  std::string common = absl::StrCat("phalanx packed weights\n", options.packer, "\n",
+                                    checkpoint.CheckpointDigest(), "\n", profile.ToString());
+  for (const int64_t part : checkpoint.FileIdentities()) absl::StrAppend(&common, " ", part);
+  const parallel::DecoderShards shards(ShapeOf(checkpoint.config()), layout,
+                                       profile.reduction_leaves, profile.sequence_stripes);
+  std::vector<std::string> keys;
+  for (int rank = 0; rank < layout.group_size(); ++rank) {
+    const parallel::RankShard shard = shards.shard(rank);
+    const parallel::MeshCoordinates at = shards.mesh().coordinates(rank);
+    const int etp = shards.etp();
+    std::string slice = absl::StrCat(common, "\n", shard.first_stage, shard.last_stage, " tp ",
+                                     at.t, "/", layout.tp);
+    for (const Range& range : {shard.layers, shard.heads, shard.kv_heads, shard.channels,
+                               shard.shared_channels, shard.vocab}) {
+      absl::StrAppend(&slice, " ", range.begin, "-", range.end);
+    }
+    if (checkpoint.config().num_experts > 0) {
+      absl::StrAppend(&slice, " experts ", shard.experts.begin, "-", shard.experts.end, " etp ",
+                      (at.s * layout.tp + at.t) % etp, "/", etp, " ", shard.expert_channels.begin,
+                      "-", shard.expert_channels.end);
+    }
+    keys.push_back(Digest128(slice));
+  }
+  return keys;
 }
 
 absl::Status Decoder::Impl::LoadWeights(WeightLoader& loader) {
@@ -266,6 +358,40 @@ absl::Status Decoder::Impl::AllocateWorkspace() {
     }
   }
   return status;
+}
+
+absl::Status Decoder::Impl::AllocateKv(int64_t num_blocks, bool later) {
+  num_kv_blocks = num_blocks;
+  if (num_heads() == 0) return absl::OkStatus();
+  const int64_t bytes = num_blocks * kernels.KvBlockBytes(kv_shape());
+  const auto explained = [num_blocks](const absl::Status& status) {
+    return absl::ResourceExhaustedError(absl::StrCat(
+        "KV cache of ", num_blocks, " blocks: ", status.message(), "; lower --kv-memory"));
+  };
+  for (Layer& layer : layers) {
+    absl::StatusOr<kernels::Buffer> kv = kernels.Allocate(bytes);
+    if (!kv.ok()) return explained(kv.status());
+    layer.kv = *std::move(kv);
+    if (later) continue;
+    // Memory that isn't there must show before a request comes.
+    if (absl::Status status = kernels.Back(layer.kv.data(), bytes); !status.ok()) {
+      return explained(status);
+    }
+  }
+  if (!later) return absl::OkStatus();
+  kv_backer = std::thread([this, bytes] {
+    // Steps go first. Not SCHED_IDLE: whoever waits for a lock that this thread holds would wait
+    // too long.
+    (void)setpriority(PRIO_PROCESS, static_cast<id_t>(syscall(SYS_gettid)), 19);
+    // Blocks are handed out from the first on, in every layer.
+    for (int64_t begin = 0; begin < bytes; begin += kBackedAtOnce) {
+      for (const Layer& layer : layers) {
+        if (stop_backing) return;
+        (void)kernels.Back(layer.kv.as<char>() + begin, std::min(kBackedAtOnce, bytes - begin));
+      }
+    }
+  });
+  return absl::OkStatus();
 }
 
 }  // namespace phalanx::model

@@ -41,4 +41,10 @@ uint64_t CombineDigests(std::vector<std::pair<uint64_t, uint64_t>> keys_and_dige
                      keys_and_digests.size() * sizeof(keys_and_digests[0]));
 }
 
+std::string Digest128(const std::string& text) {
+  const XXH128_hash_t digest = XXH3_128bits(text.data(), text.size());
+  return absl::StrCat(absl::Hex(digest.high64, absl::kZeroPad16),
+                      absl::Hex(digest.low64, absl::kZeroPad16));
+}
+
 }  // namespace phalanx::model

@@ -27,6 +27,9 @@ SliceDigest DigestSlice(const checkpoint::TensorRef& tensor, parallel::Range row
 // One number for all of them, in any order, repeated ones counted once: what a whole group holds.
 uint64_t CombineDigests(std::vector<std::pair<uint64_t, uint64_t>> keys_and_digests);
 
+// Of any text: 32 hexadecimal digits of XXH3.
+std::string Digest128(const std::string& text);
+
 }  // namespace phalanx::model
 
 #endif  // PHALANX_RUNTIME_MODEL_SLICE_DIGEST_H_

@@ -11,6 +11,21 @@ namespace phalanx::model {
 using checkpoint::TensorRef;
 using parallel::Range;
 
+namespace {
+
+// How K is cut and what it is added up to: part of what a packed matrix is.
+std::string CutName(const KSlice& k) {
+  std::string out = ", columns";
+  for (const kernels::KLeaf& leaf : k.leaves) absl::StrAppend(&out, " ", leaf.begin, "-", leaf.end);
+  for (const std::vector<int>& part : k.parts) {
+    absl::StrAppend(&out, ";");
+    for (const int code : part) absl::StrAppend(&out, " ", code);
+  }
+  return out;
+}
+
+}  // namespace
+
 KSlice WholeK(int64_t columns) { return {{{0, columns}}, {{0}}}; }
 
 KSlice ShardedK(const parallel::LeafPartition& leaves, const parallel::TreeCut& cut, int m,
@@ -28,7 +43,7 @@ KSlice ShardedK(const parallel::LeafPartition& leaves, const parallel::TreeCut& 
 absl::StatusOr<TensorRef> WeightLoader::Read(const RowSlice& slice,
                                              const std::vector<kernels::KLeaf>& columns) {
   absl::StatusOr<TensorRef> tensor = checkpoint_.Find(slice.role, slice.layer, slice.expert);
-  if (!tensor.ok()) return tensor;
+  if (!tensor.ok() || mapped()) return tensor;
   const Range rows = slice.rows.value_or(Range{0, tensor->rows()});
   const parallel::LeafPartition whole(tensor->rows(), 1, 1);
   const parallel::LeafPartition& cut = slice.cut == nullptr ? whole : *slice.cut;
@@ -44,8 +59,9 @@ absl::StatusOr<TensorRef> WeightLoader::Read(const RowSlice& slice,
   return tensor;
 }
 
-bool WeightLoader::Allocate(int64_t bytes, kernels::Buffer& out) {
-  absl::StatusOr<kernels::Buffer> buffer = kernels_->Allocate(bytes);
+bool WeightLoader::Allocate(const std::string& name, int64_t bytes, kernels::Buffer& out) {
+  absl::StatusOr<kernels::Buffer> buffer =
+      arena_ != nullptr ? arena_->Take(name, bytes) : kernels_->Allocate(bytes);
   if (!buffer.ok()) {
     status_ = buffer.status();
     return false;
@@ -78,17 +94,24 @@ void WeightLoader::Matrix(const std::vector<RowSlice>& slices, const KSlice& k,
     for (const kernels::KLeaf& leaf : k.leaves) elements += rows.size() * (leaf.end - leaf.begin);
   }
   if (kernels_ != nullptr) {
-    absl::StatusOr<std::unique_ptr<kernels::PackedWeight>> packed = kernels_->Pack(spec);
-    if (!packed.ok()) {
-      status_ = absl::Status(
-          packed.status().code(),
-          absl::StrCat(checkpoint_.directory(), ": ", names, ": ", packed.status().message()));
-      return;
+    kernels::Buffer memory;
+    if (!Allocate(absl::StrCat(names, CutName(k)), kernels_->PackedBytes(spec), memory)) return;
+    if (mapped()) {
+      out = kernels_->WrapPacked(spec, std::move(memory));
+    } else {
+      absl::StatusOr<std::unique_ptr<kernels::PackedWeight>> packed =
+          kernels_->PackInto(spec, std::move(memory));
+      if (!packed.ok()) {
+        status_ = absl::Status(
+            packed.status().code(),
+            absl::StrCat(checkpoint_.directory(), ": ", names, ": ", packed.status().message()));
+        return;
+      }
+      out = *std::move(packed);
     }
-    out = *std::move(packed);
-    bytes_ += out->bytes();
   }
   for (const kernels::RowBlock& rows : spec.rows) {
+    if (mapped()) break;
     checkpoint::AdviseDone(rows.data, rows.rows * rows.stride * kernels::SizeOf(spec.dtype));
   }
   done_ += elements;
@@ -98,20 +121,28 @@ void WeightLoader::Matrix(const std::vector<RowSlice>& slices, const KSlice& k,
 void WeightLoader::Vector(const std::vector<RowSlice>& slices, kernels::Buffer& out) {
   if (!status_.ok()) return;
   std::vector<float> host;
+  std::string names;
+  int64_t elements = 0;
   for (const RowSlice& slice : slices) {
-    status_ = Read(slice, {{0, 1}}).status();
-    if (!status_.ok()) return;
+    const absl::StatusOr<TensorRef> tensor = Read(slice, {{0, 1}});
+    if (!tensor.ok()) {
+      status_ = tensor.status();
+      return;
+    }
+    const Range rows = slice.rows.value_or(Range{0, tensor->rows()});
+    absl::StrAppend(&names, names.empty() ? "" : " + ", tensor->name, " from row ", rows.begin);
+    elements += rows.size();
+    if (mapped()) continue;
     const absl::StatusOr<std::vector<float>> values =
         checkpoint_.ReadVector(slice.role, slice.layer);
     if (!values.ok()) {
       status_ = values.status();
       return;
     }
-    const Range rows = slice.rows.value_or(Range{0, static_cast<int64_t>(values->size())});
     host.insert(host.end(), values->begin() + rows.begin, values->begin() + rows.end);
   }
-  const int64_t bytes = static_cast<int64_t>(host.size() * sizeof(float));
-  if (kernels_ != nullptr && Allocate(bytes, out)) {
+  const int64_t bytes = elements * static_cast<int64_t>(sizeof(float));
+  if (kernels_ != nullptr && Allocate(names, bytes, out) && !mapped()) {
     kernels_->CopyIn(out.data(), host.data(), bytes);
   }
 }
@@ -126,13 +157,14 @@ void WeightLoader::Table(const RowSlice& slice, kernels::Buffer& out) {
   }
   const Range rows = slice.rows.value_or(Range{0, tensor->rows()});
   if (kernels_ == nullptr) return;
-  status_ = checkpoint::CheckFinite(*tensor, rows.begin, rows.end);
+  if (!mapped()) status_ = checkpoint::CheckFinite(*tensor, rows.begin, rows.end);
   const int64_t row_bytes = tensor->cols() * kernels::SizeOf(tensor->dtype);
   const char* data = static_cast<const char*>(tensor->data) + rows.begin * row_bytes;
-  if (status_.ok() && Allocate(rows.size() * row_bytes, out)) {
+  const std::string name = absl::StrCat(tensor->name, " from row ", rows.begin, ", as stored");
+  if (status_.ok() && Allocate(name, rows.size() * row_bytes, out) && !mapped()) {
     kernels_->CopyIn(out.data(), data, rows.size() * row_bytes);
   }
-  checkpoint::AdviseDone(data, rows.size() * row_bytes);
+  if (!mapped()) checkpoint::AdviseDone(data, rows.size() * row_bytes);
 }
 
 }  // namespace phalanx::model

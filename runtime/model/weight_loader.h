@@ -6,6 +6,7 @@
 #include <functional>
 #include <memory>
 #include <optional>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -15,6 +16,7 @@
 #include "parallel/shard.h"
 #include "runtime/checkpoint/checkpoint.h"
 #include "runtime/model/slice_digest.h"
+#include "runtime/model/weight_arena.h"
 
 namespace phalanx::model {
 
@@ -46,10 +48,12 @@ struct RowSlice {
 class WeightLoader {
  public:
   // References must outlive the loader. `kernels` null: only digests are made and outputs stay
-  // empty. `progress` (may be empty) hears of elements packed.
+  // empty. `progress` (may be empty) hears of elements packed. `arena`: where the outputs are to
+  // be; null: in memory of their own. With a mapped arena nothing is read, digested or packed: the
+  // outputs are what an equal loader has left there, and a piece that isn't is INVALID_ARGUMENT.
   WeightLoader(const checkpoint::Checkpoint& checkpoint, kernels::Kernels* kernels,
-               std::function<void(int64_t, int64_t)> progress)
-      : checkpoint_(checkpoint), kernels_(kernels), progress_(std::move(progress)) {}
+               std::function<void(int64_t, int64_t)> progress, WeightArena* arena = nullptr)
+      : checkpoint_(checkpoint), kernels_(kernels), progress_(std::move(progress)), arena_(arena) {}
 
   // Elements that Matrix calls will pack in all.
   void Expect(int64_t elements) { total_ = elements; }
@@ -67,14 +71,17 @@ class WeightLoader {
   std::vector<SliceDigest> TakeDigests() { return std::move(digests_); }
 
  private:
-  // Finds the slice's tensor and digests what `columns` say of its rows.
+  bool mapped() const { return arena_ != nullptr && arena_->mapped(); }
+  // Finds the slice's tensor and, where it is to be read, digests what `columns` say of its rows.
   absl::StatusOr<checkpoint::TensorRef> Read(const RowSlice& slice,
                                              const std::vector<kernels::KLeaf>& columns);
-  bool Allocate(int64_t bytes, kernels::Buffer& out);
+  // `name`: of the piece of the arena.
+  bool Allocate(const std::string& name, int64_t bytes, kernels::Buffer& out);
 
   const checkpoint::Checkpoint& checkpoint_;
   kernels::Kernels* const kernels_;
   const std::function<void(int64_t, int64_t)> progress_;
+  WeightArena* const arena_;
   std::vector<SliceDigest> digests_;
   absl::Status status_;
   int64_t bytes_ = 0;

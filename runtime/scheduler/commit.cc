@@ -86,6 +86,11 @@ void Scheduler::CommitSequence(Sequence& sequence, int64_t count, const Sequence
   Request& request = *sequence.request;
   const int64_t start = sequence.computed;
   sequence.computed += count;
+  sequence.reached = std::max(sequence.reached, sequence.computed);
+  if (request.isolated && ReachedBy(request) > request.reached_at_death) {
+    request.isolated = false;
+    request.deaths = 0;
+  }
   for (size_t i = 0; i < result.prompt_logprobs.size(); ++i) {
     // A recomputed chunk gives some a second time.
     if (start + static_cast<int64_t>(i) != request.prompt_rows_done) continue;
@@ -148,6 +153,38 @@ void Scheduler::AppendToken(Sequence& sequence, const TokenLogprobs& token) {
   if (!finished) return;
   FinishSequence(sequence);
   if (request.unfinished == 0) EndRequest(request, absl::OkStatus());
+}
+
+int64_t Scheduler::ReachedBy(const Request& request) {
+  int64_t reached = 0;
+  for (const auto& sample : request.samples) {
+    reached += sample->reached + static_cast<int64_t>(sample->generated.size());
+  }
+  return reached;
+}
+
+void Scheduler::OnGroupDeath(const absl::Status& cause) {
+  std::map<uint64_t, std::shared_ptr<Request>> suspects;
+  for (const InFlight& plan : in_flight_) {
+    for (const InFlight::Part& part : plan.parts) {
+      suspects.emplace(part.request->arrival, part.request);
+    }
+  }
+  for (const auto& [arrival, request] : suspects) {
+    if (request->ended) continue;
+    const int64_t reached = ReachedBy(*request);
+    request->deaths = reached > request->reached_at_death ? 1 : request->deaths + 1;
+    request->reached_at_death = reached;
+    request->isolated = request->deaths > 1;
+    if (request->isolated && suspects.size() == 1) {
+      EndRequest(*request, absl::InternalError(absl::StrCat(
+                               "the workers died ", request->deaths,
+                               " times while they computed this request and got no further; it is "
+                               "not tried again: ",
+                               cause.message())));
+    }
+  }
+  Restart(epoch_ + 1, options_.num_blocks);
 }
 
 void Scheduler::Restart(uint64_t epoch, int64_t num_blocks, int sequence_ranks,

@@ -197,9 +197,59 @@ int64_t Scheduler::PrefillShare(int64_t rows) const {
   return CeilDiv(rows, std::clamp<int64_t>(rows / options_.min_prefill_chunk, 1, 2 * plans));
 }
 
+Scheduler::Request* Scheduler::Isolated() const {
+  for (const auto* sequences : {&running_, &waiting_}) {
+    for (const auto& [order, sequence] : *sequences) {
+      if (sequence->request->isolated) return sequence->request;
+    }
+  }
+  return nullptr;
+}
+
+// One plan at a time with nothing but this request in it: a death is then this request's own.
+std::optional<StepPlan> Scheduler::ScheduleIsolated(Request& request) {
+  if (!in_flight_.empty()) return std::nullopt;
+  // Nothing is in flight, so the others' memory can be taken, the youngest's first.
+  const auto preempt_another = [&] {
+    const auto other = std::find_if(running_.rbegin(), running_.rend(), [&](const auto& entry) {
+      return entry.second->request != &request;
+    });
+    if (other == running_.rend()) return false;
+    Preempt(*other->second);
+    return true;
+  };
+  StepPlan plan;
+  InFlight in_flight;
+  int64_t budget = options_.max_batch_tokens;
+  const int64_t chunk =
+      options_.prefill_chunk > 0 ? options_.prefill_chunk : options_.max_batch_tokens;
+  for (const auto& sample : request.samples) {
+    if (budget == 0 ||
+        static_cast<int64_t>(plan.sequences.size()) >= options_.max_batch_sequences) {
+      break;
+    }
+    Sequence& sequence = *sample;
+    if (sequence.state == SequenceState::kWaiting) {
+      while (!Admit(sequence) && preempt_another()) continue;
+    }
+    if (sequence.state != SequenceState::kRunning) continue;
+    const int64_t rest = sequence.size() - sequence.scheduled;
+    if (rest == 1) {
+      bool writable = false;
+      while (!(writable = MakeWritable(sequence, plan)) && preempt_another()) continue;
+      if (!writable) continue;
+    }
+    const int64_t count = std::min({rest, budget, chunk});
+    AddToPlan(sequence, count, plan, in_flight);
+    budget -= count;
+  }
+  return Finish(std::move(plan), std::move(in_flight));
+}
+
 std::optional<StepPlan> Scheduler::Schedule() {
   const int64_t max_plans = options_.max_plans_in_flight;
   if (static_cast<int64_t>(in_flight_.size()) >= max_plans) return std::nullopt;
+  if (Request* request = Isolated(); request != nullptr) return ScheduleIsolated(*request);
   StepPlan plan;
   InFlight in_flight;
   int64_t budget = options_.max_batch_tokens;
@@ -277,6 +327,10 @@ std::optional<StepPlan> Scheduler::Schedule() {
     add_chunk(head);
   }
 
+  return Finish(std::move(plan), std::move(in_flight));
+}
+
+std::optional<StepPlan> Scheduler::Finish(StepPlan plan, InFlight in_flight) {
   if (plan.sequences.empty()) return std::nullopt;
   for (const BlockCopy& copy : plan.copies) {
     for (const BlockCopy& other : plan.copies) {

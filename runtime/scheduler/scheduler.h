@@ -158,6 +158,13 @@ class Scheduler {
   // What has happened since the last call, in order; one entry per request and call.
   std::vector<RequestOutput> TakeOutputs();
 
+  // The worker group has died. Requests that were in flight are suspects: one that is in flight at
+  // two deaths without having come further in between is computed alone from then on, until it
+  // comes further, and one that is alone in flight at such a death ends with INTERNAL and `cause`
+  // (it is quarantined: whatever it is that kills the workers must not end its neighbours).
+  // Everything else is as after Restart() with the next epoch and the same memory.
+  void OnGroupDeath(const absl::Status& cause);
+
   // A new worker group with empty KV memory takes over: plans in flight are forgotten and every
   // unfinished request is queued again as its prompt and committed tokens, the boundary kept, in
   // its old order. Requests that the new pool can never hold end with RESOURCE_EXHAUSTED. The new
@@ -197,6 +204,13 @@ class Scheduler {
   void EndRequest(Request& request, absl::Status status);
 
   void MakePool();
+  // How far the request has ever come, in rows computed and tokens chosen: what has been repeated
+  // after a preemption or a death doesn't count twice.
+  static int64_t ReachedBy(const Request& request);
+  // The oldest request that has to be computed alone, or null.
+  Request* Isolated() const;
+  std::optional<StepPlan> ScheduleIsolated(Request& request);
+  std::optional<StepPlan> Finish(StepPlan plan, InFlight in_flight);
 
   SchedulerOptions options_;
   cache::BlockStriping striping_;

@@ -31,6 +31,7 @@ struct Scheduler::Sequence {
   int64_t scheduled = 0;           // `computed` and the tokens of its parts in flight
   int64_t published = 0;           // leading full blocks already handed to Publish
   int64_t prefill_share = 0;       // while it is the oldest prefill: rows of a plan; 0: not set
+  int64_t reached = 0;             // the largest `computed` ever
   int in_flight = 0;               // plans in flight that it is in; only the newest may sample
 
   int64_t size() const;
@@ -44,6 +45,9 @@ struct Scheduler::Request {
   std::vector<std::unique_ptr<Sequence>> samples;  // by sample index
   int32_t unfinished = 0;
   int64_t preemptions = 0;
+  int deaths = 0;                 // of worker groups under it, at `reached_at_death`
+  int64_t reached_at_death = -1;  // how far it had come at the last one
+  bool isolated = false;          // computed alone until it comes further
   bool admitted = false;
   bool ended = false;
   std::vector<TokenLogprobs> prompt_logprobs;  // of prompt tokens 1, 2, ... collected so far

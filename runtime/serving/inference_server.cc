@@ -159,8 +159,10 @@ void InferenceServer::Impl::WatchHealth() {
     const Served served = served_;
     const bool draining = draining_;
     lock.unlock();
-    SetHealth(!draining &&
-              served->coordinator->GetStatus().state == coordinator::CoordinatorState::kServing);
+    // A recovery is a pause: requests are taken.
+    const coordinator::CoordinatorState state = served->coordinator->GetStatus().state;
+    SetHealth(!draining && (state == coordinator::CoordinatorState::kServing ||
+                            state == coordinator::CoordinatorState::kRecovering));
     lock.lock();
     if (!stopping_ && draining == draining_) changed_.wait_for(lock, kHealthInterval);
   }

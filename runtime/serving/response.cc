@@ -46,6 +46,8 @@ v1::ServerState ToProto(coordinator::CoordinatorState state) {
       return v1::SERVER_STATE_DRAINING;
     case coordinator::CoordinatorState::kFailed:
       return v1::SERVER_STATE_FAILED;
+    case coordinator::CoordinatorState::kRecovering:
+      return v1::SERVER_STATE_RECOVERING;
   }
   return v1::SERVER_STATE_UNSPECIFIED;
 }
@@ -73,6 +75,21 @@ void FillEngine(const coordinator::EngineCounters& status, v1::EngineStatus* eng
   engine->set_reckoned_tokens(status.reckoned_tokens);
   engine->mutable_expert_tokens()->Add(status.expert_tokens.begin(), status.expert_tokens.end());
   engine->set_expert_imbalance(status.ExpertImbalance());
+}
+
+void FillRecovery(const coordinator::ReplicaStatus& replica, v1::Recovery* to) {
+  const coordinator::Recovery& recovery = *replica.last_recovery;
+  const auto ms = [&](absl::Time time) {
+    return time == absl::InfinitePast() ? 0 : absl::ToDoubleMilliseconds(time - recovery.noticed);
+  };
+  to->set_epoch(recovery.epoch);
+  to->set_cause(recovery.cause);
+  to->set_fenced_ms(ms(recovery.fenced));
+  to->set_started_ms(ms(recovery.started));
+  to->set_registered_ms(ms(replica.group.registered));
+  to->set_loaded_ms(ms(replica.group.loaded));
+  to->set_up_ms(ms(recovery.up));
+  to->set_first_step_ms(ms(replica.first_result));
 }
 
 }  // namespace
@@ -162,6 +179,10 @@ void FillStatus(const coordinator::CoordinatorStatus& status, v1::GetStatusRespo
     to->set_layout(replica.group.layout);
     to->set_epoch(replica.group.epoch);
     FillEngine(replica, to->mutable_engine());
+    to->set_recoveries(replica.recoveries);
+    if (replica.last_recovery.has_value()) FillRecovery(replica, to->mutable_last_recovery());
+    // Those of a group that has died are gone.
+    if (replica.state == coordinator::CoordinatorState::kRecovering) continue;
     for (const coordinator::RankInfo& rank : replica.group.ranks) {
       v1::RankStatus* rank_status = response->add_ranks();
       rank_status->set_replica(replica.replica);

@@ -61,6 +61,8 @@ struct Worker::Impl {
 
   absl::Status Open();
   absl::Status Load();
+  // The digest of all that the group has read.
+  absl::StatusOr<uint64_t> AgreeOnContent(const model::DecoderOptions& decoder_options);
   absl::StatusOr<int64_t> AgreeOnKvBlocks();
   absl::Status CheckPlan(const StepPlan& plan) const;
   // The copies between blocks of this rank, as its own ids.
@@ -71,6 +73,7 @@ struct Worker::Impl {
   comm::Communicator& group;
   std::optional<ParallelContext> context;  // set by Open
   coordinator::RankInfo info;
+  LoadTimes load_times;
   std::unique_ptr<kernels::Kernels> kernels;
   std::unique_ptr<checkpoint::Checkpoint> checkpoint;
   std::unique_ptr<model::Decoder> decoder;
@@ -80,6 +83,7 @@ struct Worker::Impl {
 Worker::Worker(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
 Worker::~Worker() = default;
 
+const Worker::LoadTimes& Worker::load_times() const { return impl_->load_times; }
 const coordinator::RankInfo& Worker::info() const { return impl_->info; }
 WorkerOptions& Worker::options() { return impl_->options; }
 const model::Profile& Worker::profile() const { return impl_->options.profile; }
@@ -132,20 +136,29 @@ absl::Status Worker::Impl::Load() {
   decoder_options.max_positions = options.max_positions;
   decoder_options.shard_rows = options.shard_rows;
   decoder_options.progress = options.progress;
+  decoder_options.store = options.store;
+  decoder_options.packer =
+      absl::StrCat(options.packer, " ", std::string(kernels::Name(options.cpu.path)));
+  decoder_options.load_threads = options.cpu.threads;
+  const absl::Time begin = absl::Now();
   auto loaded = model::Decoder::Load(*checkpoint, decoder_options, *kernels, context->groups());
   if (!loaded.ok()) return loaded.status();
   decoder = *std::move(loaded);
-  const absl::StatusOr<uint64_t> content = AgreeOnSlices(
-      group, info, checkpoint->FileIdentities(), decoder->TakeDigests(), [&](int rank) {
-        return model::Decoder::DigestSlices(*checkpoint, decoder_options, *kernels, options.layout,
-                                            rank);
-      });
+  const absl::Time packed = absl::Now();
+  const absl::StatusOr<uint64_t> content = AgreeOnContent(decoder_options);
   if (!content.ok()) return content.status();
+  if (options.store != nullptr) options.store->Agreed(*content);
   checkpoint->ReleasePages();
   info.content_digest = absl::StrCat(absl::Hex(*content, absl::kZeroPad16));
+  const absl::Time agreed = absl::Now();
   const absl::StatusOr<int64_t> blocks = AgreeOnKvBlocks();
   if (!blocks.ok()) return blocks.status();
-  if (absl::Status status = decoder->AllocateKv(*blocks); !status.ok()) return status;
+  if (absl::Status status = decoder->AllocateKv(*blocks, /*later=*/decoder->weights_were_kept());
+      !status.ok()) {
+    return status;
+  }
+  load_times = {decoder->weights_were_kept(), packed - begin, agreed - packed,
+                absl::Now() - agreed};
   if (group.rank() == context->result_rank()) {
     sampler = std::make_unique<sampling::Sampler>(kernels.get(), checkpoint->config().vocab_size,
                                                   options.profile.reduction_leaves);
@@ -154,6 +167,21 @@ absl::Status Worker::Impl::Load() {
   info.kv_block_bytes = decoder->kv_block_bytes();
   info.kv_blocks = *blocks;
   return absl::OkStatus();
+}
+
+absl::StatusOr<uint64_t> Worker::Impl::AgreeOnContent(
+    const model::DecoderOptions& decoder_options) {
+  // Kept weights of one agreement need no other. Which ranks have kept ones may differ.
+  const uint64_t kept = decoder->agreed_content();
+  std::vector<uint64_t> all(group.size());
+  const std::vector<int64_t> sizes(group.size(), sizeof(uint64_t));
+  if (absl::Status status = group.AllGather(&kept, all.data(), sizes); !status.ok()) return status;
+  if (kept != 0 && std::count(all.begin(), all.end(), kept) == group.size()) return kept;
+  return AgreeOnSlices(group, info, checkpoint->FileIdentities(), decoder->TakeDigests(),
+                       [&](int rank) {
+                         return model::Decoder::DigestSlices(*checkpoint, decoder_options, *kernels,
+                                                             options.layout, rank);
+                       });
 }
 
 // Every rank holds as many blocks as the one with the least room: the pool is one for all.

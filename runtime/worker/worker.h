@@ -42,6 +42,10 @@ struct WorkerOptions {
   int64_t max_kv_sequences = 0;
   // Steps of at least this many rows shard the residual stream by token (DecoderOptions).
   int64_t shard_rows = model::DecoderOptions{}.shard_rows;
+  // Where packed weights survive this rank; null: nowhere. Outlives Load. `packer`: see
+  // model::DecoderOptions.
+  model::WeightStore* store = nullptr;
+  std::string packer;
   // Loading: elements packed so far and in all. Called on the loading thread.
   std::function<void(int64_t done, int64_t total)> progress;
   // Called when a step's input is here and when its output is made, on the thread that executes it.
@@ -63,6 +67,15 @@ class Worker {
   // caller of a rank that fails aborts the group once it has said why: the others' errors would
   // otherwise be heard first.
   absl::Status Load();
+
+  // How the time of Load was spent.
+  struct LoadTimes {
+    bool weights_were_kept = false;
+    absl::Duration weights;  // mapped and checked, or read and packed
+    absl::Duration agreement;
+    absl::Duration kv;
+  };
+  const LoadTimes& load_times() const;
 
   // What this rank tells the coordinator.
   const coordinator::RankInfo& info() const;

@@ -102,10 +102,11 @@ class ByHand(unittest.TestCase):
                 last = self.serve.lines[-1]
                 print(f"  {last}")
                 self.assertIn(f"rank {victim}", last)
+                self.assertIn("started by hand can't be started again", last)
                 self.assert_gone(10)
 
-    def test_a_rank_that_mpirun_of_serve_started_and_that_is_killed_is_named(self):
-        serve = harness.Server("--layout", "tp=3", "--threads", "1")
+    def test_without_restarts_a_killed_rank_ends_serve_and_is_named(self):
+        serve = harness.Server("--layout", "tp=3", "--threads", "1", "--max-restarts", "0")
         self.addCleanup(serve.stop)
         pids = serve.rank_pids()
         self.assertEqual(len(pids), 3)

@@ -69,7 +69,7 @@ class Replicas(unittest.TestCase):
         self.fail("the stream ended before its first token")
 
     def test_a_lost_replica_ends_its_own_requests_and_the_others_go_on(self):
-        server = harness.Server("--layout", "dp=2", "--threads", "1")
+        server = harness.Server("--layout", "dp=2", "--threads", "1", "--max-restarts", "0")
         self.addCleanup(server.stop)
         pids = rank_pids(server.lines)
         client = harness.Client(server.endpoint)
@@ -91,7 +91,7 @@ class Replicas(unittest.TestCase):
         self.assertEqual(caught.exception.code(), grpc.StatusCode.UNAVAILABLE)
         self.assertIn(f"pid {pids[1, 0]}", caught.exception.details())
         print(f"  {caught.exception.details()}")
-        server.wait_for_line("replica 1 is lost, 1 of 2 go on")
+        server.wait_for_line("replica 1: lost, 1 of 2 go on")
         self.assertEqual(client.health(), "SERVING")
         status = client.status()
         self.assertEqual([r.state for r in status.replicas],

@@ -24,6 +24,8 @@ struct DecodeOptions {
   kernels::CpuPath path = kernels::AvailableCpuPaths().back();
   int64_t chunk = 1 << 20;  // tokens per forward pass
   int reduction_leaves = 8;
+  // Of each rank; ranks past its end have none.
+  std::vector<model::WeightStore*> stores = {};
 };
 
 // Logits [tokens, vocab_size] of every position of `ids`, fed from position 0.
@@ -44,6 +46,10 @@ inline absl::StatusOr<std::vector<float>> DecodeLogits(const std::string& direct
         decoder_options.max_rows = n;
         decoder_options.shard_rows = options.shard_rows;
         decoder_options.profile.reduction_leaves = options.reduction_leaves;
+        decoder_options.packer = std::string(kernels::Name(options.path));
+        if (static_cast<size_t>(group.rank()) < options.stores.size()) {
+          decoder_options.store = options.stores[group.rank()];
+        }
         auto decoder =
             model::Decoder::Load(**checkpoint, decoder_options, **kernels, context->groups());
         if (!decoder.ok()) return decoder.status();

@@ -26,6 +26,7 @@ struct FakeGroupOptions {
   bool manual = false;  // plans wait for RunOne()
   absl::Status start_status;
   std::string layout = "tp=1";
+  uint64_t epoch = 1;
   std::string op_digest;
   // What every step says it has routed to each expert.
   std::vector<int64_t> expert_tokens;
@@ -52,6 +53,11 @@ class FakeGroupControl {
   void AwaitPlan(size_t count = 1) {
     std::unique_lock<std::mutex> lock(mu_);
     changed_.wait(lock, [&] { return plans_.size() >= count || stopped_; });
+  }
+  // Precondition: AwaitPlan.
+  scheduler::StepPlan front() {
+    std::lock_guard<std::mutex> lock(mu_);
+    return plans_.front();
   }
   // The group dies.
   void Die(const absl::Status& status) { callback_(status); }
@@ -100,7 +106,7 @@ class FakeWorkerGroup : public coordinator::WorkerGroup {
       thread_ = std::thread([this] { control_->RunUntilStopped(); });
     }
     coordinator::GroupInfo info;
-    info.epoch = 1;
+    info.epoch = control_->options_.epoch;
     info.layout = control_->options_.layout;
     coordinator::RankInfo rank;
     rank.host = "fake";

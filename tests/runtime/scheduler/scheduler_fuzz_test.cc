@@ -93,6 +93,13 @@ class Fuzz {
       simulation_.Restart(num_blocks, static_cast<int>(Random(0, options_.sequence_stripes)),
                           Random(0, 4));
     }
+    if (Random(0, 120) == 0) simulation_.Die(absl::UnavailableError("a rank died"));
+    // Twice in a row, so that some are computed alone.
+    if (Random(0, 200) == 0) {
+      simulation_.Die(absl::UnavailableError("a rank died"));
+      simulation_.Schedule();
+      simulation_.Die(absl::UnavailableError("a rank died again"));
+    }
     simulation_.scheduler().Expire(absl::FromUnixSeconds(now_));
     simulation_.Take();
     if (Random(0, 1) == 0) simulation_.Schedule();

@@ -141,6 +141,14 @@ class Simulation {
     return false;
   }
 
+  // The group dies under what is in flight; the next has the same layout.
+  void Die(const absl::Status& cause) {
+    results_.clear();
+    model_ = MakeModel();
+    scheduler_.OnGroupDeath(cause);
+    Take();
+  }
+
   // The group's layout may change; 0: as it is.
   void Restart(int64_t num_blocks, int sequence_ranks = 0, int64_t max_plans_in_flight = 0) {
     options_.num_blocks = num_blocks;

@@ -1,0 +1,72 @@
+#include "launcher/command_line.h"
+
+#include <google/protobuf/stubs/logging.h>
+
+#include <string>
+#include <vector>
+
+#include "CLI/CLI.hpp"
+#include "absl/strings/str_cat.h"
+#include "launcher/commands/commands.h"
+#include "launcher/exit_code.h"
+#include "launcher/version.h"
+#include "spdlog/sinks/stdout_color_sinks.h"
+#include "spdlog/spdlog.h"
+
+namespace phalanx::launcher {
+
+int RunCommandLine(int argc, char** argv, const WorkerHooks& hooks) {
+  CLI::App app{
+      "Phalanx: distributed LLM inference on MPI and Slurm clusters.\n"
+      "Results go to stdout, logs to stderr. Exit codes: 0 done, 1 failed while running, 2 wrong\n"
+      "usage, configuration or model.",
+      "phalanx"};
+  app.set_version_flag("--version", std::string("phalanx ") + kVersion);
+  app.require_subcommand(1);
+  app.get_formatter()->column_width(34);
+  std::string log_level = "info";
+  app.add_option("--log-level", log_level, "trace, debug, info, warn, error or off")
+      ->check(CLI::IsMember({"trace", "debug", "info", "warn", "error", "off"}))
+      ->capture_default_str();
+  app.fallthrough();
+  app.failure_message([](const CLI::App* top, const CLI::Error& error) {
+    const std::vector<CLI::App*> commands = top->get_subcommands();
+    std::string name = top->get_name();
+    for (const CLI::App* command : commands) absl::StrAppend(&name, " ", command->get_name());
+    std::string message = error.what();
+    // The library says only that a command is required where an unknown one was given.
+    const std::vector<std::string> unknown = top->remaining();
+    if (commands.empty() && !unknown.empty()) {
+      message = absl::StrCat("unknown command or flag \"", unknown[0], "\"");
+    }
+    return absl::StrCat(name, ": ", message, " (", name, " --help shows what there is)\n");
+  });
+
+  Command run;
+  AddRunCommand(app, &run);
+  AddServeCommand(app, &run);
+  AddWorkerCommand(app, &run, hooks);
+  AddKeeperCommand(app, &run);
+  AddGenerateCommand(app, &run);
+  AddStatusCommand(app, &run);
+  AddTokenizeCommand(app, &run);
+  AddPlanCommand(app, &run);
+  AddBenchCommand(app, &run);
+  AddGuardCommand(app, &run);
+
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& error) {
+    const int code = app.exit(error);
+    return code == 0 ? kExitDone : kExitUsage;
+  }
+  // A client's bad bytes are answered with the field's name; protobuf's own line would say less, in
+  // our log.
+  google::protobuf::SetLogHandler(nullptr);
+  spdlog::set_default_logger(spdlog::stderr_color_mt("phalanx"));
+  spdlog::set_pattern("%^[%H:%M:%S.%e %l]%$ %v");
+  spdlog::set_level(spdlog::level::from_str(log_level));
+  return run();
+}
+
+}  // namespace phalanx::launcher

@@ -1,0 +1,276 @@
+#include "launcher/guard.h"
+
+#include <arpa/inet.h>
+#include <fcntl.h>
+#include <netdb.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <poll.h>
+#include <signal.h>
+#include <sys/prctl.h>
+#include <sys/resource.h>
+#include <sys/signalfd.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <array>
+#include <cerrno>
+#include <cstring>
+#include <fstream>
+#include <string>
+#include <utility>
+
+#include "absl/status/status.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/strip.h"
+
+namespace phalanx::launcher {
+namespace {
+
+constexpr absl::Duration kConnectTimeout = absl::Seconds(10);
+// What mpirun and orted get to clean up (session directories): they need 0.05 s.
+constexpr absl::Duration kEndTimeout = absl::Milliseconds(250);
+
+constexpr std::array<int, 4> kForwarded = {SIGTERM, SIGINT, SIGUSR1, SIGUSR2};
+
+class Descriptor {
+ public:
+  explicit Descriptor(int fd = -1) : fd_(fd) {}
+  Descriptor(Descriptor&& other) noexcept : fd_(std::exchange(other.fd_, -1)) {}
+  ~Descriptor() {
+    if (fd_ >= 0) close(fd_);
+  }
+  int get() const { return fd_; }
+
+ private:
+  int fd_;
+};
+
+// Connects with a deadline; the connection is found dead after kLinkTimeout.
+absl::StatusOr<Descriptor> Connect(const std::string& leash) {
+  const size_t colon = leash.rfind(':');
+  if (colon == std::string::npos) {
+    return absl::InvalidArgumentError(absl::StrCat("--leash ", leash, ": not HOST:PORT"));
+  }
+  absl::string_view host(leash.data(), colon);
+  if (absl::ConsumePrefix(&host, "[")) host = absl::StripSuffix(host, "]");
+  addrinfo hints = {};
+  hints.ai_socktype = SOCK_STREAM;
+  addrinfo* found = nullptr;
+  const int error =
+      getaddrinfo(std::string(host).c_str(), leash.c_str() + colon + 1, &hints, &found);
+  if (error != 0) {
+    return absl::UnavailableError(absl::StrCat("--leash ", leash, ": ", gai_strerror(error)));
+  }
+  std::string reason = "no address";
+  for (const addrinfo* at = found; at != nullptr; at = at->ai_next) {
+    Descriptor fd(socket(at->ai_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
+    if (fd.get() < 0) continue;
+    const auto set = [&fd](int level, int option, int value) {
+      setsockopt(fd.get(), level, option, &value, sizeof(value));
+    };
+    set(SOL_SOCKET, SO_KEEPALIVE, 1);
+    set(IPPROTO_TCP, TCP_KEEPIDLE, kKeepaliveIdleSeconds);
+    set(IPPROTO_TCP, TCP_KEEPINTVL, kKeepaliveIntervalSeconds);
+    set(IPPROTO_TCP, TCP_KEEPCNT, kKeepaliveProbes);
+    int failure = 0;
+    if (connect(fd.get(), at->ai_addr, at->ai_addrlen) != 0) {
+      failure = errno;
+      if (failure == EINPROGRESS) {
+        pollfd wait = {fd.get(), POLLOUT, 0};
+        failure = ETIMEDOUT;
+        if (poll(&wait, 1, static_cast<int>(absl::ToInt64Milliseconds(kConnectTimeout))) == 1) {
+          socklen_t size = sizeof(failure);
+          getsockopt(fd.get(), SOL_SOCKET, SO_ERROR, &failure, &size);
+        }
+      }
+    }
+    if (failure == 0) {
+      freeaddrinfo(found);
+      return fd;
+    }
+    reason = strerror(failure);
+  }
+  freeaddrinfo(found);
+  return absl::UnavailableError(
+      absl::StrCat("--leash ", leash, ": ", reason,
+                   "; the coordinator that asked for this process is gone or out of reach"));
+}
+
+std::vector<pid_t> Children() {
+  std::ifstream in(absl::StrCat("/proc/self/task/", getpid(), "/children"));
+  std::vector<pid_t> out;
+  for (pid_t pid = 0; in >> pid;) {
+    std::string name;
+    std::getline(std::ifstream(absl::StrCat("/proc/", pid, "/comm")), name);
+    if (name != kKeeperName) out.push_back(pid);
+  }
+  return out;
+}
+
+// Kills every descendant: what a killed child leaves behind becomes a child of this process, its
+// subreaper. Returns when all are gone; *status: how `child` ended, if it is among them.
+void KillAll(pid_t child, int* status) {
+  while (true) {
+    const std::vector<pid_t> children = Children();
+    if (children.empty()) return;
+    for (const pid_t pid : children) kill(pid, SIGKILL);
+    int ended = 0;
+    const pid_t pid = waitpid(-1, &ended, 0);
+    if (pid == child) *status = ended;
+    if (pid < 0 && errno == ECHILD) return;
+  }
+}
+
+class Guard {
+ public:
+  Guard(Descriptor leash, Descriptor signals, pid_t child, bool deaf)
+      : leash_(std::move(leash)), signals_(std::move(signals)), child_(child), deaf_(deaf) {}
+
+  // The wait status of the command.
+  int Run() {
+    while (!Reap(0)) {
+      std::array<pollfd, 2> wait = {pollfd{leash_.get(), POLLIN, 0},
+                                    pollfd{signals_.get(), POLLIN, 0}};
+      if (poll(wait.data(), wait.size(), -1) < 0) continue;
+      if (wait[1].revents != 0) HandleSignals();
+      if (wait[0].revents != 0) {
+        End();
+        break;
+      }
+    }
+    // Of what the command leaves behind, nothing is to live on.
+    KillAll(child_, &status_);
+    return status_;
+  }
+
+ private:
+  // Reaps what has ended; whether the command is among it.
+  bool Reap(int flags) {
+    while (!ended_) {
+      int status = 0;
+      const pid_t pid = waitpid(-1, &status, WNOHANG | flags);
+      if (pid <= 0) return false;
+      if (pid == child_) {
+        status_ = status;
+        ended_ = true;
+      }
+    }
+    return true;
+  }
+
+  void HandleSignals() {
+    signalfd_siginfo signal;
+    while (read(signals_.get(), &signal, sizeof(signal)) == sizeof(signal)) {
+      if (signal.ssi_signo != SIGCHLD && !deaf_) kill(child_, static_cast<int>(signal.ssi_signo));
+    }
+  }
+
+  // Asks once, then kills.
+  void End() {
+    kill(child_, deaf_ ? SIGKILL : SIGTERM);
+    const absl::Time deadline = absl::Now() + kEndTimeout;
+    while (!Reap(0)) {
+      const absl::Duration left = deadline - absl::Now();
+      if (left <= absl::ZeroDuration()) return;
+      pollfd wait = {signals_.get(), POLLIN, 0};
+      poll(&wait, 1, static_cast<int>(absl::ToInt64Milliseconds(left)) + 1);
+      signalfd_siginfo signal;
+      while (read(signals_.get(), &signal, sizeof(signal)) == sizeof(signal)) continue;
+    }
+  }
+
+  const Descriptor leash_;
+  const Descriptor signals_;
+  const pid_t child_;
+  const bool deaf_;
+  bool ended_ = false;
+  int status_ = 0;
+};
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<Leash>> Leash::Listen(bool other_hosts) {
+  // Never accepted: the kernel completes connections and answers their probes by itself, and resets
+  // them all when the port is closed, by whatever kind of end.
+  const int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+  sockaddr_in address = {};
+  address.sin_family = AF_INET;
+  address.sin_addr.s_addr = htonl(other_hosts ? INADDR_ANY : INADDR_LOOPBACK);
+  socklen_t size = sizeof(address);
+  if (fd < 0 || bind(fd, reinterpret_cast<const sockaddr*>(&address), size) != 0 ||
+      listen(fd, 4096) != 0 || getsockname(fd, reinterpret_cast<sockaddr*>(&address), &size) != 0) {
+    const int error = errno;
+    if (fd >= 0) close(fd);
+    return absl::ResourceExhaustedError(
+        absl::StrCat("no port for the leash that worker processes are held by: ", strerror(error)));
+  }
+  return std::unique_ptr<Leash>(new Leash(fd, ntohs(address.sin_port)));
+}
+
+Leash::~Leash() { close(fd_); }
+
+absl::StatusOr<int> RunGuard(const GuardOptions& options) {
+  if (options.command.empty()) {
+    return absl::InvalidArgumentError("guard: no command; write guard --leash HOST:PORT COMMAND");
+  }
+  absl::StatusOr<Descriptor> leash = Connect(options.leash);
+  if (!leash.ok()) return leash.status();
+
+  prctl(PR_SET_CHILD_SUBREAPER, 1);
+  sigset_t handled;
+  sigemptyset(&handled);
+  sigaddset(&handled, SIGCHLD);
+  for (const int signal : kForwarded) sigaddset(&handled, signal);
+  sigset_t before;
+  sigprocmask(SIG_BLOCK, &handled, &before);
+  Descriptor signals(signalfd(-1, &handled, SFD_CLOEXEC | SFD_NONBLOCK));
+
+  std::vector<char*> argv;
+  argv.reserve(options.command.size() + 1);
+  for (const std::string& word : options.command) argv.push_back(const_cast<char*>(word.c_str()));
+  argv.push_back(nullptr);
+  std::array<int, 2> failure;  // tells whether exec failed: closed by a successful one
+  if (pipe2(failure.data(), O_CLOEXEC) != 0) {
+    return absl::ResourceExhaustedError(absl::StrCat("guard: pipe: ", strerror(errno)));
+  }
+  const pid_t parent = getpid();
+  const pid_t child = fork();
+  if (child < 0) {
+    return absl::ResourceExhaustedError(absl::StrCat("guard: fork: ", strerror(errno)));
+  }
+  if (child == 0) {
+    prctl(PR_SET_PDEATHSIG, SIGKILL);
+    if (getppid() != parent) _exit(127);
+    if (options.deaf) {
+      for (const int signal : kForwarded) ::signal(signal, SIG_IGN);
+    }
+    sigprocmask(SIG_SETMASK, &before, nullptr);
+    execvp(argv[0], argv.data());
+    const int error = errno;
+    (void)!write(failure[1], &error, sizeof(error));
+    _exit(127);
+  }
+  close(failure[1]);
+  int error = 0;
+  const ssize_t got = read(failure[0], &error, sizeof(error));
+  close(failure[0]);
+  if (got > 0) {
+    waitpid(child, nullptr, 0);
+    return absl::NotFoundError(
+        absl::StrCat("can't start ", options.command[0], ": ", strerror(error)));
+  }
+
+  const int status = Guard(*std::move(leash), std::move(signals), child, options.deaf).Run();
+  if (WIFEXITED(status)) return WEXITSTATUS(status);
+  const rlimit no_core = {0, 0};
+  setrlimit(RLIMIT_CORE, &no_core);
+  signal(WTERMSIG(status), SIG_DFL);
+  raise(WTERMSIG(status));
+  sigprocmask(SIG_UNBLOCK, &handled, nullptr);
+  return 128 + WTERMSIG(status);
+}
+
+}  // namespace phalanx::launcher

@@ -1,0 +1,83 @@
+// The worker groups of one replica whose ranks are processes: where they run, with what layout, and
+// the next one when one has died.
+#ifndef PHALANX_LAUNCHER_PROCESS_GROUPS_H_
+#define PHALANX_LAUNCHER_PROCESS_GROUPS_H_
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "absl/time/time.h"
+#include "launcher/options.h"
+#include "launcher/placement.h"
+#include "launcher/planning.h"
+#include "launcher/rank_launcher.h"
+#include "parallel/mesh.h"
+#include "runtime/control/control_server.h"
+#include "runtime/control/remote_worker_group.h"
+#include "runtime/coordinator/group_source.h"
+
+namespace phalanx::launcher {
+
+// What all groups of a service have in common.
+struct GroupSetup {
+  ServiceOptions options;
+  PlanningOptions planning;  // for a layout on fewer hosts
+  parallel::Layout layout;   // of one replica, dp = 1
+  int replicas = 1;
+  std::string profile;
+  std::string checkpoint_digest;
+  std::string token;
+  int64_t max_context = 0;
+  control::ControlServer* control = nullptr;
+};
+
+class ProcessGroupSource final : public coordinator::GroupSource {
+ public:
+  // `setup` outlives the source. `placement`: the replica's hosts; none: this machine, or what the
+  // allocation gives. `progress`: bytes loaded so far and in all, while the first group starts.
+  ProcessGroupSource(const GroupSetup& setup, int replica, Placement placement,
+                     std::function<void(int64_t done, int64_t total)> progress);
+
+  // The same layout on the same hosts, as long as all of them can run a process. A host that is
+  // away is waited for, options.host_wait in all; then the layout is planned again on those that
+  // are left. UNAVAILABLE: a host is being waited for, or what is left can't hold the model.
+  absl::StatusOr<std::unique_ptr<coordinator::WorkerGroup>> Next(
+      const coordinator::GroupNeed& need) override;
+
+  // Last heartbeats of the present group. Any thread.
+  std::vector<control::RankHealth> Health() const;
+  // How the ranks are started by hand, quoted for a shell.
+  std::string CommandLine() const;
+
+ private:
+  struct Shape {
+    parallel::Layout layout;
+    std::vector<HostSlots> hosts;  // in rank order
+  };
+  absl::StatusOr<Shape> Settle(const coordinator::GroupNeed& need);
+  absl::StatusOr<parallel::Layout> PlanOn(const std::vector<HostSlots>& hosts) const;
+  std::string CoordinatorAddress() const;  // as ranks are told
+  // The ranks' command line after the binary, but for what differs by machine (threads, memory).
+  std::vector<std::string> WorkerArguments(const Shape& shape, uint64_t epoch,
+                                           const std::string& model) const;
+  RankLaunch Launch(const Shape& shape, uint64_t epoch, const std::string& model) const;
+
+  const GroupSetup& setup_;
+  const int replica_;
+  const Placement placement_;
+  const std::function<void(int64_t done, int64_t total)> progress_;
+  RankLauncher launcher_;
+  absl::Time away_since_ = absl::InfiniteFuture();  // a host has been
+
+  mutable std::mutex mu_;
+  std::function<std::vector<control::RankHealth>()> health_;  // guarded by mu_
+};
+
+}  // namespace phalanx::launcher
+
+#endif  // PHALANX_LAUNCHER_PROCESS_GROUPS_H_
