@@ -50,6 +50,9 @@ void AddRankOptions(CLI::App& app, RankOptions& o) {
                "A rank that takes a dead one's place packs its weights again, in place of mapping "
                "what a process of its own has kept")
       ->group(group);
+  app.add_option("--step-trace", o.step_trace,
+                 "Directory to which each rank writes when it worked on which step, as JSON lines")
+      ->group(group);
   const std::string profile = "Numerics profile (changing it may change bits)";
   app.add_option("--reduction-leaves", o.reduction_leaves,
                  "Leaves of sharded sums; tp is at most this")

@@ -24,6 +24,7 @@ struct RankOptions {
   int64_t kv_blocks = 0;    // 0: by kv_memory
   int64_t max_context = 0;  // 0: the checkpoint's
   int64_t max_step_tokens = 512;
+  std::string step_trace;  // directory; empty: none
   int reduction_leaves = 8;
   int sequence_stripes = 8;
   bool keep_weights = true;  // packed weights outlive the rank, for the one that takes its place

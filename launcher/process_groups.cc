@@ -151,6 +151,7 @@ std::vector<std::string> ProcessGroupSource::WorkerArguments(const Shape& shape,
   }
   // Left out, they are settled by every rank for the host that it finds itself on.
   if (rank.threads > 0) add("--threads", rank.threads);
+  if (!rank.step_trace.empty()) out.insert(out.end(), {"--step-trace", rank.step_trace});
   if (!rank.cpu_path.empty()) out.insert(out.end(), {"--cpu-path", rank.cpu_path});
   if (!rank.kv_memory.empty()) out.insert(out.end(), {"--kv-memory", rank.kv_memory});
   return out;

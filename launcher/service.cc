@@ -13,6 +13,7 @@
 #include "launcher/env.h"
 #include "launcher/machine.h"
 #include "launcher/progress_bar.h"
+#include "launcher/step_trace.h"
 #include "parallel/shard.h"
 #include "runtime/checkpoint/checkpoint.h"
 #include "runtime/model/shape.h"
@@ -204,8 +205,10 @@ absl::StatusOr<std::unique_ptr<Service>> Service::Create(const ServiceOptions& o
     coordinator.restart.max_tries = 0;
   }
   coordinator.log = [](const std::string& line) { spdlog::warn("{}", line); };
+  auto sources = service->CreateSources();
+  if (!sources.ok()) return sources.status();
   service->coordinator_ =
-      std::make_unique<coordinator::Coordinator>(std::move(coordinator), service->CreateSources());
+      std::make_unique<coordinator::Coordinator>(std::move(coordinator), *std::move(sources));
   return service;
 }
 
@@ -220,7 +223,7 @@ absl::Status Service::Place() {
   return absl::OkStatus();
 }
 
-std::vector<std::unique_ptr<coordinator::GroupSource>> Service::CreateSources() {
+absl::StatusOr<std::vector<std::unique_ptr<coordinator::GroupSource>>> Service::CreateSources() {
   setup_.options = options_;
   setup_.planning = planning_;
   setup_.layout = worker_options_.layout;
@@ -239,6 +242,11 @@ std::vector<std::unique_ptr<coordinator::GroupSource>> Service::CreateSources() 
     if (options_.workers == "threads") {
       worker::WorkerOptions options = worker_options_;
       options.progress = progress;
+      if (!options_.rank.step_trace.empty()) {
+        auto trace = TraceSteps(options_.rank.step_trace, replica, /*epoch=*/1);
+        if (!trace.ok()) return trace.status();
+        options.trace = *std::move(trace);
+      }
       sources.push_back(
           std::make_unique<coordinator::SingleGroupSource>(worker::CreateInProcessGroup(options)));
       continue;

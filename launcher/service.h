@@ -62,7 +62,7 @@ class Service {
   // Divides named hosts among the replicas.
   absl::Status Place();
   // One per replica.
-  std::vector<std::unique_ptr<coordinator::GroupSource>> CreateSources();
+  absl::StatusOr<std::vector<std::unique_ptr<coordinator::GroupSource>>> CreateSources();
 
   ServiceOptions options_;
   PlanningOptions planning_;

@@ -22,6 +22,7 @@
 #include "launcher/machine.h"
 #include "launcher/options.h"
 #include "launcher/service.h"
+#include "launcher/step_trace.h"
 #include "runtime/control/conversions.h"
 #include "runtime/control/worker_client.h"
 #include "runtime/worker/worker.h"
@@ -180,7 +181,13 @@ absl::Status RunWorker(const WorkerCommandOptions& options, const Environment& e
     if (hooks.loading) hooks.loading(done, total);
     (*client)->ReportProgress(done, total);
   };
-  absl::Status status = (*worker)->Load();
+  absl::Status status;
+  if (!options.rank.step_trace.empty()) {
+    auto trace = TraceSteps(options.rank.step_trace, options.replica, (*client)->epoch());
+    status = trace.status();
+    if (trace.ok()) (*worker)->options().trace = *std::move(trace);
+  }
+  if (status.ok()) status = (*worker)->Load();
   if (status.ok() && hooks.loaded) hooks.loaded();
   if (status.ok()) {
     const coordinator::RankInfo& loaded = (*worker)->info();

@@ -20,13 +20,23 @@ import harness
 ALL = "--all" in sys.argv
 
 FEW = ["tp=1", "tp=2", "pp=2", "sp=2", "tp=3", "pp=2,tp=2", "sp=2,tp=2"]
+# Of a mixture of 8 experts; etp = sp*tp / ep ranks share each.
+FEW_EXPERTS = ["tp=2,ep=1", "tp=2,ep=2"]
+EXPERTS = 8
 KV_BLOCKS = 128
 
 
-def layouts():
+def layouts(experts):
     if not ALL:
-        return FEW
+        return FEW_EXPERTS if experts else FEW
     found = []
+    if experts:
+        for axes in ("tp=1", "tp=2", "tp=3", "tp=4", "sp=2", "sp=2,tp=2", "pp=2,tp=2", "pp=2,sp=2",
+                     "tp=6", "tp=8", "sp=2,tp=4"):
+            size = int(axes.split("tp=")[1]) if "tp=" in axes else 1
+            size *= 2 if "sp=2" in axes else 1
+            found += [f"{axes},ep={ep}" for ep in range(1, size + 1) if size % ep == 0]
+        return found
     for pp in range(1, 9):
         for sp in range(1, 9):
             for tp in range(1, 9):
@@ -35,7 +45,7 @@ def layouts():
     return found
 
 
-def write_checkpoint(directory, hidden, intermediate, layers, vocabulary):
+def write_checkpoint(directory, hidden, intermediate, layers, vocabulary, experts):
     """BF16 values of both signs around 2^-6, the same block again and again."""
     heads, kv = hidden // 128, hidden // 2
     config = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": hidden,
@@ -43,6 +53,9 @@ def write_checkpoint(directory, hidden, intermediate, layers, vocabulary):
               "num_attention_heads": heads, "num_key_value_heads": heads // 2,
               "vocab_size": vocabulary, "max_position_embeddings": 4096, "rms_norm_eps": 1e-5,
               "tie_word_embeddings": False, "torch_dtype": "bfloat16", "hidden_act": "silu"}
+    if experts:
+        config.update({"architectures": ["MixtralForCausalLM"], "model_type": "mixtral",
+                       "num_local_experts": EXPERTS, "num_experts_per_tok": 2})
     with open(os.path.join(directory, "config.json"), "w", encoding="utf-8") as file:
         json.dump(config, file)
     shapes = {"model.embed_tokens.weight": (vocabulary, hidden),
@@ -51,9 +64,19 @@ def write_checkpoint(directory, hidden, intermediate, layers, vocabulary):
         shapes.update({f"model.layers.{i}.{name}.weight": shape for name, shape in (
             ("input_layernorm", (hidden,)), ("post_attention_layernorm", (hidden,)),
             ("self_attn.q_proj", (hidden, hidden)), ("self_attn.k_proj", (kv, hidden)),
-            ("self_attn.v_proj", (kv, hidden)), ("self_attn.o_proj", (hidden, hidden)),
-            ("mlp.gate_proj", (intermediate, hidden)), ("mlp.up_proj", (intermediate, hidden)),
-            ("mlp.down_proj", (hidden, intermediate)))})
+            ("self_attn.v_proj", (kv, hidden)), ("self_attn.o_proj", (hidden, hidden)))})
+        if experts:
+            shapes[f"model.layers.{i}.block_sparse_moe.gate.weight"] = (EXPERTS, hidden)
+            for e in range(EXPERTS):
+                at = f"model.layers.{i}.block_sparse_moe.experts.{e}"
+                shapes.update({f"{at}.w1.weight": (intermediate, hidden),
+                               f"{at}.w3.weight": (intermediate, hidden),
+                               f"{at}.w2.weight": (hidden, intermediate)})
+        else:
+            at = f"model.layers.{i}.mlp"
+            shapes.update({f"{at}.gate_proj.weight": (intermediate, hidden),
+                           f"{at}.up_proj.weight": (intermediate, hidden),
+                           f"{at}.down_proj.weight": (hidden, intermediate)})
     header, end = {}, 0
     for name, shape in shapes.items():
         begin, end = end, end + 2 * shape[0] * (shape[1] if len(shape) > 1 else 1)
@@ -89,12 +112,17 @@ def ranks_of(model, layout):
 
 class Memory(unittest.TestCase):
     def test_ranks_hold_what_was_planned(self):
-        shape = (2048, 5632, 10, 32000) if ALL else (2048, 5632, 4, 16000)
+        self.check_all(False, (2048, 5632, 10, 32000) if ALL else (2048, 5632, 4, 16000))
+
+    def test_ranks_hold_their_experts(self):
+        self.check_all(True, (1536, 4096, 3, 8000) if ALL else (1024, 2816, 2, 8000))
+
+    def check_all(self, experts, shape):
         with tempfile.TemporaryDirectory() as model:
-            file_bytes = write_checkpoint(model, *shape)
+            file_bytes = write_checkpoint(model, *shape, experts)
             print(f"  checkpoint of {file_bytes / 1e6:.0f} MB", file=sys.stderr)
             worst = [0.0, 0.0]
-            for layout in layouts():
+            for layout in layouts(experts):
                 with self.subTest(layout):
                     self.check(model, layout, file_bytes, worst)
             print(f"  worst: reported {worst[0]:.3%}, resident {worst[1]:.3%}", file=sys.stderr)
@@ -110,7 +138,7 @@ class Memory(unittest.TestCase):
         self.assertEqual(done.returncode, 0, done.stderr)
         planned = json.loads(done.stdout)["ranks"]
         ranks = ranks_of(model, layout)
-        empty = ranks_of(harness.DEMO_MODEL, layout)
+        empty = ranks_of(harness.DEMO_MODEL, layout.split(",ep=")[0])  # it has no experts
         self.assertEqual(len(planned), len(ranks))
         for rank, (plan, real, base) in enumerate(zip(planned, ranks, empty)):
             weights, kv, resident = real
@@ -123,13 +151,16 @@ class Memory(unittest.TestCase):
             self.assertLess(abs(reported), 0.01, f"rank {rank}: planned {expected}, reports {real}")
             self.assertLess(abs(held), 0.03, f"rank {rank}: planned {expected}, resident "
                                              f"{resident} above a baseline of {baseline}")
-        # Over all ranks: every weight once for each sp rank, embedding and head once; norms and the
-        # pad of packed panels are the rest.
+        # Over all ranks: every weight once for each sp rank, but embedding, head and experts (their
+        # shards lie over sp and tp) once; norms and the pad of packed panels are the rest.
         sp = int(axes["sp"])
         with open(os.path.join(model, "config.json"), encoding="utf-8") as file:
             config = json.load(file)
-        vocabulary = 2 * 2 * config["vocab_size"] * config["hidden_size"]
-        once = vocabulary + sp * (file_bytes - vocabulary)
+        shared = 2 * 2 * config["vocab_size"] * config["hidden_size"]
+        if "num_local_experts" in config:
+            shared += (2 * 3 * config["num_hidden_layers"] * EXPERTS * config["hidden_size"] *
+                       config["intermediate_size"])
+        once = shared + sp * (file_bytes - shared)
         self.assertLess(abs(sum(rank[0] for rank in ranks) / once - 1), 0.03)
         print(f"  {layout}: {len(ranks)} ranks as planned", file=sys.stderr)
 
