@@ -17,9 +17,12 @@
 
 #include <array>
 #include <cerrno>
+#include <cstdlib>
 #include <cstring>
+#include <filesystem>
 #include <fstream>
 #include <string>
+#include <system_error>
 #include <utility>
 
 #include "absl/status/status.h"
@@ -131,7 +134,7 @@ class Guard {
 
   // The wait status of the command.
   int Run() {
-    while (!Reap(0)) {
+    while (!Reap()) {
       std::array<pollfd, 2> wait = {pollfd{leash_.get(), POLLIN, 0},
                                     pollfd{signals_.get(), POLLIN, 0}};
       if (poll(wait.data(), wait.size(), -1) < 0) continue;
@@ -148,10 +151,10 @@ class Guard {
 
  private:
   // Reaps what has ended; whether the command is among it.
-  bool Reap(int flags) {
+  bool Reap() {
     while (!ended_) {
       int status = 0;
-      const pid_t pid = waitpid(-1, &status, WNOHANG | flags);
+      const pid_t pid = waitpid(-1, &status, WNOHANG);
       if (pid <= 0) return false;
       if (pid == child_) {
         status_ = status;
@@ -172,7 +175,7 @@ class Guard {
   void End() {
     kill(child_, deaf_ ? SIGKILL : SIGTERM);
     const absl::Time deadline = absl::Now() + kEndTimeout;
-    while (!Reap(0)) {
+    while (!Reap()) {
       const absl::Duration left = deadline - absl::Now();
       if (left <= absl::ZeroDuration()) return;
       pollfd wait = {signals_.get(), POLLIN, 0};
@@ -195,19 +198,45 @@ class Guard {
 absl::StatusOr<std::unique_ptr<Leash>> Leash::Listen(bool other_hosts) {
   // Never accepted: the kernel completes connections and answers their probes by itself, and resets
   // them all when the port is closed, by whatever kind of end.
-  const int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
-  sockaddr_in address = {};
-  address.sin_family = AF_INET;
-  address.sin_addr.s_addr = htonl(other_hosts ? INADDR_ANY : INADDR_LOOPBACK);
-  socklen_t size = sizeof(address);
-  if (fd < 0 || bind(fd, reinterpret_cast<const sockaddr*>(&address), size) != 0 ||
-      listen(fd, 4096) != 0 || getsockname(fd, reinterpret_cast<sockaddr*>(&address), &size) != 0) {
+  int fd = -1;
+  sockaddr_storage address = {};
+  socklen_t size = 0;
+  if (other_hosts) {
+    // Both kinds of addresses, where this machine has both.
+    auto* any = reinterpret_cast<sockaddr_in6*>(&address);
+    any->sin6_family = AF_INET6;
+    any->sin6_addr = in6addr_any;
+    size = sizeof(*any);
+    fd = socket(AF_INET6, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    const int only = 0;
+    if (fd >= 0 && (setsockopt(fd, IPPROTO_IPV6, IPV6_V6ONLY, &only, sizeof(only)) != 0 ||
+                    bind(fd, reinterpret_cast<const sockaddr*>(&address), size) != 0)) {
+      close(fd);
+      fd = -1;
+    }
+  }
+  bool ok = fd >= 0;
+  if (!ok) {
+    auto* any = reinterpret_cast<sockaddr_in*>(&address);
+    *any = {};
+    any->sin_family = AF_INET;
+    any->sin_addr.s_addr = htonl(other_hosts ? INADDR_ANY : INADDR_LOOPBACK);
+    size = sizeof(*any);
+    fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    ok = fd >= 0 && bind(fd, reinterpret_cast<const sockaddr*>(&address), size) == 0;
+  }
+  size = sizeof(address);
+  if (!ok || listen(fd, 4096) != 0 ||
+      getsockname(fd, reinterpret_cast<sockaddr*>(&address), &size) != 0) {
     const int error = errno;
     if (fd >= 0) close(fd);
     return absl::ResourceExhaustedError(
         absl::StrCat("no port for the leash that worker processes are held by: ", strerror(error)));
   }
-  return std::unique_ptr<Leash>(new Leash(fd, ntohs(address.sin_port)));
+  const in_port_t port = address.ss_family == AF_INET6
+                             ? reinterpret_cast<const sockaddr_in6*>(&address)->sin6_port
+                             : reinterpret_cast<const sockaddr_in*>(&address)->sin_port;
+  return std::unique_ptr<Leash>(new Leash(fd, ntohs(port)));
 }
 
 Leash::~Leash() { close(fd_); }
@@ -219,6 +248,13 @@ absl::StatusOr<int> RunGuard(const GuardOptions& options) {
   absl::StatusOr<Descriptor> leash = Connect(options.leash);
   if (!leash.ok()) return leash.status();
 
+  // A killed rank can't remove the shared-memory files of Open MPI's; nor does Slurm, as mpirun
+  // does.
+  std::string shared_memory = "/dev/shm/phalanx-XXXXXX";
+  if (!options.deaf || mkdtemp(shared_memory.data()) == nullptr) shared_memory.clear();
+  if (!shared_memory.empty()) {
+    setenv("OMPI_MCA_btl_vader_backing_directory", shared_memory.c_str(), /*overwrite=*/1);
+  }
   prctl(PR_SET_CHILD_SUBREAPER, 1);
   sigset_t handled;
   sigemptyset(&handled);
@@ -264,6 +300,8 @@ absl::StatusOr<int> RunGuard(const GuardOptions& options) {
   }
 
   const int status = Guard(*std::move(leash), std::move(signals), child, options.deaf).Run();
+  std::error_code ignored;
+  if (!shared_memory.empty()) std::filesystem::remove_all(shared_memory, ignored);
   if (WIFEXITED(status)) return WEXITSTATUS(status);
   const rlimit no_core = {0, 0};
   setrlimit(RLIMIT_CORE, &no_core);

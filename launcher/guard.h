@@ -59,7 +59,8 @@ struct GuardOptions {
   std::string leash;  // HOST:PORT
   // The command ignores SIGTERM, SIGINT, SIGUSR1 and SIGUSR2, as the guard does: batch systems send
   // them to every process of a job at once, but when ranks end is for the coordinator to say.
-  // Without it the guard hands these signals on.
+  // Without it the guard hands these signals on. A deaf command is a rank under srun: the guard
+  // also gives it a directory for Open MPI's shared memory and removes that afterwards.
   bool deaf = false;
   std::vector<std::string> command;
 };

@@ -1,15 +1,24 @@
 #!/usr/bin/env bash
 # Installs what Phalanx builds with, on Debian 12. Does nothing, and needs no privileges, where it is
 # all there. With --tests: also what the tests use (GoogleTest, clang-format, Python with grpcio).
+# With --slurm: also Slurm and munge, for tests/slurm alone, which starts its own daemons.
 set -euo pipefail
 
 packages=(g++ cmake ninja-build ccache pkg-config libgrpc++-dev protobuf-compiler
   protobuf-compiler-grpc libprotobuf-dev libabsl-dev libopenmpi-dev openmpi-bin libcli11-dev
   libyaml-cpp-dev nlohmann-json3-dev libspdlog-dev libicu-dev libpcre2-dev libsentencepiece-dev
   libhwloc-dev libxxhash-dev)
-if [[ "${1:-}" == --tests ]]; then
-  packages+=(clang-format libgtest-dev libgmock-dev python3 python3-grpcio python3-protobuf)
-fi
+for option in "$@"; do
+  case "$option" in
+    --tests)
+      packages+=(clang-format libgtest-dev libgmock-dev python3 python3-grpcio python3-protobuf
+        iproute2)
+      ;;
+    --slurm) packages+=(slurm-wlm munge libpmix2) ;;
+    *) echo "install-dependencies: unknown option $option; there are --tests and --slurm" >&2
+      exit 2 ;;
+  esac
+done
 
 missing=()
 for package in "${packages[@]}"; do

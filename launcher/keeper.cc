@@ -251,6 +251,8 @@ absl::Status RunKeeper(const KeeperOptions& options) {
   control::WatchOptions watch_options;
   watch_options.coordinator = options.coordinator;
   watch_options.token = options.token;
+  // Its coordinator listened when a rank started this keeper; one that has died since will not.
+  watch_options.connect_timeout = absl::Seconds(5);
   // At once: nobody is served any more, and nothing is worth an orderly end.
   watch_options.on_gone = [] { _exit(0); };
   auto watch = control::CoordinatorWatch::Connect(watch_options);

@@ -194,10 +194,14 @@ absl::StatusOr<parallel::ClusterSpec> MakeCluster(const ConfigFile* file, const 
       const int count = node.has_count() ? node.count() : 1;
       for (int i = 0; i < count; ++i) cluster.nodes.push_back(FromConfig(node));
     }
-    // Hosts say how many ranks each machine is given.
-    for (size_t i = 0; i < std::min(named.size(), cluster.nodes.size()); ++i) {
-      cluster.nodes[i].devices = named[i].slots;
+    // Hosts say which machines there are, in order, and how many ranks each is given.
+    if (named.size() > cluster.nodes.size()) {
+      return absl::InvalidArgumentError(
+          absl::StrCat(file->path, ": cluster.nodes describes ", cluster.nodes.size(),
+                       " machines, but ", named.size(), " hosts are named; describe as many"));
     }
+    if (!named.empty()) cluster.nodes.resize(named.size());
+    for (size_t i = 0; i < named.size(); ++i) cluster.nodes[i].devices = named[i].slots;
   } else if (!named.empty()) {
     for (const HostSlots& host : named) {
       cluster.nodes.push_back(ThisMachine(host.host, host.slots));

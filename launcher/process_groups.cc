@@ -38,12 +38,14 @@ ProcessGroupSource::ProcessGroupSource(const GroupSetup& setup, int replica, Pla
       replica_(replica),
       placement_(std::move(placement)),
       progress_(std::move(progress)),
-      launcher_(setup.options, CoordinatorAddress()) {}
+      launcher_(setup.options, CoordinatorAddress()),
+      whole_kv_blocks_(setup.options.rank.kv_blocks) {}
 
 absl::StatusOr<ProcessGroupSource::Shape> ProcessGroupSource::Settle(
     const coordinator::GroupNeed& need) {
-  const Shape whole = {setup_.layout, placement_.hosts};
-  if (need.epoch == 1 || placement_.hosts.size() < 2) return whole;
+  if (need.last_layout == setup_.layout.ToString()) whole_kv_blocks_ = need.last_kv_blocks;
+  const Shape whole = {setup_.layout, placement_.hosts, whole_kv_blocks_};
+  if (need.epoch == 1 || placement_.hosts.empty()) return whole;
   const std::vector<HostSlots> there = launcher_.Reachable(placement_.hosts, kProbe);
   if (there.size() == placement_.hosts.size()) {
     away_since_ = absl::InfiniteFuture();
@@ -56,17 +58,29 @@ absl::StatusOr<ProcessGroupSource::Shape> ProcessGroupSource::Settle(
   const absl::Time now = absl::Now();
   away_since_ = std::min(away_since_, now);
   const absl::Duration wait = absl::Seconds(setup_.options.host_wait);
-  if (there.empty() || now - away_since_ < wait) {
+  if (there.empty() && setup_.replicas > 1 && now - away_since_ >= wait) {
+    // Its requests go on with the other replicas.
+    return absl::FailedPreconditionError(absl::StrCat(
+        "no process can be started on ", Names(away), ", for ", absl::FormatDuration(wait),
+        " by now (--host-wait), and the replica has no other hosts; it died first of this: ",
+        need.cause.message()));
+  }
+  if (now - away_since_ < wait) {
     return absl::UnavailableError(absl::StrCat("no process can be started on ", Names(away),
                                                "; waiting for it up to ",
                                                absl::FormatDuration(wait), " (--host-wait)"));
   }
+  if (there.empty()) {
+    return absl::ResourceExhaustedError(absl::StrCat("no process can be started on ", Names(away)));
+  }
   const absl::StatusOr<parallel::Layout> layout = PlanOn(there);
   if (!layout.ok()) {
-    return absl::UnavailableError(absl::StrCat("no process can be started on ", Names(away),
-                                               ", and without it: ", layout.status().message()));
+    return absl::ResourceExhaustedError(
+        absl::StrCat("no process can be started on ", Names(away),
+                     ", and without it: ", layout.status().message()));
   }
-  Shape shape = {*layout, {}};
+  Shape shape = {*layout, {}, setup_.options.rank.kv_blocks};
+  if (need.last_layout == layout->ToString()) shape.kv_blocks = need.last_kv_blocks;
   int ranks = layout->group_size();
   for (HostSlots host : there) {
     if (ranks == 0) break;
@@ -134,7 +148,7 @@ std::vector<std::string> ProcessGroupSource::WorkerArguments(const Shape& shape,
     out.insert(out.end(), {flag, absl::StrCat(value)});
   };
   if (epoch > 0) add("--epoch", static_cast<int64_t>(epoch));
-  add("--kv-blocks", rank.kv_blocks);
+  add("--kv-blocks", shape.kv_blocks);
   add("--max-context", setup_.max_context);
   add("--max-step-tokens", rank.max_step_tokens);
   add("--reduction-leaves", rank.reduction_leaves);
@@ -176,7 +190,8 @@ std::string ProcessGroupSource::CommandLine() const {
   const std::string& given = setup_.options.rank.model;
   const std::string model = std::filesystem::absolute(given, error).lexically_normal();
   return launcher_.CommandLine(
-      Launch({setup_.layout, placement_.hosts}, /*epoch=*/0, error ? given : model));
+      Launch({setup_.layout, placement_.hosts, setup_.options.rank.kv_blocks}, /*epoch=*/0,
+             error ? given : model));
 }
 
 absl::StatusOr<std::unique_ptr<coordinator::WorkerGroup>> ProcessGroupSource::Next(

@@ -44,8 +44,9 @@ class ProcessGroupSource final : public coordinator::GroupSource {
                      std::function<void(int64_t done, int64_t total)> progress);
 
   // The same layout on the same hosts, as long as all of them can run a process. A host that is
-  // away is waited for, options.host_wait in all; then the layout is planned again on those that
-  // are left. UNAVAILABLE: a host is being waited for, or what is left can't hold the model.
+  // away is waited for, options.host_wait in all (UNAVAILABLE); then the layout is planned again on
+  // those that are left. RESOURCE_EXHAUSTED: these can't hold the model, or there is none.
+  // FAILED_PRECONDITION: there is none, and other replicas go on.
   absl::StatusOr<std::unique_ptr<coordinator::WorkerGroup>> Next(
       const coordinator::GroupNeed& need) override;
 
@@ -58,6 +59,7 @@ class ProcessGroupSource final : public coordinator::GroupSource {
   struct Shape {
     parallel::Layout layout;
     std::vector<HostSlots> hosts;  // in rank order
+    int64_t kv_blocks = 0;         // of each rank; 0: by the memory that there is
   };
   absl::StatusOr<Shape> Settle(const coordinator::GroupNeed& need);
   absl::StatusOr<parallel::Layout> PlanOn(const std::vector<HostSlots>& hosts) const;
@@ -72,6 +74,7 @@ class ProcessGroupSource final : public coordinator::GroupSource {
   const Placement placement_;
   const std::function<void(int64_t done, int64_t total)> progress_;
   RankLauncher launcher_;
+  int64_t whole_kv_blocks_;  // of setup_.layout, once it was up; before: as the options say
   absl::Time away_since_ = absl::InfiniteFuture();  // a host has been
 
   mutable std::mutex mu_;

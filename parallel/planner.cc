@@ -460,10 +460,11 @@ std::string Reason(const PlanOptions& options, const LayoutPlan& plan) {
   const int devices = options.cluster.devices();
   if (used < devices) {
     absl::StrAppend(&out, "; ", devices - used, " of ", devices,
-                    " devices stay free: more ranks would not help");
+                    " devices stay free: more ranks would gain less than 0.5%");
   }
   if (best.tp_across_nodes) {
-    absl::StrAppend(&out, "; tp goes across nodes because nothing fits otherwise");
+    absl::StrAppend(&out, options.tp > 0 ? "; tp goes across nodes as it is given"
+                                         : "; tp goes across nodes because nothing fits otherwise");
   }
   return out;
 }

@@ -9,6 +9,10 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 launcher/install-dependencies.sh --tests
+# The tests of Slurm need root as their daemons do, and are skipped without.
+if [[ $(id -u) -eq 0 && ($# -eq 0 || "$1" == all || "$*" == *slurm*) ]]; then
+  launcher/install-dependencies.sh --slurm || echo "no Slurm here: its tests will be skipped" >&2
+fi
 
 launcher=()
 command -v ccache >/dev/null && launcher=(-DCMAKE_CXX_COMPILER_LAUNCHER=ccache)

@@ -127,6 +127,9 @@ const std::vector<std::string>& PartNames() {
 struct Sample {
   double total_ms = 0;  // from the kill to the first token of the new group
   std::vector<double> parts_ms;
+  // To the first token of a request of as many tokens, in the group that is up: the part of "first
+  // token" that is computing.
+  double undisturbed_ms = 0;
   bool mapped = true;  // every rank found its weights kept
 };
 
@@ -159,14 +162,34 @@ Sample MakeSample(absl::Time killed, const coordinator::ReplicaStatus& status, a
   return out;
 }
 
-absl::StatusOr<Sample> KillOnce(const RecoveryBenchOptions& options, Service& service) {
-  Tokens tokens;
+coordinator::GenerateRequest MakeRequest(int prompt_tokens) {
   coordinator::GenerateRequest request;
-  for (int i = 0; i < options.prompt_tokens; ++i) {
+  for (int i = 0; i < prompt_tokens; ++i) {
     request.prompt_token_ids.push_back(3 + (i * 37) % 1000);
   }
   request.sampling.temperature = 0;
   request.ignore_eos = true;
+  return request;
+}
+
+absl::StatusOr<double> TimeToFirstToken(int prompt_tokens, Service& service) {
+  Tokens tokens;
+  coordinator::GenerateRequest request = MakeRequest(prompt_tokens);
+  request.max_tokens = 1;
+  request.cache_salt = RandomToken();  // nothing of it is cached
+  const absl::Time begin = absl::Now();
+  const auto handle = service.coordinator().Submit(
+      request, [&tokens](const coordinator::Event& event) { tokens.On(event); });
+  if (!handle.ok()) return handle.status();
+  const absl::Status status = tokens.Await(1);
+  tokens.AwaitEnd();
+  if (!status.ok()) return status;
+  return Ms(tokens.FirstFrom(begin) - begin);
+}
+
+absl::StatusOr<Sample> KillOnce(const RecoveryBenchOptions& options, Service& service) {
+  Tokens tokens;
+  const coordinator::GenerateRequest request = MakeRequest(options.prompt_tokens);
   const auto handle = service.coordinator().Submit(
       request, [&tokens](const coordinator::Event& event) { tokens.On(event); });
   if (!handle.ok()) return handle.status();
@@ -197,6 +220,11 @@ absl::StatusOr<Sample> KillOnce(const RecoveryBenchOptions& options, Service& se
   absl::StatusOr<Sample> sample = measure();
   service.coordinator().Cancel(handle->id);
   tokens.AwaitEnd();
+  if (!sample.ok()) return sample;
+  const absl::StatusOr<double> undisturbed =
+      TimeToFirstToken(options.prompt_tokens + kTokensBefore, service);
+  if (!undisturbed.ok()) return undisturbed.status();
+  sample->undisturbed_ms = *undisturbed;
   return sample;
 }
 
@@ -249,6 +277,8 @@ nlohmann::json ToJson(const std::vector<Sample>& samples) {
         {{"part", PartNames()[p]},
          {"ms", ToJson(SpreadOf(samples, [p](const Sample& s) { return s.parts_ms[p]; }))}});
   }
+  out["undisturbed_first_token_ms"] =
+      ToJson(SpreadOf(samples, [](const Sample& sample) { return sample.undisturbed_ms; }));
   for (const Sample& sample : samples) out["samples_ms"].push_back(sample.total_ms);
   out["mapped"] = std::all_of(samples.begin(), samples.end(),
                               [](const Sample& sample) { return sample.mapped; });
@@ -308,6 +338,9 @@ absl::Status RunRecoveryBench(RecoveryBenchOptions options) {
   const auto total = [](const Sample& sample) { return sample.total_ms; };
   std::cout << absl::StrFormat("%-22s %22s %22s\n", "kill to next token", Cell(*warm, total),
                                Cell(*cold, total));
+  const auto undisturbed = [](const Sample& sample) { return sample.undisturbed_ms; };
+  std::cout << absl::StrFormat("%-22s %22s %22s\n", "undisturbed, to first",
+                               Cell(*warm, undisturbed), Cell(*cold, undisturbed));
   std::cout << absl::StrFormat(
       "medians of %d [least, most]; of the slowest rank where ranks differ. Other processes were "
       "busy on %.2f of %d cores meanwhile.\n",

@@ -155,6 +155,8 @@ absl::StatusOr<int> Serve(const ServeOptions& options) {
     const absl::Status drained =
         (*service)->coordinator().Drain(absl::Seconds(options.serving.grace));
     finished = drained.ok();
+    // They may have been lost meanwhile.
+    failure = (*service)->coordinator().GetStatus().failure;
     if (!finished) {
       spdlog::warn("{} (--grace); they end with UNAVAILABLE", std::string(drained.message()));
     }

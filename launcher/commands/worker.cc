@@ -144,6 +144,7 @@ absl::Status RunWorker(const WorkerCommandOptions& options, const Environment& e
   client_options.token = options.token;
   client_options.connect_timeout = absl::Seconds(options.connect_timeout);
   client_options.collective_number = [&worker] { return (*worker)->collective_number(); };
+  client_options.layers_computed = [&worker] { return (*worker)->layers_computed(); };
   client_options.on_disconnect = [rank = group.rank()](const absl::Status& status) {
     spdlog::error("rank {}: {}; leaving", rank, std::string(status.message()));
     // Nobody is left to work for, and the main thread may be inside a collective.

@@ -193,10 +193,14 @@ coordinator::GroupInfo RankTable::MakeInfo() const {
     to.kv_blocks = rank.sizes.kv_blocks();
     to.content_digest = rank.sizes.content_digest();
     const v1::RankTimes& times = rank.sizes.times();
-    to.times = {absl::Microseconds(times.mpi_init()),  absl::Microseconds(times.open()),
-                absl::Microseconds(times.register_()), absl::Microseconds(times.weights()),
-                times.weights_were_kept(),             absl::Microseconds(times.agreement()),
-                absl::Microseconds(times.kv()),        absl::Microseconds(times.total())};
+    to.times = {absl::Microseconds(times.mpi_init()),
+                absl::Microseconds(times.open()),
+                absl::Microseconds(times.register_()),
+                absl::Microseconds(times.weights()),
+                times.weights_were_kept(),
+                absl::Microseconds(times.agreement()),
+                absl::Microseconds(times.kv()),
+                absl::Microseconds(times.total())};
   }
   return info;
 }

@@ -11,6 +11,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "runtime/control/conversions.h"
+#include "runtime/control/local_deaths.h"
 #include "runtime/control/rank_stream.h"
 #include "runtime/control/rank_table.h"
 #include "runtime/coordinator/agreement.h"
@@ -24,6 +25,8 @@ using Clock = std::chrono::steady_clock;
 constexpr std::chrono::milliseconds kPollInterval(100);
 // A longer time between two looks: this process was stopped or starved, its ranks were not.
 constexpr std::chrono::seconds kOwnGap(2);
+// A process closes its connections just before its end can be seen.
+constexpr absl::Duration kEndAfterClose = absl::Milliseconds(10);
 
 v1::CoordinatorMessage Refuse(std::string reason, bool retry = false) {
   v1::CoordinatorMessage message;
@@ -61,6 +64,8 @@ class RemoteWorkerGroup::Impl final : public RankHandler,
 
   // Require mutex_.
   std::string AtStep() const;
+  // "lost rank 1 (host a, pid 7) at step 5 (…): …".
+  std::string Lost(const RankTable::Rank& rank) const;
   // What the clock says against the ranks; OK while there is nothing.
   absl::Status CheckTimes();
   absl::Status WithLastRefusal(const absl::Status& status) const;
@@ -70,6 +75,8 @@ class RemoteWorkerGroup::Impl final : public RankHandler,
   void Fail(const absl::Status& status);
   void ReportProgress();
   void Monitor();
+  absl::Status Launch();
+  absl::Status CheckLiveness();
   void Log(const std::string& line) const {
     if (options_.log) options_.log(line);
   }
@@ -87,6 +94,7 @@ class RemoteWorkerGroup::Impl final : public RankHandler,
   Phase phase_ = Phase::kNew;
   absl::Status death_;  // kDead
   RankTable ranks_;
+  LocalDeaths deaths_;  // has its own lock
   std::deque<Outstanding> outstanding_;
   uint64_t last_number_ = 0;     // of the last plan submitted
   Clock::time_point advanced_;   // a rank began a step or a collective, or a plan was submitted
@@ -96,6 +104,8 @@ class RemoteWorkerGroup::Impl final : public RankHandler,
   std::string last_refusal_;
   std::thread monitor_;
   std::once_flag stop_once_;
+  // Held while launch, liveness or terminate runs; taken before mutex_.
+  std::mutex launcher_mutex_;
 };
 
 v1::CoordinatorMessage RemoteWorkerGroup::Impl::OnRegister(
@@ -117,6 +127,7 @@ v1::CoordinatorMessage RemoteWorkerGroup::Impl::OnRegister(
     }
     if (reason.empty()) {
       ranks_.Register(stream, rank);
+      deaths_.Watch(rank.rank(), rank.host(), rank.pid());
       if (ranks_.all_registered()) registered_time_ = absl::Now();
       answer.mutable_accepted()->set_epoch(options_.epoch);
       line = absl::StrCat(Describe(rank), " registered: ", rank.device());
@@ -158,7 +169,8 @@ void RemoteWorkerGroup::Impl::OnMessage(RankStream* stream, const v1::WorkerMess
       return;
     case v1::WorkerMessage::kHeartbeat:
       if (rank->heartbeat.step() != message.heartbeat().step() ||
-          rank->heartbeat.collective() != message.heartbeat().collective()) {
+          rank->heartbeat.collective() != message.heartbeat().collective() ||
+          rank->heartbeat.layer() != message.heartbeat().layer()) {
         advanced_ = rank->heard;
       }
       rank->heartbeat = message.heartbeat();
@@ -176,6 +188,10 @@ void RemoteWorkerGroup::Impl::OnMessage(RankStream* stream, const v1::WorkerMess
       const bool starting = phase_ == Phase::kStarting;
       const std::string text =
           absl::StrCat(Describe(rank->info), " failed", where, ": ", error.message());
+      // A rank that fails because another one died is not the one to be named.
+      const int first = deaths_.FirstOr(rank->info.rank(), absl::ZeroDuration());
+      const bool died = first != rank->info.rank();
+      const std::string death = died ? Lost(ranks_.at(first)) : std::string();
       rank->stream.reset();
       lock.unlock();
       // While starting the rank's own code says whether model, configuration or machine is at
@@ -183,7 +199,11 @@ void RemoteWorkerGroup::Impl::OnMessage(RankStream* stream, const v1::WorkerMess
       const auto code = error.code() > 0 && error.code() <= 16
                             ? static_cast<absl::StatusCode>(error.code())
                             : absl::StatusCode::kUnknown;
-      Fail(starting ? absl::Status(code, text) : absl::UnavailableError(text));
+      if (died) {
+        Fail(absl::UnavailableError(absl::StrCat(death, " (noticed by ", text, ")")));
+      } else {
+        Fail(starting ? absl::Status(code, text) : absl::UnavailableError(text));
+      }
       // The end of its stream tells the rank that note has been taken (WorkerClient::SendError).
       stream->FinishAfterWrites();
       return;
@@ -204,29 +224,37 @@ void RemoteWorkerGroup::Impl::OnLost(RankStream* stream) {
   std::string line;
   {
     std::lock_guard<std::mutex> lock(mutex_);
-    RankTable::Rank* rank = ranks_.Find(stream);
-    if (rank == nullptr) return;
-    rank->stream.reset();
+    RankTable::Rank* lost = ranks_.Find(stream);
+    if (lost == nullptr) return;
+    lost->stream.reset();
+    const RankTable::Rank* rank = lost;
+    if ((phase_ == Phase::kStarting && options_.launch) || phase_ == Phase::kRunning) {
+      // Whoever died first is to be named, not whose stream was found broken first.
+      rank = &ranks_.at(deaths_.FirstOr(lost->info.rank(), kEndAfterClose));
+    }
     if (phase_ == Phase::kStarting && options_.launch) {
-      status = absl::UnavailableError(
-          absl::StrCat("lost ", Describe(rank->info), rank->ready ? " after" : " while",
-                       " it loaded: its control stream broke; the process has died or its host is "
-                       "out of reach"));
+      status = absl::UnavailableError(Lost(*rank));
     } else if (phase_ == Phase::kStarting) {
       // Started by hand: it may come again.
       line = absl::StrCat(Describe(rank->info), " left while the group started");
       if (last_refusal_.empty()) last_refusal_ = line;
     } else if (phase_ == Phase::kRunning) {
-      status = absl::UnavailableError(
-          absl::StrCat("lost ", Describe(rank->info), " ", AtStep(), " (last heard of in ",
-                       Whereabouts(rank->heartbeat),
-                       "): its control stream broke; the process has died or its host is out of "
-                       "reach"));
+      status = absl::UnavailableError(Lost(*rank));
     }
   }
   changed_.notify_all();
   if (!line.empty()) Log(line);
   if (!status.ok()) Fail(status);
+}
+
+std::string RemoteWorkerGroup::Impl::Lost(const RankTable::Rank& rank) const {
+  std::string where = rank.ready ? "after it loaded" : "while it loaded";
+  if (phase_ == Phase::kRunning) {
+    where = absl::StrCat(AtStep(), " (last heard of in ", Whereabouts(rank.heartbeat), ")");
+  }
+  return absl::StrCat("lost ", Describe(rank.info), " ", where,
+                      ": its control stream broke; the process has died or its host is out of "
+                      "reach");
 }
 
 std::string RemoteWorkerGroup::Impl::AtStep() const {
@@ -326,7 +354,7 @@ absl::StatusOr<coordinator::GroupInfo> RemoteWorkerGroup::Impl::Start(ResultCall
                                                      options_.world_size - 1));
   }
   if (status.ok()) status = server_.Attach(options_.replica, shared_from_this());
-  if (status.ok() && options_.launch) status = options_.launch();
+  if (status.ok() && options_.launch) status = Launch();
   if (!status.ok()) {
     Fail(status);
     return status;
@@ -349,7 +377,7 @@ absl::StatusOr<coordinator::GroupInfo> RemoteWorkerGroup::Impl::Start(ResultCall
       return late;
     }
     lock.unlock();
-    status = options_.liveness ? options_.liveness() : absl::OkStatus();
+    status = CheckLiveness();
     lock.lock();
     // What a rank said of itself comes before what its launcher says of its exit.
     if (!status.ok() && phase_ == Phase::kStarting && !ranks_.all_ready()) {
@@ -382,6 +410,27 @@ absl::StatusOr<coordinator::GroupInfo> RemoteWorkerGroup::Impl::Start(ResultCall
   phase_ = Phase::kRunning;
   monitor_ = std::thread([this] { Monitor(); });
   return info;
+}
+
+absl::Status RemoteWorkerGroup::Impl::Launch() {
+  std::lock_guard<std::mutex> launcher_lock(launcher_mutex_);
+  {
+    std::lock_guard<std::mutex> lock(mutex_);
+    if (phase_ != Phase::kStarting) {
+      return absl::CancelledError("the worker group was stopped while it started");
+    }
+  }
+  return options_.launch();
+}
+
+absl::Status RemoteWorkerGroup::Impl::CheckLiveness() {
+  if (!options_.liveness) return absl::OkStatus();
+  std::lock_guard<std::mutex> launcher_lock(launcher_mutex_);
+  {
+    std::lock_guard<std::mutex> lock(mutex_);
+    if (phase_ == Phase::kStopped) return absl::OkStatus();
+  }
+  return options_.liveness();
 }
 
 absl::Status RemoteWorkerGroup::Impl::CheckTimes() {
@@ -417,7 +466,7 @@ absl::Status RemoteWorkerGroup::Impl::CheckTimes() {
   const Outstanding& oldest = outstanding_.front();
   if (options_.world_size > 1 && passed(std::max(advanced_, oldest.since), options_.hang_timeout)) {
     return absl::UnavailableError(absl::StrCat(
-        "step ", oldest.number, " hangs: no rank has begun a step or a collective for ",
+        "step ", oldest.number, " hangs: no rank has begun a step, a layer or a collective for ",
         absl::FormatDuration(options_.hang_timeout),
         " (--hang-timeout); last heard: ", ranks_.LastHeard()));
   }
@@ -439,7 +488,7 @@ void RemoteWorkerGroup::Impl::Monitor() {
     }
     if (options_.liveness) {
       lock.unlock();
-      const absl::Status alive = options_.liveness();
+      const absl::Status alive = CheckLiveness();
       if (!alive.ok()) {
         Fail(absl::UnavailableError(alive.message()));
         return;
@@ -461,12 +510,16 @@ absl::Status RemoteWorkerGroup::Impl::Submit(const scheduler::StepPlan& plan) {
         "plan of epoch ", plan.epoch, " for the worker group of epoch ", options_.epoch));
   }
   const std::shared_ptr<RankStream>& lead = ranks_.at(0).stream;
+  if (lead == nullptr) {
+    // OnLost is about to say the same.
+    return absl::UnavailableError(absl::StrCat("lost ", Describe(ranks_.at(0).info), " ", AtStep(),
+                                               ": its control stream broke"));
+  }
   const Clock::time_point now = Clock::now();
   if (outstanding_.empty()) advanced_ = now;
   outstanding_.push_back({plan.number, now});
   last_number_ = plan.number;
-  // Gone: OnLost is about to say so, and names it.
-  if (lead != nullptr) lead->Send(std::move(message));
+  lead->Send(std::move(message));
   return absl::OkStatus();
 }
 
@@ -483,7 +536,8 @@ void RemoteWorkerGroup::Impl::Stop() {
     changed_.notify_all();
     { std::lock_guard<std::mutex> wait_for_callback(callback_mutex_); }
     if (monitor_.joinable()) monitor_.join();
-    const bool fence = before == Phase::kDead;
+    // Ranks that still load have nothing to finish.
+    const bool fence = before == Phase::kDead || before == Phase::kStarting;
     if (!fence) {
       for (const std::shared_ptr<RankStream>& stream : streams) {
         v1::CoordinatorMessage message;
@@ -499,7 +553,10 @@ void RemoteWorkerGroup::Impl::Stop() {
       streams = ranks_.TakeStreams();
     }
     for (const std::shared_ptr<RankStream>& stream : streams) stream->Break();
-    if (options_.terminate && before != Phase::kNew) options_.terminate(fence);
+    if (options_.terminate && before != Phase::kNew) {
+      std::lock_guard<std::mutex> launcher_lock(launcher_mutex_);
+      options_.terminate(fence);
+    }
     server_.Detach(this);
   });
 }

@@ -167,7 +167,7 @@ void WorkerClient::Impl::Read() {
         "the coordinator at ", options_.coordinator, " is gone",
         status.error_message().empty() ? "" : absl::StrCat(": ", status.error_message())));
     const bool accepted = answer_.has_value() && answer_->has_accepted();
-    if (accepted && !closing_ && !shutdown_) lost = end_status_;
+    if (accepted && !closing_) lost = end_status_;
   }
   changed_.notify_all();
   if (!lost.ok() && options_.on_disconnect) options_.on_disconnect(lost);
@@ -184,6 +184,9 @@ void WorkerClient::Impl::Heartbeats() {
     message.mutable_heartbeat()->set_step(step_);
     if (options_.collective_number) {
       message.mutable_heartbeat()->set_collective(options_.collective_number());
+    }
+    if (options_.layers_computed) {
+      message.mutable_heartbeat()->set_layer(options_.layers_computed());
     }
     Send(message).IgnoreError();  // a broken stream shows in the reader
     lock.lock();

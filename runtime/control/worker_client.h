@@ -46,9 +46,12 @@ struct WorkerClientOptions {
   // Number of the last collective begun (Communicator::collective_number), for heartbeats. Called
   // from the heartbeat thread.
   std::function<uint64_t()> collective_number;
+  // Number of layers computed so far; likewise.
+  std::function<uint64_t()> layers_computed;
   // Called at most once, from a thread of the client: the coordinator is gone, which nobody asked
   // for. A worker process ends itself here, so that it never outlives its coordinator. Not called
-  // after a Shutdown, a SendError or the start of the destructor.
+  // after a SendError or the start of the destructor; a rank that was asked to leave and is still
+  // busy when the stream ends has been given up.
   std::function<void(const absl::Status&)> on_disconnect;
   // Called at most once, from a thread of the client: the coordinator has asked this rank to leave.
   // The lead also learns it from NextPlan.

@@ -98,6 +98,8 @@ class Coordinator::Impl final : public ReplicaOwner {
 
   void OnEnding(const LiveRequest& live) override;
   void OnEnded() override;
+  void Rehome(int replica, std::vector<Orphan>& orphans) override;
+  void CancelElsewhere(int replica, uint64_t serial) override;
 
  private:
   struct Place {
@@ -369,6 +371,41 @@ void Coordinator::Impl::OnEnded() {
   std::lock_guard<std::mutex> lock(mu_);
   --unfinished_;
   request_ended_.notify_all();
+}
+
+void Coordinator::Impl::Rehome(int replica, std::vector<Orphan>& orphans) {
+  std::lock_guard<std::mutex> lock(mu_);
+  if (stop_) return;
+  // To each in turn: all of them begin with an empty cache.
+  std::vector<Replica*> homes;
+  for (const CoordinatorState wanted :
+       {CoordinatorState::kServing, CoordinatorState::kRecovering}) {
+    if (!homes.empty()) break;
+    for (const auto& other : replicas_) {
+      if (other->state() == wanted) homes.push_back(other.get());
+    }
+  }
+  if (homes.empty()) return;
+  for (size_t i = 0; i < orphans.size(); ++i) {
+    Replica& home = *homes[i % homes.size()];
+    Place& place = live_ids_.at(orphans[i].live->request.id);
+    place.replica = home.index();
+    if (options_.log) {
+      options_.log(absl::StrCat("request ", orphans[i].live->request.id, " goes on with replica ",
+                                home.index(), ": replica ", replica, " is lost"));
+    }
+    home.Adopt(std::move(orphans[i]));
+  }
+  orphans.clear();
+}
+
+void Coordinator::Impl::CancelElsewhere(int replica, uint64_t serial) {
+  std::lock_guard<std::mutex> lock(mu_);
+  for (const auto& [id, place] : live_ids_) {
+    if (place.serial == serial && place.replica != replica) {
+      replicas_[place.replica]->Cancel(serial);
+    }
+  }
 }
 
 bool Coordinator::Impl::Cancel(absl::string_view request_id) {

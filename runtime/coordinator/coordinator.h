@@ -9,7 +9,8 @@
 //
 // A worker group that dies is replaced (supervisor.h): its replica's requests pause and go on
 // exactly where they were, by the promise of the design's section 1; other replicas don't notice.
-// Where there will be no group any more, the replica's requests end with UNAVAILABLE. A request
+// Where there will be no group any more, the replica's requests go on with the other replicas or,
+// where there is none, end with UNAVAILABLE. A request
 // whose computing kills its workers again and again ends with INTERNAL (Scheduler::OnGroupDeath).
 //
 // Threads: Start() makes one loop thread per replica, the only writer of its requests' state. Every

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <string>
 #include <utility>
 
 #include "absl/status/status.h"
@@ -16,6 +17,10 @@ struct GroupNeed {
   uint64_t epoch = 1;     // of the group to make; 1: the first
   int failed_starts = 0;  // in a row, before this one
   absl::Status cause;     // what ended the group before, or its start; OK for the first
+  // Of the group that was up last: its layout (empty: none was) and the blocks of each rank. The
+  // next with that layout holds as many, so that every request that fitted fits again.
+  std::string last_layout;
+  int64_t last_kv_blocks = 0;
 };
 
 class GroupSource {
@@ -23,8 +28,9 @@ class GroupSource {
   virtual ~GroupSource() = default;
   // A group that has not been started, on whatever machines and with whatever layout the source
   // finds. Called by one thread, which starts and stops the group and outlives it; the group before
-  // has been stopped. May take seconds. FAILED_PRECONDITION: there will be none any more, with what
-  // the user can do; any other error may pass and is tried again.
+  // has been stopped. May take seconds. UNAVAILABLE: it waits for a machine, ask again; that is no
+  // try. FAILED_PRECONDITION: there will be none any more, with what the user can do. Any other
+  // error is a try that failed.
   virtual absl::StatusOr<std::unique_ptr<WorkerGroup>> Next(const GroupNeed& need) = 0;
 };
 

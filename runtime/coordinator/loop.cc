@@ -45,11 +45,15 @@ void Replica::Run() {
   while (going) {
     going = WaitForMail(mail);
     for (auto& live : mail.submissions) Accept(std::move(live));
+    for (ReplicaOwner::Orphan& orphan : mail.orphans) Accept(std::move(orphan));
     for (News& news : mail.news) {
       std::visit([this](auto& one) { Handle(std::move(one)); }, news);
     }
     for (const uint64_t serial : mail.cancellations) {
-      scheduler_->Cancel(serial, absl::CancelledError("the request was cancelled"));
+      if (!scheduler_->Cancel(serial, absl::CancelledError("the request was cancelled")) &&
+          !gave_up_.ok()) {
+        owner_.CancelElsewhere(index_, serial);
+      }
     }
     scheduler_->Expire(options_.clock());
     Deliver();
@@ -83,6 +87,40 @@ void Replica::Accept(std::unique_ptr<LiveRequest> live) {
   ended.done = true;
   ended.status = std::move(status);
   DeliverOne(kept, std::move(ended));
+}
+
+void Replica::Accept(ReplicaOwner::Orphan orphan) {
+  const uint64_t serial = orphan.live->serial;
+  live_[serial] = std::move(orphan.live);
+  scheduler_->Adopt(std::move(*orphan.request));
+  // This replica has lost its workers, too, since it was asked.
+  if (!gave_up_.ok()) GiveAway(Gone(gave_up_));
+}
+
+void Replica::GiveAway(const std::string& why) {
+  std::vector<ReplicaOwner::Orphan> orphans;
+  for (scheduler::Scheduler::Departed& departed : scheduler_->TakeUnfinished()) {
+    const auto it = live_.find(departed.request_id());
+    LiveRequest& live = *it->second;
+    if (!live.admitted) --queued_;
+    work_tokens_ -= live.prompt_work;
+    for (const int64_t tokens : live.tokens_to_come) work_tokens_ -= tokens;
+    held_tokens_ -= live.held_tokens;
+    orphans.push_back({std::move(it->second),
+                       std::make_unique<scheduler::Scheduler::Departed>(std::move(departed))});
+    live_.erase(it);
+  }
+  owner_.Rehome(index_, orphans);
+  for (ReplicaOwner::Orphan& orphan : orphans) {
+    LiveRequest& live = *orphan.live;
+    if (!live.admitted) ++queued_;
+    work_tokens_ += live.prompt_work;
+    for (const int64_t tokens : live.tokens_to_come) work_tokens_ += tokens;
+    held_tokens_ += live.held_tokens;
+    live_[live.serial] = std::move(orphan.live);
+    scheduler_->Adopt(std::move(*orphan.request));
+  }
+  EndAll(why);
 }
 
 void Replica::Handle(Result news) {
@@ -153,7 +191,7 @@ void Replica::Handle(GaveUp news) {
     failure_ = gave_up_;
   }
   prefixes_.Clear();
-  EndAll(Gone(gave_up_));
+  GiveAway(Gone(gave_up_));
 }
 
 void Replica::SubmitPlans() {
@@ -165,12 +203,12 @@ void Replica::SubmitPlans() {
     PublishStatus();
     const uint64_t epoch = plan->epoch;
     if (absl::Status status = supervisor_.Submit(*std::move(plan)); !status.ok()) {
-      OnDeath(epoch, status);
+      OnDeath(epoch, status, /*newest_was_sent=*/false);
     }
   }
 }
 
-void Replica::OnDeath(uint64_t epoch, const absl::Status& cause) {
+void Replica::OnDeath(uint64_t epoch, const absl::Status& cause, bool newest_was_sent) {
   supervisor_.Down(epoch, cause);
   dead_epoch_ = std::max(dead_epoch_, epoch);
   if (!up_ || epoch != scheduler_->epoch()) return;
@@ -181,7 +219,7 @@ void Replica::OnDeath(uint64_t epoch, const absl::Status& cause) {
     std::lock_guard<std::mutex> lock(mu_);
     state_ = CoordinatorState::kRecovering;
   }
-  scheduler_->OnGroupDeath(cause);
+  scheduler_->OnGroupDeath(cause, newest_was_sent);
   Deliver();
 }
 

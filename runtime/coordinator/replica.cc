@@ -166,6 +166,17 @@ void Replica::Submit(std::unique_ptr<LiveRequest> live) {
   mail_came_.notify_one();
 }
 
+void Replica::Adopt(ReplicaOwner::Orphan orphan) {
+  const LiveRequest& live = *orphan.live;
+  if (!live.admitted) ++queued_;
+  work_tokens_ += live.prompt_work;
+  for (const int64_t tokens : live.tokens_to_come) work_tokens_ += tokens;
+  held_tokens_ += live.held_tokens;
+  std::lock_guard<std::mutex> lock(mu_);
+  mailbox_.orphans.push_back(std::move(orphan));
+  mail_came_.notify_one();
+}
+
 void Replica::Cancel(uint64_t serial) {
   std::lock_guard<std::mutex> lock(mu_);
   mailbox_.cancellations.push_back(serial);

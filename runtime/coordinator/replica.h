@@ -59,6 +59,15 @@ class ReplicaOwner {
   virtual void OnEnding(const LiveRequest& live) = 0;
   // It has been delivered.
   virtual void OnEnded() = 0;
+  // `replica` will have no group any more: its requests may go on elsewhere. Those that can't stay
+  // in the list.
+  struct Orphan {
+    std::unique_ptr<LiveRequest> live;
+    std::unique_ptr<scheduler::Scheduler::Departed> request;
+  };
+  virtual void Rehome(int replica, std::vector<Orphan>& orphans) = 0;
+  // A cancellation came for a request that `replica` does not have any more.
+  virtual void CancelElsewhere(int replica, uint64_t serial) = 0;
 };
 
 class Replica {
@@ -80,6 +89,7 @@ class Replica {
   // none; requests submitted end UNAVAILABLE.
   CoordinatorState state() const;
   absl::Status failure() const;  // kFailed: why; else OK
+  int index() const { return index_; }
   int64_t queued() const { return queued_; }
   ReplicaLoad load() const;
   PrefixIndex& prefixes() { return prefixes_; }
@@ -87,6 +97,8 @@ class Replica {
   // Takes a request over: from now on its callback is called.
   void Submit(std::unique_ptr<LiveRequest> live);
   void Cancel(uint64_t serial);
+  // Takes over a request of a replica that has none left to compute it.
+  void Adopt(ReplicaOwner::Orphan orphan);
   ReplicaStatus GetStatus() const;
   // Ends unfinished requests with UNAVAILABLE, the loop and the group. Idempotent. One caller at a
   // time.
@@ -109,9 +121,12 @@ class Replica {
   using News = std::variant<Result, Up, GaveUp>;
   struct Mailbox {
     std::vector<std::unique_ptr<LiveRequest>> submissions;
+    std::vector<ReplicaOwner::Orphan> orphans;
     std::vector<uint64_t> cancellations;
     std::vector<News> news;
-    bool empty() const { return submissions.empty() && cancellations.empty() && news.empty(); }
+    bool empty() const {
+      return submissions.empty() && orphans.empty() && cancellations.empty() && news.empty();
+    }
   };
   // Totals at one moment, for rates.
   struct Mark {
@@ -130,12 +145,15 @@ class Replica {
   void Run();
   bool WaitForMail(Mailbox& mail);  // false: stop
   void Accept(std::unique_ptr<LiveRequest> live);
+  void Accept(ReplicaOwner::Orphan orphan);
+  // Hands every request to other replicas, where there are any; the rest ends with `why`.
+  void GiveAway(const std::string& why);
   void Handle(Result result);
   void Handle(Up up);
   void Handle(GaveUp gave_up);
   void SubmitPlans();
   // The group of that epoch is dead.
-  void OnDeath(uint64_t epoch, const absl::Status& cause);
+  void OnDeath(uint64_t epoch, const absl::Status& cause, bool newest_was_sent = true);
   // Every unfinished request ends; `why` says how far each had come where there is something to
   // say.
   void EndAll(absl::string_view why);

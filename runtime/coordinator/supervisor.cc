@@ -111,23 +111,29 @@ void Supervisor::Main() {
     }
     absl::Status cause = info.status();
     bool progress = false;
+    bool counts = true;  // as a try
     if (info.ok()) {
+      const absl::Time came_up = callbacks_.clock();
       if (!first_rank.has_value() && !info->ranks.empty()) first_rank = info->ranks[0];
       if (recovery.has_value()) {
         recovery->epoch = need.epoch;
         recovery->started = started;
         recovery->up = callbacks_.clock();
       }
+      need.last_layout = info->layout;
+      need.last_kv_blocks = info->kv_blocks();
       callbacks_.on_up(*info, recovery.has_value() ? &*recovery : nullptr);
       std::unique_lock<std::mutex> lock(mu_);
       changed_.wait(lock, [this] { return down_ || stop_; });
       if (stop_) break;
       up_ = false;
       cause = cause_;
-      progress = progress_;
+      progress = progress_ || noticed_ - came_up >= options_.settled_after;
       recovery = Recovery{need.epoch, std::string(cause.message()), noticed_, noticed_, {}, {}};
     } else if (group == nullptr) {
       final = absl::IsFailedPrecondition(cause);
+      // The source waits for a machine: nothing was tried.
+      counts = !absl::IsUnavailable(cause);
     }
     if (group != nullptr) {
       // Fences it: nothing that is left of it can matter any more.
@@ -140,14 +146,15 @@ void Supervisor::Main() {
 
     const bool ever_up = recovery.has_value();
     if (!info.ok() && !ever_up && !MayPass(cause)) final = true;
-    tries = progress ? 1 : tries + 1;
+    tries = progress ? 1 : tries + (counts ? 1 : 0);
     if (!final && tries > options_.max_tries) {
       final = true;
       const std::string text =
           options_.max_tries > 0
-              ? absl::StrCat(
-                    "given up after ", tries,
-                    " worker groups in a row that computed nothing; the last: ", cause.message())
+              ? absl::StrCat("given up after ", tries,
+                             " worker groups in a row that died before they had computed anything "
+                             "(--max-restarts); the last: ",
+                             cause.message())
               : absl::StrCat(cause.message(), options_.why_never.empty() ? "" : "; ",
                              options_.why_never);
       cause = absl::Status(cause.code(), text);
@@ -157,10 +164,10 @@ void Supervisor::Main() {
       return;
     }
     absl::Duration pause = absl::ZeroDuration();
-    if (tries > 1) {
+    if (const int in_row = std::max(tries, need.failed_starts + (info.ok() ? 0 : 1)); in_row > 1) {
       pause = std::min(
           options_.longest_pause,
-          options_.first_pause * static_cast<double>(int64_t{1} << std::min(tries - 2, 30)));
+          options_.first_pause * static_cast<double>(int64_t{1} << std::min(in_row - 2, 30)));
     }
     ++need.epoch;
     need.failed_starts = info.ok() ? 0 : need.failed_starts + 1;

@@ -24,9 +24,10 @@
 namespace phalanx::coordinator {
 
 struct RestartOptions {
-  // Groups that may fail one after the other, not counting the one that died after it had computed
-  // something. 0: a group that dies is not replaced.
+  // Groups that may fail one after the other, not counting one that died after it had computed
+  // something or been up for settled_after. 0: a group that dies is not replaced.
   int max_tries = 10;
+  absl::Duration settled_after = absl::Minutes(1);
   // max_tries 0: why, and what the user can do; said after the cause of the death.
   std::string why_never;
   // Before the second try in a row; doubled for each that follows, up to longest_pause.

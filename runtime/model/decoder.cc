@@ -148,6 +148,7 @@ absl::Status Decoder::Impl::Forward(const Batch& batch, const StageHooks& hooks)
   for (size_t i = 0; i < layers.size(); ++i) {
     const Layer& layer = layers[i];
     const int64_t index = shard.layers.begin + static_cast<int64_t>(i);
+    ++layers_computed;
     if (i == 0 && own > 0) kernels.RmsNorm(x, layer.attention_norm.as<float>(), eps, norm_out);
     if (status = Attend(layer, index, batch); !status.ok()) return status;
     if (own > 0) {
@@ -263,6 +264,7 @@ std::vector<SliceDigest> Decoder::TakeDigests() { return std::move(impl_->digest
 const Profile& Decoder::profile() const { return impl_->profile; }
 const ModelConfig& Decoder::config() const { return impl_->config; }
 int64_t Decoder::max_positions() const { return impl_->max_positions; }
+uint64_t Decoder::layers_computed() const { return impl_->layers_computed; }
 int64_t Decoder::weight_bytes() const { return impl_->weight_bytes; }
 bool Decoder::weights_were_kept() const { return impl_->weights_were_kept; }
 uint64_t Decoder::agreed_content() const { return impl_->agreed_content; }

@@ -92,6 +92,8 @@ class Decoder {
   const checkpoint::ModelConfig& config() const;
   int64_t max_positions() const;
   // Bytes held: packed matrices, vectors and embedding rows.
+  // Layers computed so far, over all steps. From any thread.
+  uint64_t layers_computed() const;
   int64_t weight_bytes() const;
   // They were found in the store, so nothing was read or packed.
   bool weights_were_kept() const;

@@ -4,8 +4,10 @@
 #define PHALANX_RUNTIME_MODEL_DECODER_IMPL_H_
 
 #include <atomic>
+#include <condition_variable>
 #include <cstdint>
 #include <memory>
+#include <mutex>
 #include <thread>
 #include <vector>
 
@@ -164,13 +166,16 @@ class Decoder::Impl {
   std::vector<int> merge_program;                    // sp > 1: merges all ranks' subtrees
   std::vector<int32_t> kv_head_of;                   // [num_heads] local KV head
   std::vector<int32_t> out_column;                   // [num_heads] column in the input of `o`
+  std::atomic<uint64_t> layers_computed{0};
   int64_t weight_bytes = 0;
   bool weights_were_kept = false;
   uint64_t agreed_content = 0;
   std::vector<SliceDigest> digests;
   int64_t num_kv_blocks = 0;
   std::thread kv_backer;
-  std::atomic<bool> stop_backing = false;
+  std::mutex backing_mutex;
+  std::condition_variable backing_changed;
+  bool stop_backing = false;  // guarded by backing_mutex
 
   kernels::Buffer embedding;  // first stage: [vocabulary rows, hidden] in the weights' dtype
   std::vector<Layer> layers;  // of this stage

@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <chrono>
 #include <numeric>
 #include <optional>
 #include <string>
@@ -23,6 +24,9 @@ using parallel::Range;
 
 namespace {
 
+// KV memory that is backed later: requests that have waited for this rank go first.
+constexpr std::chrono::milliseconds kBackingDelay(2000);
+constexpr std::chrono::milliseconds kBackingPause(1);
 // Little, for it is done under a lock of the whole process.
 constexpr int64_t kBackedAtOnce = int64_t{2} << 20;
 
@@ -81,7 +85,11 @@ int64_t Decoder::Impl::max_slice_rows() const {
 }
 
 Decoder::Impl::~Impl() {
-  stop_backing = true;
+  {
+    std::lock_guard<std::mutex> lock(backing_mutex);
+    stop_backing = true;
+  }
+  backing_changed.notify_all();
   if (kv_backer.joinable()) kv_backer.join();
 }
 
@@ -383,10 +391,15 @@ absl::Status Decoder::Impl::AllocateKv(int64_t num_blocks, bool later) {
     // Steps go first. Not SCHED_IDLE: whoever waits for a lock that this thread holds would wait
     // too long.
     (void)setpriority(PRIO_PROCESS, static_cast<id_t>(syscall(SYS_gettid)), 19);
-    // Blocks are handed out from the first on, in every layer.
+    // False: stopped meanwhile.
+    const auto pause = [this](std::chrono::milliseconds duration) {
+      std::unique_lock<std::mutex> lock(backing_mutex);
+      return !backing_changed.wait_for(lock, duration, [this] { return stop_backing; });
+    };
+    if (!pause(kBackingDelay)) return;
     for (int64_t begin = 0; begin < bytes; begin += kBackedAtOnce) {
       for (const Layer& layer : layers) {
-        if (stop_backing) return;
+        if (!pause(kBackingPause)) return;
         (void)kernels.Back(layer.kv.as<char>() + begin, std::min(kBackedAtOnce, bytes - begin));
       }
     }

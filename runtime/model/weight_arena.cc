@@ -266,7 +266,9 @@ absl::Status WeightArena::Seal(const std::vector<SliceDigest>& digests, int thre
   file_bytes_ = RoundUp(begin + static_cast<int64_t>(index.size()), kHugePage);
   const bool sealed = ftruncate(fd_, file_bytes_) == 0 && fcntl(fd_, F_ADD_SEALS, kSeals) == 0;
   const int error = errno;
-  if (mmap(base_, file_bytes_, PROT_READ, MAP_SHARED | MAP_FIXED, fd_, 0) == MAP_FAILED) {
+  // Its pages are there: mapped now, not one by one in the first step.
+  if (mmap(base_, file_bytes_, PROT_READ, MAP_SHARED | MAP_FIXED | MAP_POPULATE, fd_, 0) ==
+      MAP_FAILED) {
     return SystemError("mmap");
   }
   errno = error;

@@ -163,7 +163,8 @@ int64_t Scheduler::ReachedBy(const Request& request) {
   return reached;
 }
 
-void Scheduler::OnGroupDeath(const absl::Status& cause) {
+void Scheduler::OnGroupDeath(const absl::Status& cause, bool newest_was_sent) {
+  if (!newest_was_sent) in_flight_.pop_back();
   std::map<uint64_t, std::shared_ptr<Request>> suspects;
   for (const InFlight& plan : in_flight_) {
     for (const InFlight::Part& part : plan.parts) {
@@ -212,6 +213,48 @@ void Scheduler::Restart(uint64_t epoch, int64_t num_blocks, int sequence_ranks,
     if (absl::Status fits = CheckFits(options_, request->spec); !fits.ok()) {
       EndRequest(*request, std::move(fits));
     }
+  }
+}
+
+uint64_t Scheduler::Departed::request_id() const { return request_->spec.request_id; }
+
+std::vector<Scheduler::Departed> Scheduler::TakeUnfinished() {
+  PHALANX_CHECK(in_flight_.empty()) << in_flight_.size() << " plans are in flight";
+  std::map<uint64_t, std::shared_ptr<Request>> by_arrival;
+  for (const auto& [id, request] : requests_) by_arrival.emplace(request->arrival, request);
+  std::vector<Departed> out;
+  for (const auto& [arrival, request] : by_arrival) {
+    for (const auto& sequence : request->samples) {
+      if (sequence->state == SequenceState::kRunning) ReleaseBlocks(*sequence);
+      if (sequence->state != SequenceState::kFinished &&
+          sequence->state != SequenceState::kForkPending) {
+        sequence->state = SequenceState::kWaiting;
+      }
+    }
+    --(request->admitted ? counters_.running_requests : counters_.queued_requests);
+    out.push_back(Departed(request));
+  }
+  requests_.clear();
+  waiting_.clear();
+  running_.clear();
+  deadlines_.clear();
+  return out;
+}
+
+void Scheduler::Adopt(Departed departed) {
+  const std::shared_ptr<Request> request = std::move(departed.request_);
+  const RequestSpec& spec = request->spec;
+  request->arrival = next_arrival_++;
+  for (const auto& sequence : request->samples) {
+    sequence->id = next_sequence_++;
+    if (sequence->state == SequenceState::kWaiting)
+      waiting_.emplace(OrderOf(*sequence), sequence.get());
+  }
+  ++(request->admitted ? counters_.running_requests : counters_.queued_requests);
+  if (spec.deadline != absl::InfiniteFuture()) deadlines_.emplace(spec.deadline, spec.request_id);
+  PHALANX_CHECK(requests_.emplace(spec.request_id, request).second) << spec.request_id;
+  if (absl::Status fits = CheckFits(options_, spec); !fits.ok()) {
+    EndRequest(*request, std::move(fits));
   }
 }
 

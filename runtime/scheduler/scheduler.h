@@ -163,7 +163,9 @@ class Scheduler {
   // comes further, and one that is alone in flight at such a death ends with INTERNAL and `cause`
   // (it is quarantined: whatever it is that kills the workers must not end its neighbours).
   // Everything else is as after Restart() with the next epoch and the same memory.
-  void OnGroupDeath(const absl::Status& cause);
+  // `newest_was_sent`: false where the group was found dead when the newest plan was to be handed
+  // over; then nobody began to compute it.
+  void OnGroupDeath(const absl::Status& cause, bool newest_was_sent = true);
 
   // A new worker group with empty KV memory takes over: plans in flight are forgotten and every
   // unfinished request is queued again as its prompt and committed tokens, the boundary kept, in
@@ -172,6 +174,16 @@ class Scheduler {
   // two leaves it as it is.
   void Restart(uint64_t epoch, int64_t num_blocks, int sequence_ranks = 0,
                int64_t max_plans_in_flight = 0);
+
+  // A request that has left its scheduler, with all that is known of it.
+  class Departed;
+  // All unfinished requests leave, in their order; nothing is said of them in outputs.
+  // Precondition: no plan is in flight.
+  std::vector<Departed> TakeUnfinished();
+  // A request of another scheduler of the same model goes on here exactly where it was, behind
+  // those that are here. One that the pool can never hold ends with RESOURCE_EXHAUSTED.
+  // Precondition: its request_id is nobody else's here.
+  void Adopt(Departed request);
 
   SchedulerStats stats() const;
   uint64_t epoch() const { return epoch_; }
@@ -227,6 +239,16 @@ class Scheduler {
   std::vector<RequestOutput> outputs_;
   std::map<uint64_t, size_t> output_index_;  // of each request's entry in outputs_
   SchedulerStats counters_;
+};
+
+class Scheduler::Departed {
+ public:
+  uint64_t request_id() const;
+
+ private:
+  friend class Scheduler;
+  explicit Departed(std::shared_ptr<Request> request) : request_(std::move(request)) {}
+  std::shared_ptr<Request> request_;
 };
 
 }  // namespace phalanx::scheduler

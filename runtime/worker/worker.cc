@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <array>
+#include <atomic>
 #include <optional>
 #include <utility>
 #include <vector>
@@ -77,7 +78,8 @@ struct Worker::Impl {
   std::unique_ptr<kernels::Kernels> kernels;
   std::unique_ptr<checkpoint::Checkpoint> checkpoint;
   std::unique_ptr<model::Decoder> decoder;
-  std::unique_ptr<sampling::Sampler> sampler;  // on the result rank
+  std::atomic<const model::Decoder*> computing{nullptr};  // `decoder`, once it is there
+  std::unique_ptr<sampling::Sampler> sampler;             // on the result rank
 };
 
 Worker::Worker(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
@@ -88,6 +90,10 @@ const coordinator::RankInfo& Worker::info() const { return impl_->info; }
 WorkerOptions& Worker::options() { return impl_->options; }
 const model::Profile& Worker::profile() const { return impl_->options.profile; }
 int Worker::result_rank() const { return impl_->context->result_rank(); }
+uint64_t Worker::layers_computed() const {
+  const model::Decoder* decoder = impl_->computing;
+  return decoder != nullptr ? decoder->layers_computed() : 0;
+}
 uint64_t Worker::collective_number() const { return impl_->context->collective_number(); }
 
 absl::StatusOr<std::unique_ptr<Worker>> Worker::Open(const WorkerOptions& options,
@@ -144,6 +150,7 @@ absl::Status Worker::Impl::Load() {
   auto loaded = model::Decoder::Load(*checkpoint, decoder_options, *kernels, context->groups());
   if (!loaded.ok()) return loaded.status();
   decoder = *std::move(loaded);
+  computing = decoder.get();
   const absl::Time packed = absl::Now();
   const absl::StatusOr<uint64_t> content = AgreeOnContent(decoder_options);
   if (!content.ok()) return content.status();

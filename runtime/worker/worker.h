@@ -85,6 +85,8 @@ class Worker {
   int result_rank() const;
   // Collectives begun so far: what a hang is named by. From any thread.
   uint64_t collective_number() const;
+  // Layers computed so far: a sign of life. From any thread; 0 while it loads.
+  uint64_t layers_computed() const;
 
   // Computes one plan. Collective: every rank of the group calls it with the same plan. The result
   // is filled on result_rank() and otherwise holds epoch and number alone.

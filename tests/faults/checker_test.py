@@ -93,7 +93,8 @@ class Checker(unittest.TestCase):
     def test_finds_a_changed_token(self):
         event = self.history.events[self.deltas[6]]
         event.ids, event.tokens = (99,), (token(99),)
-        self.assert_finds("sample 0, token 3 of 12", "found 99, expected 13", "message 9 at 0.090 s")
+        self.assert_finds("sample 0, token 3 of 12", "found 99, expected 13",
+                          "message 9 at 0.090 s")
 
     def test_finds_tokens_that_changed_places(self):
         a, b = self.deltas[4], self.deltas[6]

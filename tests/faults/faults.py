@@ -58,8 +58,9 @@ def summary(outcomes):
     slowest = max([o["detection"] for o in outcomes], default=0.0)
     dead = max([o["detection"] for o in outcomes if o["action"] != "sigstop"], default=0.0)
     cells = sum(o["point"] != "end" for o in outcomes)
+    misnamed = sum(o.get("misnamed", 0) for o in outcomes)
     say(f"{cells} cells, {requests} requests, {lost} lost, slowest detection {slowest:.2f} s "
-        f"(of a death {dead:.2f} s), {failed} cells failed")
+        f"(of a death {dead:.2f} s), {misnamed} named by another rank, {failed} cells failed")
     return failed == 0 and lost == 0
 
 
@@ -80,7 +81,8 @@ def run_cells(cells, arguments):
         cell = outcome.cell
         record = {"name": cell.name, "layout": cell.layout, "point": cell.point,
                   "action": cell.action, "requests": outcome.requests, "lost": outcome.lost,
-                  "detection": outcome.detection, "problems": outcome.problems}
+                  "misnamed": outcome.misnamed, "detection": outcome.detection,
+                  "problems": outcome.problems}
         outcomes.append(record)
         if resume is not None:
             with resume.open("a") as file:

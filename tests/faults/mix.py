@@ -48,8 +48,8 @@ def make(kind, name, random_, tokens=48, prompt_tokens=300):
         # Long enough to be held back over several tokens; some answers end by it, some don't.
         sampling.update(temperature=1.0, logprobs=2, min_tokens=random_.randrange(tokens // 2),
                         max_tokens=2 * tokens,
-                        stop=[random_.choice((". He ", " wanted to ", ' said', " in the ", "ed to")),
-                              " never to be found"])
+                        stop=[random_.choice((". He ", " wanted to ", " said", " in the ",
+                                              "ed to")), " never to be found"])
     elif kind == "samples":
         sampling.update(temperature=1.0, n=3, logprobs=1,
                         max_tokens=max(1, sampling["max_tokens"] // 2))

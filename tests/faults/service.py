@@ -142,10 +142,6 @@ class Service(harness.Process):
                                          "\n".join(self.lines[since:]))
                 self._changed.wait(left)
 
-    def lines_since(self, since):
-        with self._changed:
-            return list(self.lines[since:])
-
     def arm(self, *faults):
         """Gives the ranks these faults in place of those before; each gets an id of its own."""
         lines = []
@@ -193,15 +189,23 @@ class Service(harness.Process):
 
     def kill_everything(self):
         """What a failed test leaves behind."""
-        for pid in [self.pid, *self.processes()]:
-            try:
-                os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
+        for pid in self.processes():
+            send(pid, signal.SIGKILL)
 
     def stop(self):
+        # The server first: it would only replace what it lost.
+        if self.popen.poll() is None:
+            self.popen.kill()
         self.kill_everything()
         super().stop()
+
+
+def send(pid, number):
+    """Signals a process that may have ended meanwhile."""
+    try:
+        os.kill(pid, number)
+    except ProcessLookupError:
+        pass
 
 
 def wait_until_gone(pids, timeout=GONE_BOUND):

@@ -186,7 +186,8 @@ class Hosts:
             try:
                 if os.readlink(entry / "ns/pid") != space:
                     continue
-                line = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+                words = (entry / "cmdline").read_bytes().split(b"\0")
+                line = b" ".join(words).decode(errors="replace")
             except OSError:
                 continue
             if line:  # not a zombie

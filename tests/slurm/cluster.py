@@ -147,7 +147,8 @@ TmpFS=/tmp
             lines += (f"NodeName={name} NodeHostname={name} NodeAddr=127.0.0.1 Port={node.port} "
                       f"CPUs={self._cpus[name]} RealMemory=1000"
                       + (f" Feature={feature}" if feature else "") + "\n")
-        lines += f"PartitionName=test Nodes={','.join(self.nodes)} Default=YES MaxTime=60 State=UP\n"
+        names = ",".join(self.nodes)
+        lines += f"PartitionName=test Nodes={names} Default=YES MaxTime=60 State=UP\n"
         (d / "slurm.conf").write_text(lines.lstrip())
         (d / "hosts").write_text("127.0.0.1 localhost\n" +
                                  "".join(f"127.0.0.1 {n}\n" for n in [*self.nodes, here]))
@@ -158,10 +159,9 @@ TmpFS=/tmp
                     lambda: f"idle nodes (they are {self.states()})")
 
     def _daemon(self, command, name):
-        log = open(self.directory / "log" / f"{name}.out", "w")
-        self._daemons.append(subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log,
-                                              stderr=log, env=self.environment))
-        log.close()
+        with open(self.directory / "log" / f"{name}.out", "w", encoding="utf-8") as log:
+            self._daemons.append(subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log,
+                                                  stderr=log, env=self.environment))
 
     def _boot(self, node):
         own = self.directory / f"own-{node.name}"
@@ -186,6 +186,9 @@ TmpFS=/tmp
         node.holder = None
 
     def power_on(self, name):
+        """As a node without disks: what was in its memory is gone."""
+        shutil.rmtree(self.directory / "spool" / name, ignore_errors=True)
+        shutil.rmtree(self.directory / f"own-{name}", ignore_errors=True)
         self._boot(self.nodes[name])
 
     def states(self):
@@ -229,6 +232,10 @@ TmpFS=/tmp
         self.until(reached, lambda: f"{states} of job {job}: {last}", timeout)
         return last
 
+    def wait_for_node(self, name, state, timeout=_DEADLINE):
+        self.until(lambda: self.states().get(name, "").rstrip("*") == state,
+                   lambda: f"node {name} {state} (it is {self.states()})", timeout)
+
     def pids(self, name):
         """The node's processes but its first ones: {pid as the test sees it: command line}."""
         holder = self.nodes[name].holder
@@ -242,7 +249,8 @@ TmpFS=/tmp
             try:
                 if os.readlink(entry / "ns/pid") != space:
                     continue
-                line = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+                words = (entry / "cmdline").read_bytes().split(b"\0")
+                line = b" ".join(words).decode(errors="replace")
             except OSError:
                 continue
             if line and not line.startswith("slurmd "):

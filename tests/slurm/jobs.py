@@ -1,8 +1,6 @@
-"""What the Slurm tests share: one cluster of two nodes, jobs of the sample scripts, and answers that
-are compared with those of one rank."""
+"""What the Slurm tests share: one cluster of two nodes, jobs of the sample scripts, and answers
+that are compared with those of one rank."""
 
-import json
-import os
 import pathlib
 import sys
 import unittest
@@ -89,18 +87,16 @@ class SlurmTestCase(unittest.TestCase):
         return "127.0.0.1:" + address.rsplit(":", 1)[1]
 
     def generate(self, endpoint, tokens):
-        return harness.Process(
+        client = harness.Process(
             [harness.binary(), "generate", "--endpoint", endpoint, "--prompt", PROMPT, "--json",
              "--logprobs", "2", "--max-tokens", str(tokens), "--temperature", "0", "--ignore-eos"])
+        self.addCleanup(client.stop)
+        return client
 
     def finish(self, client):
         """The bits of a generate() that is to succeed."""
         self.assertEqual(client.wait(), 0, client.lines)
         return bits(client.out[0])
-
-    def running(self, endpoint):
-        """A context in which to ask for the status of a running service."""
-        return harness.Client(endpoint)
 
     def assert_ends(self, job, state, code, timeout=harness.DEADLINE):
         """The job reaches this end state and "EXIT:SIGNAL", and no node keeps a process of it."""

@@ -63,7 +63,8 @@ $PHALANX serve --model $MODEL --layout tp=2 --workers external --listen $(hostna
   --control-listen $(hostname):{port} --endpoint-file endpoint.by-hand &
 srun --mpi=pmix --overlap -n2 {worker} &
 ranks=$!
-until [ -s endpoint.by-hand ] && $PHALANX status --endpoint $(cat endpoint.by-hand) >&/dev/null
+until [ -s endpoint.by-hand ] &&
+  $PHALANX status --endpoint $(cat endpoint.by-hand) 2>/dev/null | grep -q ': serving,'
 do sleep 0.2; done
 $PHALANX generate --endpoint $(cat endpoint.by-hand) --prompt '{jobs.PROMPT}' --json \\
   --logprobs 2 --max-tokens 16 --temperature 0 --ignore-eos
@@ -119,7 +120,6 @@ class Signals(jobs.SlurmTestCase):
     def begin(self, endpoint):
         """A request that runs."""
         client = self.generate(endpoint, self.TOKENS)
-        self.addCleanup(client.stop)
         with harness.Client(endpoint) as watcher:
             watcher.wait_for_status(lambda s: s.engine.running_requests == 1)
         return client
@@ -163,9 +163,10 @@ class Signals(jobs.SlurmTestCase):
                          lambda: f"requeue: {self.slurm.job(job)} {self.output(job)}")
         had = answers.read_text().count("\n")
         self.assertLess(had, 6)
-        # Slurm lets a requeued job wait for two minutes.
+        # Slurm lets a requeued job wait for two minutes; a node refuses one that it has just
+        # killed.
         self.slurm.wait_for_state(job, "PENDING")
-        self.slurm.run("scontrol", "update", f"jobid={job}", "starttime=now")
+        self.slurm.run("scontrol", "update", f"jobid={job}", "starttime=now+3seconds")
         self.assert_ends(job, "COMPLETED", "0:0")
         lines = answers.read_text().splitlines()
         self.assertEqual(len(lines), 6)

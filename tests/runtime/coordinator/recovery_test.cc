@@ -1,7 +1,8 @@
 // A replica's worker groups die and are replaced; what its clients see of it.
-#include <deque>
+#include <atomic>
 #include <memory>
 #include <string>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -173,6 +174,8 @@ TEST(Recovery, WhileThereIsNoGroupRequestsQueueAndMayBeCancelled) {
   EXPECT_EQ(needs[0].failed_starts, 0);
   EXPECT_EQ(needs[1].failed_starts, 0);
   EXPECT_EQ(needs[1].cause, kDeath);
+  EXPECT_EQ(needs[1].last_layout, "tp=1");
+  EXPECT_EQ(needs[1].last_kv_blocks, 64);
   EXPECT_EQ(needs[2].failed_starts, 1);
   EXPECT_EQ(needs[2].cause.message(), "host b does not answer");
   c->Stop();
@@ -193,6 +196,42 @@ TEST(Recovery, ASecondDeathWhileTheNextGroupStartsIsOneMoreTry) {
   EXPECT_TRUE(client.Wait().status.ok());
   EXPECT_EQ(client.tokens(), Expected(request));
   EXPECT_EQ(c->GetStatus().replicas[0].group.epoch, 4u);
+}
+
+TEST(Recovery, WaitingForAMachineIsNoTry) {
+  const absl::Status waiting = absl::UnavailableError("waiting for host b");
+  Script script({Manual(), waiting, waiting, waiting, waiting, FakeGroupOptions()});
+  CoordinatorOptions options;
+  options.restart.max_tries = 1;
+  Service c({&script}, options);
+  ASSERT_TRUE(c->Start().ok());
+  Client client;
+  const GenerateRequest request = MakeRequest({1}, 30);
+  ASSERT_TRUE(c->Submit(request, client.Callback()).ok());
+  script.group(1).RunOne();
+  script.group(1).Die(kDeath);
+  EXPECT_TRUE(client.Wait().status.ok());
+  EXPECT_EQ(client.tokens(), Expected(request));
+}
+
+TEST(Recovery, DeathsOfAnIdleGroupThatWasUpForLongAreNotInARow) {
+  Script script({Manual(), Manual(), Manual(), FakeGroupOptions()});
+  std::atomic<int64_t> now{0};
+  CoordinatorOptions options;
+  options.restart.max_tries = 1;
+  options.clock = [&] { return absl::FromUnixSeconds(now); };
+  Service c({&script}, options);
+  ASSERT_TRUE(c->Start().ok());
+  for (const uint64_t epoch : {1, 2, 3}) {
+    while (c->GetStatus().replicas[0].group.epoch != epoch) std::this_thread::yield();
+    now += 100;
+    script.group(epoch).Die(kDeath);
+  }
+  Client client;
+  const GenerateRequest request = MakeRequest({1}, 3);
+  ASSERT_TRUE(c->Submit(request, client.Callback()).ok());
+  EXPECT_TRUE(client.Wait().status.ok());
+  EXPECT_EQ(client.tokens(), Expected(request));
 }
 
 TEST(Recovery, TheFirstStartIsTriedAgainWhereSomethingDiedNotWhereItCannotWork) {
@@ -325,6 +364,46 @@ TEST(Recovery, StopEndsAReplicaWithoutAGroup) {
   EXPECT_EQ(last.status.code(), absl::StatusCode::kUnavailable);
   EXPECT_THAT(std::string(last.status.message()),
               AllOf(HasSubstr("stopping"), HasSubstr("1 token")));
+}
+
+TEST(Recovery, ARequestWhoseReplicaIsLostGoesOnWithAnother) {
+  Script first({Manual()});
+  Script second({Manual()});
+  Service c({&first, &second});
+  ASSERT_TRUE(c->Start().ok());
+  Client moved, queued, cancelled, other;
+  GenerateRequest a = MakeRequest({1}, 20);
+  a.n = 2;
+  a.sampling.presence_penalty = 0.5f;
+  ASSERT_TRUE(c->Submit(a, moved.Callback()).ok());
+  const GenerateRequest b = MakeRequest({2}, 20);
+  ASSERT_TRUE(c->Submit(b, other.Callback()).ok());
+  GenerateRequest doomed = MakeRequest({3}, 20);
+  doomed.id = "doomed";
+  ASSERT_TRUE(c->Submit(doomed, cancelled.Callback()).ok());
+  for (int i = 0; i < 3; ++i) first.group(1).RunOne();
+  first.group(1).AwaitPlan();
+  first.group(1).Die(kDeath);
+  // Whichever replica has it by now.
+  EXPECT_TRUE(c->Cancel("doomed"));
+  std::thread rank([&] { second.group(1).RunUntilStopped(); });
+  EXPECT_EQ(cancelled.Wait().status.code(), absl::StatusCode::kCancelled);
+  const Event last = moved.Wait();
+  EXPECT_TRUE(last.status.ok()) << last.status;
+  EXPECT_EQ(last.usage.completion_tokens, 40);
+  EXPECT_EQ(moved.tokens(0), Expected(a, 0));
+  EXPECT_EQ(moved.tokens(1), Expected(a, 1));
+  EXPECT_TRUE(other.Wait().status.ok());
+  EXPECT_EQ(other.tokens(), Expected(b));
+  const CoordinatorStatus status = c->GetStatus();
+  EXPECT_EQ(status.state, CoordinatorState::kServing);
+  EXPECT_EQ(status.replicas[0].state, CoordinatorState::kFailed);
+  EXPECT_EQ(status.reckoned_tokens, 0);
+  EXPECT_EQ(status.queued_requests, 0);
+  EXPECT_TRUE(c->Submit(MakeRequest({1}, 1), queued.Callback()).ok());
+  EXPECT_TRUE(queued.Wait().status.ok());
+  c->Stop();
+  rank.join();
 }
 
 TEST(Recovery, AnotherReplicaDoesNotNotice) {
