@@ -16,8 +16,8 @@ int64_t AvailableMemoryBytes();
 std::string HostName();
 // The path of the running binary.
 std::string OwnPath();
-// "0.1.0 (build 63c718c4e2a6d3ee)": tells this binary from every other one, on whatever host, by the
-// identifier of its contents that the linker has put into it (ELF note NT_GNU_BUILD_ID).
+// "0.1.0 (build 63c718c4e2a6d3ee)": tells this binary from every other one, on whatever host, by
+// the identifier of its contents that the linker has put into it (ELF note NT_GNU_BUILD_ID).
 std::string BuildIdentity();
 // Parses "512MiB", "2GiB", "1.5G", "4096": bytes; K, M, G, T and Ki, Mi, Gi, Ti with or without B,
 // all of them powers of 1024 but "KB", "MB", "GB", "TB". INVALID_ARGUMENT names the text.
