@@ -227,19 +227,14 @@ void RemoteWorkerGroup::Impl::OnLost(RankStream* stream) {
     RankTable::Rank* lost = ranks_.Find(stream);
     if (lost == nullptr) return;
     lost->stream.reset();
-    const RankTable::Rank* rank = lost;
-    if ((phase_ == Phase::kStarting && options_.launch) || phase_ == Phase::kRunning) {
+    if (phase_ == Phase::kRunning || (phase_ == Phase::kStarting && options_.launch)) {
       // Whoever died first is to be named, not whose stream was found broken first.
-      rank = &ranks_.at(deaths_.FirstOr(lost->info.rank(), kEndAfterClose));
-    }
-    if (phase_ == Phase::kStarting && options_.launch) {
-      status = absl::UnavailableError(Lost(*rank));
+      status = absl::UnavailableError(
+          Lost(ranks_.at(deaths_.FirstOr(lost->info.rank(), kEndAfterClose))));
     } else if (phase_ == Phase::kStarting) {
       // Started by hand: it may come again.
-      line = absl::StrCat(Describe(rank->info), " left while the group started");
+      line = absl::StrCat(Describe(lost->info), " left while the group started");
       if (last_refusal_.empty()) last_refusal_ = line;
-    } else if (phase_ == Phase::kRunning) {
-      status = absl::UnavailableError(Lost(*rank));
     }
   }
   changed_.notify_all();
