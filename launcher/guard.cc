@@ -28,6 +28,8 @@
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/strip.h"
+#include "launcher/descriptor.h"
+#include "launcher/process.h"
 
 namespace phalanx::launcher {
 namespace {
@@ -37,19 +39,6 @@ constexpr absl::Duration kConnectTimeout = absl::Seconds(10);
 constexpr absl::Duration kEndTimeout = absl::Milliseconds(250);
 
 constexpr std::array<int, 4> kForwarded = {SIGTERM, SIGINT, SIGUSR1, SIGUSR2};
-
-class Descriptor {
- public:
-  explicit Descriptor(int fd = -1) : fd_(fd) {}
-  Descriptor(Descriptor&& other) noexcept : fd_(std::exchange(other.fd_, -1)) {}
-  ~Descriptor() {
-    if (fd_ >= 0) close(fd_);
-  }
-  int get() const { return fd_; }
-
- private:
-  int fd_;
-};
 
 // Connects with a deadline; the connection is found dead after kLinkTimeout.
 absl::StatusOr<Descriptor> Connect(const std::string& leash) {
@@ -264,10 +253,7 @@ absl::StatusOr<int> RunGuard(const GuardOptions& options) {
   sigprocmask(SIG_BLOCK, &handled, &before);
   Descriptor signals(signalfd(-1, &handled, SFD_CLOEXEC | SFD_NONBLOCK));
 
-  std::vector<char*> argv;
-  argv.reserve(options.command.size() + 1);
-  for (const std::string& word : options.command) argv.push_back(const_cast<char*>(word.c_str()));
-  argv.push_back(nullptr);
+  const std::vector<char*> argv = Pointers(options.command);
   std::array<int, 2> failure;  // tells whether exec failed: closed by a successful one
   if (pipe2(failure.data(), O_CLOEXEC) != 0) {
     return absl::ResourceExhaustedError(absl::StrCat("guard: pipe: ", strerror(errno)));

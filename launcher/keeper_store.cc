@@ -15,6 +15,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "launcher/keeper.h"
+#include "launcher/process.h"
 
 namespace phalanx::launcher {
 namespace {
@@ -123,24 +124,10 @@ void KeeperStore::Warn(absl::string_view why) {
 }
 
 absl::Status StartDetached(const std::vector<std::string>& arguments,
-                           const std::vector<std::pair<std::string, std::string>>& environment) {
-  std::vector<std::string> variables;
-  for (char** variable = environ; *variable != nullptr; ++variable) {
-    const std::string entry = *variable;
-    const std::string name = entry.substr(0, entry.find('='));
-    bool replaced = false;
-    for (const auto& [other, value] : environment) replaced |= other == name;
-    if (!replaced) variables.push_back(entry);
-  }
-  for (const auto& [name, value] : environment) variables.push_back(absl::StrCat(name, "=", value));
-  const auto pointers = [](const std::vector<std::string>& texts) {
-    std::vector<char*> out;
-    for (const std::string& text : texts) out.push_back(const_cast<char*>(text.c_str()));
-    out.push_back(nullptr);
-    return out;
-  };
-  const std::vector<char*> argv = pointers(arguments);
-  const std::vector<char*> envp = pointers(variables);
+                           const std::map<std::string, std::string>& environment) {
+  const std::vector<std::string> variables = EnvironmentWith(environment);
+  const std::vector<char*> argv = Pointers(arguments);
+  const std::vector<char*> envp = Pointers(variables);
   const long descriptors = sysconf(_SC_OPEN_MAX);
 
   const pid_t child = fork();

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <map>
 #include <string>
 #include <vector>
 
@@ -49,7 +50,7 @@ class KeeperStore : public model::WeightStore {
 // `phalanx keeper` as a process that nobody waits for: of its own session, with no descriptor of
 // this process. `environment`: variables added to this process's.
 absl::Status StartDetached(const std::vector<std::string>& arguments,
-                           const std::vector<std::pair<std::string, std::string>>& environment);
+                           const std::map<std::string, std::string>& environment);
 
 }  // namespace phalanx::launcher
 

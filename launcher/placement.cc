@@ -93,4 +93,11 @@ absl::StatusOr<std::vector<Placement>> PlaceReplicas(const std::vector<HostSlots
   return out;
 }
 
+std::vector<HostSlots> HostsToTry(const std::vector<HostSlots>& hosts, int fruitless) {
+  if (fruitless < 3 || hosts.empty()) return hosts;
+  const size_t count = std::max<size_t>(1, hosts.size() >> std::min(fruitless - 2, 31));
+  if (fruitless % 2 == 1) return {hosts.begin(), hosts.begin() + count};
+  return {hosts.end() - count, hosts.end()};
+}
+
 }  // namespace phalanx::launcher

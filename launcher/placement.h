@@ -35,6 +35,11 @@ std::string ToHostList(const std::vector<HostSlots>& hosts);
 absl::StatusOr<std::vector<Placement>> PlaceReplicas(const std::vector<HostSlots>& hosts,
                                                      int replicas, int ranks_per_replica);
 
+// The hosts for the next worker group where `fruitless` in a row came to nothing although each host
+// can be reached: all of them up to the third try again, then half, a quarter and so on down to
+// one, the first ones and the last ones in turn.
+std::vector<HostSlots> HostsToTry(const std::vector<HostSlots>& hosts, int fruitless);
+
 }  // namespace phalanx::launcher
 
 #endif  // PHALANX_LAUNCHER_PLACEMENT_H_

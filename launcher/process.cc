@@ -20,8 +20,6 @@
 namespace phalanx::launcher {
 namespace {
 
-constexpr size_t kKeptLines = 20;
-
 // Waits until `pid` has ended or `timeout` has passed, without reaping it.
 void WaitForEnd(pid_t pid, absl::Duration timeout) {
   const int fd = static_cast<int>(syscall(SYS_pidfd_open, pid, 0));
@@ -33,25 +31,30 @@ void WaitForEnd(pid_t pid, absl::Duration timeout) {
 
 }  // namespace
 
+std::vector<std::string> EnvironmentWith(const std::map<std::string, std::string>& changes) {
+  std::vector<std::string> out;
+  for (char** variable = environ; *variable != nullptr; ++variable) {
+    const std::string entry = *variable;
+    if (changes.count(entry.substr(0, entry.find('='))) == 0) out.push_back(entry);
+  }
+  for (const auto& [name, value] : changes) out.push_back(absl::StrCat(name, "=", value));
+  return out;
+}
+
+std::vector<char*> Pointers(const std::vector<std::string>& texts) {
+  std::vector<char*> out;
+  out.reserve(texts.size() + 1);
+  for (const std::string& text : texts) out.push_back(const_cast<char*>(text.c_str()));
+  out.push_back(nullptr);
+  return out;
+}
+
 absl::StatusOr<std::unique_ptr<Process>> Process::Start(
     const std::vector<std::string>& arguments,
     const std::map<std::string, std::string>& environment) {
-  std::vector<std::string> variables;
-  for (char** variable = environ; *variable != nullptr; ++variable) {
-    const std::string entry = *variable;
-    if (environment.count(entry.substr(0, entry.find('='))) == 0) variables.push_back(entry);
-  }
-  for (const auto& [name, value] : environment) {
-    variables.push_back(absl::StrCat(name, "=", value));
-  }
-  std::vector<char*> argv;
-  argv.reserve(arguments.size() + 1);
-  for (const std::string& argument : arguments) argv.push_back(const_cast<char*>(argument.c_str()));
-  argv.push_back(nullptr);
-  std::vector<char*> envp;
-  envp.reserve(variables.size() + 1);
-  for (const std::string& variable : variables) envp.push_back(const_cast<char*>(variable.c_str()));
-  envp.push_back(nullptr);
+  const std::vector<std::string> variables = EnvironmentWith(environment);
+  const std::vector<char*> argv = Pointers(arguments);
+  const std::vector<char*> envp = Pointers(variables);
 
   std::array<int, 2> output;
   std::array<int, 2> failure;  // tells whether exec failed: closed by a successful one
@@ -108,9 +111,6 @@ void Process::ForwardOutput(int output) {
       const std::string line = pending.substr(0, end);
       pending.erase(0, end + 1);
       std::cerr << line + "\n" << std::flush;
-      absl::MutexLock lock(&mutex_);
-      if (!line.empty()) last_lines_.push_back(line);
-      if (last_lines_.size() > kKeptLines) last_lines_.pop_front();
     }
   }
   close(output);
@@ -134,11 +134,6 @@ std::optional<std::string> Process::Ended() {
 bool Process::Succeeded() {
   Reap(WNOHANG);
   return reaped_ && WIFEXITED(wait_status_) && WEXITSTATUS(wait_status_) == 0;
-}
-
-std::vector<std::string> Process::LastLines() const {
-  absl::MutexLock lock(&mutex_);
-  return {last_lines_.begin(), last_lines_.end()};
 }
 
 bool Process::Wait(absl::Duration timeout) {

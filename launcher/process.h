@@ -5,7 +5,6 @@
 
 #include <sys/types.h>
 
-#include <deque>
 #include <map>
 #include <memory>
 #include <optional>
@@ -13,18 +12,22 @@
 #include <thread>
 #include <vector>
 
-#include "absl/base/thread_annotations.h"
 #include "absl/status/statusor.h"
-#include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
 
 namespace phalanx::launcher {
 
+// This process's environment, "NAME=VALUE" each, with `changes` (by name) in place of what they
+// name.
+std::vector<std::string> EnvironmentWith(const std::map<std::string, std::string>& changes);
+// For exec: the texts, which are borrowed, and a null pointer at the end.
+std::vector<char*> Pointers(const std::vector<std::string>& texts);
+
 class Process {
  public:
   // Starts `arguments[0]` (looked up in PATH) with this process's environment plus `environment`.
-  // Its stdout and stderr are forwarded to our stderr line by
-  // line; the last lines are kept. NOT_FOUND names a program that isn't there.
+  // Its stdout and stderr are forwarded to our stderr line by line.
+  // NOT_FOUND names a program that isn't there.
   static absl::StatusOr<std::unique_ptr<Process>> Start(
       const std::vector<std::string>& arguments,
       const std::map<std::string, std::string>& environment);
@@ -35,8 +38,6 @@ class Process {
   std::optional<std::string> Ended();
   // It has ended, with exit code 0.
   bool Succeeded();
-  // The child's last lines of output, oldest first.
-  std::vector<std::string> LastLines() const;
   // Waits for the end. False: it still runs after `timeout`.
   bool Wait(absl::Duration timeout);
   // SIGTERM to the child's process group, SIGKILL after `grace`; returns when it has ended.
@@ -49,8 +50,6 @@ class Process {
 
   const pid_t pid_;
   std::thread forwarder_;
-  mutable absl::Mutex mutex_;
-  std::deque<std::string> last_lines_ ABSL_GUARDED_BY(mutex_);
   bool reaped_ = false;
   int wait_status_ = 0;
 };

@@ -47,25 +47,39 @@ absl::StatusOr<ProcessGroupSource::Shape> ProcessGroupSource::Settle(
   const Shape whole = {setup_.layout, placement_.hosts, whole_kv_blocks_};
   if (need.epoch == 1 || placement_.hosts.empty()) return whole;
   const std::vector<HostSlots> there = launcher_.Reachable(placement_.hosts, kProbe);
-  if (there.size() == placement_.hosts.size()) {
-    away_since_ = absl::InfiniteFuture();
-    return whole;
-  }
   std::vector<HostSlots> away;
-  for (const HostSlots& host : placement_.hosts) {
-    if (std::find(there.begin(), there.end(), host) == there.end()) away.push_back(host);
-  }
+  std::map<std::string, absl::Time> away_since;
   const absl::Time now = absl::Now();
-  away_since_ = std::min(away_since_, now);
+  absl::Time last_left = absl::InfinitePast();
+  for (const HostSlots& host : placement_.hosts) {
+    if (std::find(there.begin(), there.end(), host) != there.end()) continue;
+    away.push_back(host);
+    const auto before = away_since_.find(host.host);
+    const absl::Time since = before != away_since_.end() ? before->second : now;
+    away_since[host.host] = since;
+    last_left = std::max(last_left, since);
+  }
+  away_since_ = std::move(away_since);
+  if (away.empty()) {
+    const std::vector<HostSlots> some = HostsToTry(there, need.fruitless);
+    if (some.size() == there.size()) return whole;
+    absl::StatusOr<Shape> shape = ShapeOn(some, need);
+    if (!shape.ok()) return whole;  // these can't hold the model
+    spdlog::warn(
+        "{} worker groups in a row came to nothing although every host can be reached: the hosts "
+        "may not reach each other; trying {} on {}",
+        need.fruitless, shape->layout.ToString(), ToHostList(shape->hosts));
+    return shape;
+  }
   const absl::Duration wait = absl::Seconds(setup_.options.host_wait);
-  if (there.empty() && setup_.replicas > 1 && now - away_since_ >= wait) {
+  if (there.empty() && setup_.replicas > 1 && now - last_left >= wait) {
     // Its requests go on with the other replicas.
     return absl::FailedPreconditionError(absl::StrCat(
         "no process can be started on ", Names(away), ", for ", absl::FormatDuration(wait),
         " by now (--host-wait), and the replica has no other hosts; it died first of this: ",
         need.cause.message()));
   }
-  if (now - away_since_ < wait) {
+  if (now - last_left < wait) {
     return absl::UnavailableError(absl::StrCat("no process can be started on ", Names(away),
                                                "; waiting for it up to ",
                                                absl::FormatDuration(wait), " (--host-wait)"));
@@ -73,23 +87,30 @@ absl::StatusOr<ProcessGroupSource::Shape> ProcessGroupSource::Settle(
   if (there.empty()) {
     return absl::ResourceExhaustedError(absl::StrCat("no process can be started on ", Names(away)));
   }
-  const absl::StatusOr<parallel::Layout> layout = PlanOn(there);
-  if (!layout.ok()) {
+  absl::StatusOr<Shape> shape = ShapeOn(there, need);
+  if (!shape.ok()) {
     return absl::ResourceExhaustedError(
         absl::StrCat("no process can be started on ", Names(away),
-                     ", and without it: ", layout.status().message()));
+                     ", and without it: ", shape.status().message()));
   }
+  spdlog::warn("{} is away; going on with {} on {}", Names(away), shape->layout.ToString(),
+               ToHostList(shape->hosts));
+  return shape;
+}
+
+absl::StatusOr<ProcessGroupSource::Shape> ProcessGroupSource::ShapeOn(
+    const std::vector<HostSlots>& hosts, const coordinator::GroupNeed& need) const {
+  const absl::StatusOr<parallel::Layout> layout = PlanOn(hosts);
+  if (!layout.ok()) return layout.status();
   Shape shape = {*layout, {}, setup_.options.rank.kv_blocks};
   if (need.last_layout == layout->ToString()) shape.kv_blocks = need.last_kv_blocks;
   int ranks = layout->group_size();
-  for (HostSlots host : there) {
+  for (HostSlots host : hosts) {
     if (ranks == 0) break;
     host.slots = std::min(host.slots, ranks);
     ranks -= host.slots;
     shape.hosts.push_back(std::move(host));
   }
-  spdlog::warn("{} is away; going on with {} on {}", Names(away), layout->ToString(),
-               ToHostList(shape.hosts));
   return shape;
 }
 

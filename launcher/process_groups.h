@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -45,8 +46,10 @@ class ProcessGroupSource final : public coordinator::GroupSource {
 
   // The same layout on the same hosts, as long as all of them can run a process. A host that is
   // away is waited for, options.host_wait in all (UNAVAILABLE); then the layout is planned again on
-  // those that are left. RESOURCE_EXHAUSTED: these can't hold the model, or there is none.
-  // FAILED_PRECONDITION: there is none, and other replicas go on.
+  // those that are left. So it is on half of the hosts, then on a quarter and down to one, where
+  // groups on all of them fail to start: hosts that can be reached may not reach each other.
+  // RESOURCE_EXHAUSTED: these can't hold the model, or there is none. FAILED_PRECONDITION: there is
+  // none, and other replicas go on.
   absl::StatusOr<std::unique_ptr<coordinator::WorkerGroup>> Next(
       const coordinator::GroupNeed& need) override;
 
@@ -62,6 +65,9 @@ class ProcessGroupSource final : public coordinator::GroupSource {
     int64_t kv_blocks = 0;         // of each rank; 0: by the memory that there is
   };
   absl::StatusOr<Shape> Settle(const coordinator::GroupNeed& need);
+  // A layout on `hosts`, some of the replica's, planned now.
+  absl::StatusOr<Shape> ShapeOn(const std::vector<HostSlots>& hosts,
+                                const coordinator::GroupNeed& need) const;
   absl::StatusOr<parallel::Layout> PlanOn(const std::vector<HostSlots>& hosts) const;
   std::string CoordinatorAddress() const;  // as ranks are told
   // The ranks' command line after the binary, but for what differs by machine (threads, memory).
@@ -75,7 +81,7 @@ class ProcessGroupSource final : public coordinator::GroupSource {
   const std::function<void(int64_t done, int64_t total)> progress_;
   RankLauncher launcher_;
   int64_t whole_kv_blocks_;  // of setup_.layout, once it was up; before: as the options say
-  absl::Time away_since_ = absl::InfiniteFuture();  // a host has been
+  std::map<std::string, absl::Time> away_since_;  // hosts that were not there the last time
 
   mutable std::mutex mu_;
   std::function<std::vector<control::RankHealth>()> health_;  // guarded by mu_

@@ -124,15 +124,21 @@ RankLauncher::RankLauncher(const ServiceOptions& options, std::string coordinato
 
 RankLauncher::~RankLauncher() { End(absl::ZeroDuration()); }
 
-std::string RankLauncher::LeashAddress(const Leash& leash) const {
-  return absl::StrCat(coordinator_host_, ":", leash.port());
-}
-
 std::vector<std::string> RankLauncher::Arguments(const RankLaunch& launch,
                                                  const std::string& leash) const {
   std::vector<std::string> guard;
   if (!leash.empty()) guard = {OwnPath(), "guard", "--leash", leash};
   return srun() ? SrunArguments(options_, launch, guard) : MpirunArguments(options_, launch, guard);
+}
+
+absl::StatusOr<std::unique_ptr<Process>> RankLauncher::StartHeld(const RankLaunch& launch,
+                                                                 const Leash& leash) const {
+  std::vector<std::string> command = {OwnPath(), "guard", "--leash",
+                                      absl::StrCat("127.0.0.1:", leash.port())};
+  Append(command, Arguments(launch, absl::StrCat(coordinator_host_, ":", leash.port())));
+  spdlog::debug("starting epoch {} of replica {} on {}: {}", launch.epoch, launch.replica,
+                Joined(launch), absl::StrJoin(command, " "));
+  return Process::Start(command, WholeEnvironment(launch));
 }
 
 absl::Status RankLauncher::Start(const RankLaunch& launch) {
@@ -146,12 +152,7 @@ absl::Status RankLauncher::Start(const RankLaunch& launch) {
   auto leash = Leash::Listen(other_hosts_);
   if (!leash.ok()) return leash.status();
   leash_ = *std::move(leash);
-  std::vector<std::string> command = {OwnPath(), "guard", "--leash",
-                                      absl::StrCat("127.0.0.1:", leash_->port())};
-  Append(command, Arguments(launch, LeashAddress(*leash_)));
-  spdlog::debug("starting epoch {} of replica {} on {}: {}", launch.epoch, launch.replica,
-                Joined(launch), absl::StrJoin(command, " "));
-  auto process = Process::Start(command, WholeEnvironment(launch));
+  auto process = StartHeld(launch, *leash_);
   if (!process.ok()) {
     leash_.reset();
     return process.status();
@@ -192,10 +193,7 @@ std::vector<HostSlots> RankLauncher::Reachable(const std::vector<HostSlots>& hos
     RankLaunch launch;
     launch.hosts = {{host.host, 1}};
     launch.command = {"true"};
-    std::vector<std::string> command = {OwnPath(), "guard", "--leash",
-                                        absl::StrCat("127.0.0.1:", (*leash)->port())};
-    Append(command, Arguments(launch, LeashAddress(**leash)));
-    auto process = Process::Start(command, WholeEnvironment(launch));
+    auto process = StartHeld(launch, **leash);
     trials.push_back(process.ok() ? *std::move(process) : nullptr);
   }
   std::vector<HostSlots> out;

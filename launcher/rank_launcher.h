@@ -50,7 +50,7 @@ class RankLauncher {
   // Ends what is left of an earlier start, then starts the ranks. NOT_FOUND: mpirun or srun isn't
   // there.
   absl::Status Start(const RankLaunch& launch);
-  // UNAVAILABLE: "mpirun exited with code 1", with its last words where it has any.
+  // UNAVAILABLE: "mpirun exited with code 1". What it said is in the log by then.
   absl::Status Check();
   // Waits up to `grace` for the ranks' own end, then kills them all, on every host. Returns when
   // nothing is left on this one; elsewhere the end comes at the same time, or within kLinkTimeout
@@ -67,7 +67,9 @@ class RankLauncher {
  private:
   bool srun() const { return options_.workers == "srun"; }
   std::vector<std::string> Arguments(const RankLaunch& launch, const std::string& leash) const;
-  std::string LeashAddress(const Leash& leash) const;
+  // mpirun or srun of `launch`, held by `leash` here and wherever it starts processes.
+  absl::StatusOr<std::unique_ptr<Process>> StartHeld(const RankLaunch& launch,
+                                                     const Leash& leash) const;
 
   const ServiceOptions options_;
   const std::string coordinator_host_;

@@ -174,6 +174,9 @@ absl::StatusOr<std::unique_ptr<Service>> Service::Create(const ServiceOptions& o
     if (control.token.empty()) control.token = RandomToken();
     service->token_ = control.token;
     control.build_version = BuildIdentity();
+    // No rank is lost by its connection's silence before it is by its own.
+    control.keepalive_timeout =
+        std::max(control.keepalive_timeout, absl::Seconds(options.heartbeat_timeout));
     auto server = control::ControlServer::Listen(control);
     if (!server.ok()) return server.status();
     service->control_ = *std::move(server);

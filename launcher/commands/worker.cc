@@ -133,6 +133,7 @@ absl::Status RunWorker(const WorkerCommandOptions& options, const Environment& e
   identity.epoch = options.epoch;
   identity.host = info.host;
   identity.pid = info.pid;
+  identity.launcher_pid = getppid();
   identity.device = info.device;
   identity.layout = worker_options->layout.ToString();
   identity.profile = (*worker)->profile().ToString();

@@ -61,7 +61,7 @@ grpc::ServerBidiReactor<v1::WorkerMessage, v1::CoordinatorMessage>* ControlServe
 
 grpc::ServerWriteReactor<v1::WatchEvent>* ControlServer::Impl::Watch(
     grpc::CallbackServerContext* /*context*/, const v1::WatchRequest* request) {
-  return OpenWatch(options_.token, *request);
+  return OpenWatch(EqualSecrets(request->token(), options_.token));
 }
 
 absl::Status ControlServer::Impl::Attach(int replica, std::shared_ptr<RankHandler> handler) {

@@ -15,14 +15,14 @@ LocalDeaths::LocalDeaths() : epoll_(epoll_create1(EPOLL_CLOEXEC)) {
 }
 
 LocalDeaths::~LocalDeaths() {
-  for (const auto& [rank, process] : processes_) close(process);
+  for (const auto& [who, process] : processes_) close(process);
   if (epoll_ >= 0) close(epoll_);
 }
 
-void LocalDeaths::Watch(int rank, const std::string& host, int64_t pid) {
+void LocalDeaths::Watch(int who, const std::string& host, int64_t pid) {
   if (epoll_ < 0 || host != host_) return;
   std::lock_guard<std::mutex> lock(mutex_);
-  if (const auto before = processes_.find(rank); before != processes_.end()) {
+  if (const auto before = processes_.find(who); before != processes_.end()) {
     epoll_ctl(epoll_, EPOLL_CTL_DEL, before->second, nullptr);
     close(before->second);
     processes_.erase(before);
@@ -31,23 +31,23 @@ void LocalDeaths::Watch(int rank, const std::string& host, int64_t pid) {
   if (process < 0) return;
   epoll_event event{};
   event.events = EPOLLIN;
-  event.data.u32 = static_cast<uint32_t>(rank);
+  event.data.u32 = static_cast<uint32_t>(who);
   if (epoll_ctl(epoll_, EPOLL_CTL_ADD, process, &event) != 0) {
     close(process);
     return;
   }
-  processes_[rank] = process;
+  processes_[who] = process;
 }
 
-int LocalDeaths::FirstOr(int rank, absl::Duration patience) {
+int LocalDeaths::FirstOr(int who, absl::Duration patience) {
   std::lock_guard<std::mutex> lock(mutex_);
-  if (processes_.count(rank) == 0) return rank;
+  if (processes_.count(who) == 0) return who;
   if (!first_.has_value()) {
     epoll_event event{};
     const int milliseconds = static_cast<int>(absl::ToInt64Milliseconds(patience));
     if (epoll_wait(epoll_, &event, 1, milliseconds) == 1) first_ = static_cast<int>(event.data.u32);
   }
-  return first_.value_or(rank);
+  return first_.value_or(who);
 }
 
 }  // namespace phalanx::control

@@ -25,17 +25,18 @@ class LocalDeaths {
   LocalDeaths(const LocalDeaths&) = delete;
   LocalDeaths& operator=(const LocalDeaths&) = delete;
 
-  // `rank` is process `pid` of `host`; a rank that is watched already gets a new process.
-  void Watch(int rank, const std::string& host, int64_t pid);
-  // To be asked when `rank` seems to have died: the rank whose process ended first, waiting up to
-  // `patience` for one to end. `rank` itself where it isn't watched or none has ended.
-  int FirstOr(int rank, absl::Duration patience);
+  // `who`, a number of the caller's, is process `pid` of `host`; one that is watched already gets a
+  // new process.
+  void Watch(int who, const std::string& host, int64_t pid);
+  // To be asked when `who` seems to have died: whose process ended first, waiting up to `patience`
+  // for one to end. `who` itself where it isn't watched or none has ended.
+  int FirstOr(int who, absl::Duration patience);
 
  private:
   const int epoll_;  // -1: there is none
   std::string host_;
   std::mutex mutex_;
-  std::map<int, int> processes_;  // pidfd by rank
+  std::map<int, int> processes_;  // pidfd by who
   std::optional<int> first_;
 };
 

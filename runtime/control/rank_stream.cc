@@ -5,9 +5,6 @@
 #include "absl/strings/str_cat.h"
 
 namespace phalanx::control {
-namespace {
-
-// Takes the same time wherever two texts differ, so that it does not tell how much was right.
 bool EqualSecrets(const std::string& a, const std::string& b) {
   if (a.size() != b.size()) return false;
   unsigned char difference = 0;
@@ -16,6 +13,8 @@ bool EqualSecrets(const std::string& a, const std::string& b) {
   }
   return difference == 0;
 }
+
+namespace {
 
 // Why the server itself refuses a rank, before any group is asked; empty: it does not.
 std::string ReasonToRefuse(const v1::Register& rank, const ControlServerOptions& options) {

@@ -64,8 +64,10 @@ class RemoteWorkerGroup::Impl final : public RankHandler,
 
   // Require mutex_.
   std::string AtStep() const;
-  // "lost rank 1 (host a, pid 7) at step 5 (…): …".
-  std::string Lost(const RankTable::Rank& rank) const;
+  // Of a rank or LauncherOf one: "lost rank 1 (host a, pid 7) at step 5 (…): …".
+  std::string Lost(int who) const;
+  // In deaths_, the process that started a rank.
+  int LauncherOf(int rank) const { return options_.world_size + rank; }
   // What the clock says against the ranks; OK while there is nothing.
   absl::Status CheckTimes();
   absl::Status WithLastRefusal(const absl::Status& status) const;
@@ -128,6 +130,10 @@ v1::CoordinatorMessage RemoteWorkerGroup::Impl::OnRegister(
     if (reason.empty()) {
       ranks_.Register(stream, rank);
       deaths_.Watch(rank.rank(), rank.host(), rank.pid());
+      // Started by hand it may be a shell, whose end means nothing.
+      if (options_.launch && rank.launcher_pid() > 1) {
+        deaths_.Watch(LauncherOf(rank.rank()), rank.host(), rank.launcher_pid());
+      }
       if (ranks_.all_registered()) registered_time_ = absl::Now();
       answer.mutable_accepted()->set_epoch(options_.epoch);
       line = absl::StrCat(Describe(rank), " registered: ", rank.device());
@@ -189,9 +195,12 @@ void RemoteWorkerGroup::Impl::OnMessage(RankStream* stream, const v1::WorkerMess
       const std::string text =
           absl::StrCat(Describe(rank->info), " failed", where, ": ", error.message());
       // A rank that fails because another one died is not the one to be named.
-      const int first = deaths_.FirstOr(rank->info.rank(), absl::ZeroDuration());
+      const bool by_peer = error.code() == static_cast<int>(absl::StatusCode::kUnavailable) ||
+                           error.code() == static_cast<int>(absl::StatusCode::kAborted);
+      const int first = deaths_.FirstOr(rank->info.rank(),
+                                        by_peer ? options_.naming_patience : absl::ZeroDuration());
       const bool died = first != rank->info.rank();
-      const std::string death = died ? Lost(ranks_.at(first)) : std::string();
+      const std::string death = died ? Lost(first) : std::string();
       rank->stream.reset();
       lock.unlock();
       // While starting the rank's own code says whether model, configuration or machine is at
@@ -229,8 +238,7 @@ void RemoteWorkerGroup::Impl::OnLost(RankStream* stream) {
     lost->stream.reset();
     if (phase_ == Phase::kRunning || (phase_ == Phase::kStarting && options_.launch)) {
       // Whoever died first is to be named, not whose stream was found broken first.
-      status = absl::UnavailableError(
-          Lost(ranks_.at(deaths_.FirstOr(lost->info.rank(), kEndAfterClose))));
+      status = absl::UnavailableError(Lost(deaths_.FirstOr(lost->info.rank(), kEndAfterClose)));
     } else if (phase_ == Phase::kStarting) {
       // Started by hand: it may come again.
       line = absl::StrCat(Describe(lost->info), " left while the group started");
@@ -242,7 +250,14 @@ void RemoteWorkerGroup::Impl::OnLost(RankStream* stream) {
   if (!status.ok()) Fail(status);
 }
 
-std::string RemoteWorkerGroup::Impl::Lost(const RankTable::Rank& rank) const {
+std::string RemoteWorkerGroup::Impl::Lost(int who) const {
+  if (who >= options_.world_size) {
+    const v1::Register& held = ranks_.at(who - options_.world_size).info;
+    return absl::StrCat("the launcher (host ", held.host(), ", pid ", held.launcher_pid(),
+                        "), which held rank ", held.rank(), ", has died ",
+                        phase_ == Phase::kRunning ? AtStep() : "while the group started");
+  }
+  const RankTable::Rank& rank = ranks_.at(who);
   std::string where = rank.ready ? "after it loaded" : "while it loaded";
   if (phase_ == Phase::kRunning) {
     where = absl::StrCat(AtStep(), " (last heard of in ", Whereabouts(rank.heartbeat), ")");

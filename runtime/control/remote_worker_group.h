@@ -41,12 +41,15 @@ struct RemoteGroupOptions {
   absl::Duration hang_timeout = absl::Seconds(30);
   absl::Duration step_timeout = absl::Minutes(5);  // a step that takes longer is a hang
   absl::Duration stop_timeout = absl::Seconds(5);  // for ranks to leave by themselves
+  // A peer finds a process dead as soon as its first thread is; its end can be seen after its last.
+  // So long the end of one on this host is waited for before the peer that reports is named.
+  absl::Duration naming_patience = absl::Milliseconds(100);
 
   // All hooks are optional and are called without locks held.
   // Starts the rank processes; called once by Start, when ranks can be accepted.
   std::function<absl::Status()> launch;
   // Whether what `launch` started still runs; called about ten times a second from one thread at a
-  // time. An error ends the group, e.g. "mpirun exited with code 1: <last lines of its stderr>".
+  // time. An error ends the group, e.g. "mpirun exited with code 1".
   std::function<absl::Status()> liveness;
   // Ends what is left of the processes and waits for them; called once by Stop. `fence`: the group
   // has died; nothing of it may go on, and nothing that it would say is of interest.

@@ -9,6 +9,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "proto/phalanx/v1/control.grpc.pb.h"
+#include "runtime/control/control_channel.h"
 #include "runtime/control/watch_stream.h"
 
 namespace phalanx::control {
@@ -41,26 +42,18 @@ class WatchStream final : public grpc::ServerWriteReactor<v1::WatchEvent> {
 
 }  // namespace
 
-grpc::ServerWriteReactor<v1::WatchEvent>* OpenWatch(const std::string& token,
-                                                    const v1::WatchRequest& request) {
-  return new WatchStream(request.token() == token);
+grpc::ServerWriteReactor<v1::WatchEvent>* OpenWatch(bool admitted) {
+  return new WatchStream(admitted);
 }
 
 class CoordinatorWatch::Impl {
  public:
   explicit Impl(const WatchOptions& options) : options_(options) {
+    // A connection of its own, with keepalive of its own.
     grpc::ChannelArguments arguments;
-    arguments.SetInt(GRPC_ARG_KEEPALIVE_TIME_MS,
-                     static_cast<int>(absl::ToInt64Milliseconds(options.keepalive_time)));
-    arguments.SetInt(GRPC_ARG_KEEPALIVE_TIMEOUT_MS,
-                     static_cast<int>(absl::ToInt64Milliseconds(options.keepalive_timeout)));
-    arguments.SetInt(GRPC_ARG_HTTP2_MAX_PINGS_WITHOUT_DATA, 0);
-    arguments.SetInt(GRPC_ARG_HTTP2_MIN_SENT_PING_INTERVAL_WITHOUT_DATA_MS, 1000);
-    arguments.SetInt(GRPC_ARG_ENABLE_HTTP_PROXY, 0);
-    // A channel of its own, with keepalive of its own.
     arguments.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
-    channel_ = grpc::CreateCustomChannel(options.coordinator, grpc::InsecureChannelCredentials(),
-                                         arguments);
+    channel_ = OpenControlChannel(options.coordinator, options.keepalive_time,
+                                  options.keepalive_timeout, std::move(arguments));
     stub_ = v1::Control::NewStub(channel_);
   }
 

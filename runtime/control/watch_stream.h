@@ -4,15 +4,13 @@
 
 #include <grpcpp/grpcpp.h>
 
-#include <string>
-
 #include "proto/phalanx/v1/control.grpc.pb.h"
 
 namespace phalanx::control {
 
-// Stays open until either end goes. Deletes itself when gRPC is done with it.
-grpc::ServerWriteReactor<v1::WatchEvent>* OpenWatch(const std::string& token,
-                                                    const v1::WatchRequest& request);
+// Stays open until either end goes, or, where the watcher is not admitted, ends at once. Deletes
+// itself when gRPC is done with it.
+grpc::ServerWriteReactor<v1::WatchEvent>* OpenWatch(bool admitted);
 
 }  // namespace phalanx::control
 

@@ -13,6 +13,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "proto/phalanx/v1/control.grpc.pb.h"
+#include "runtime/control/control_channel.h"
 #include "runtime/control/conversions.h"
 
 namespace phalanx::control {
@@ -28,21 +29,13 @@ std::shared_ptr<grpc::Channel> MakeChannel(const WorkerClientOptions& options) {
   grpc::ChannelArguments arguments;
   arguments.SetMaxReceiveMessageSize(-1);
   arguments.SetMaxSendMessageSize(-1);
-  arguments.SetInt(GRPC_ARG_KEEPALIVE_TIME_MS,
-                   static_cast<int>(absl::ToInt64Milliseconds(options.keepalive_time)));
-  arguments.SetInt(GRPC_ARG_KEEPALIVE_TIMEOUT_MS,
-                   static_cast<int>(absl::ToInt64Milliseconds(options.keepalive_timeout)));
-  arguments.SetInt(GRPC_ARG_HTTP2_MAX_PINGS_WITHOUT_DATA, 0);
-  arguments.SetInt(GRPC_ARG_HTTP2_MIN_SENT_PING_INTERVAL_WITHOUT_DATA_MS, 1000);
   arguments.SetInt(GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS, 100);
   // The coordinator may come up after the rank.
   arguments.SetInt(GRPC_ARG_INITIAL_RECONNECT_BACKOFF_MS, 100);
   arguments.SetInt(GRPC_ARG_MIN_RECONNECT_BACKOFF_MS, 1000);
   arguments.SetInt(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, 1000);
-  // A site's web proxy has no business between a rank and its coordinator.
-  arguments.SetInt(GRPC_ARG_ENABLE_HTTP_PROXY, 0);
-  return grpc::CreateCustomChannel(options.coordinator, grpc::InsecureChannelCredentials(),
-                                   arguments);
+  return OpenControlChannel(options.coordinator, options.keepalive_time, options.keepalive_timeout,
+                            std::move(arguments));
 }
 
 }  // namespace
@@ -110,6 +103,7 @@ WorkerClient::Impl::Outcome WorkerClient::Impl::Register(Clock::time_point deadl
   rank->set_epoch(identity_.epoch);
   rank->set_host(identity_.host);
   rank->set_pid(identity_.pid);
+  rank->set_launcher_pid(identity_.launcher_pid);
   rank->set_device(identity_.device);
   rank->set_layout(identity_.layout);
   rank->set_op_digest(identity_.op_digest);

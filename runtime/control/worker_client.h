@@ -26,8 +26,9 @@ struct WorkerIdentity {
   uint64_t epoch = 0;
   std::string host;
   int64_t pid = 0;
-  std::string device;  // Kernels::Describe()
-  std::string layout;  // of the worker group: "pp=2,tp=2"
+  int64_t launcher_pid = 0;  // the process that started this one; 0: not told
+  std::string device;        // Kernels::Describe()
+  std::string layout;        // of the worker group: "pp=2,tp=2"
   std::string profile;
   std::string op_digest;
   std::string checkpoint_digest;

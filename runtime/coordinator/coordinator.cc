@@ -149,7 +149,7 @@ Coordinator::Impl::Impl(CoordinatorOptions options,
 // "dp=2,tp=2"; where replicas had to be laid out differently, "tp=2 + tp=1".
 std::string Coordinator::Impl::layout() const {
   std::vector<std::string> layouts;
-  for (const auto& replica : replicas_) layouts.push_back(replica->group_info().layout);
+  for (const auto& replica : replicas_) layouts.push_back(replica->layout());
   if (std::adjacent_find(layouts.begin(), layouts.end(), std::not_equal_to<>()) != layouts.end()) {
     return absl::StrJoin(layouts, " + ");
   }

@@ -16,7 +16,10 @@ namespace phalanx::coordinator {
 struct GroupNeed {
   uint64_t epoch = 1;     // of the group to make; 1: the first
   int failed_starts = 0;  // in a row, before this one
-  absl::Status cause;     // what ended the group before, or its start; OK for the first
+  // Groups in a row, before this one, that did not start or died before they had computed anything;
+  // waiting for a machine is none.
+  int fruitless = 0;
+  absl::Status cause;  // what ended the group before, or its start; OK for the first
   // Of the group that was up last: its layout (empty: none was) and the blocks of each rank. The
   // next with that layout holds as many, so that every request that fitted fits again.
   std::string last_layout;

@@ -102,10 +102,7 @@ void Replica::GiveAway(const std::string& why) {
   for (scheduler::Scheduler::Departed& departed : scheduler_->TakeUnfinished()) {
     const auto it = live_.find(departed.request_id());
     LiveRequest& live = *it->second;
-    if (!live.admitted) --queued_;
-    work_tokens_ -= live.prompt_work;
-    for (const int64_t tokens : live.tokens_to_come) work_tokens_ -= tokens;
-    held_tokens_ -= live.held_tokens;
+    Reckon(live, -1);
     orphans.push_back({std::move(it->second),
                        std::make_unique<scheduler::Scheduler::Departed>(std::move(departed))});
     live_.erase(it);
@@ -113,10 +110,7 @@ void Replica::GiveAway(const std::string& why) {
   owner_.Rehome(index_, orphans);
   for (ReplicaOwner::Orphan& orphan : orphans) {
     LiveRequest& live = *orphan.live;
-    if (!live.admitted) ++queued_;
-    work_tokens_ += live.prompt_work;
-    for (const int64_t tokens : live.tokens_to_come) work_tokens_ += tokens;
-    held_tokens_ += live.held_tokens;
+    Reckon(live, +1);
     live_[live.serial] = std::move(orphan.live);
     scheduler_->Adopt(std::move(*orphan.request));
   }

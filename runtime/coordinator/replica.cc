@@ -131,6 +131,11 @@ GroupInfo Replica::group_info() const {
   return info_;
 }
 
+std::string Replica::layout() const {
+  std::lock_guard<std::mutex> lock(mu_);
+  return info_.layout;
+}
+
 scheduler::SchedulerOptions Replica::scheduler_options() const {
   std::lock_guard<std::mutex> lock(mu_);
   return scheduler_options_;
@@ -154,11 +159,15 @@ ReplicaLoad Replica::load() const {
   return load;
 }
 
+void Replica::Reckon(const LiveRequest& live, int sign) {
+  if (!live.admitted) queued_ += sign;
+  work_tokens_ += sign * live.prompt_work;
+  for (const int64_t tokens : live.tokens_to_come) work_tokens_ += sign * tokens;
+  held_tokens_ += sign * live.held_tokens;
+}
+
 void Replica::Submit(std::unique_ptr<LiveRequest> live) {
-  ++queued_;
-  work_tokens_ += live->prompt_work;
-  for (const int64_t tokens : live->tokens_to_come) work_tokens_ += tokens;
-  held_tokens_ += live->held_tokens;
+  Reckon(*live, +1);
   // A request that comes while this one waits finds its prefix here later.
   if (!live->prefixes.empty()) prefixes_.Add(live->prefixes[0].hashes());
   std::lock_guard<std::mutex> lock(mu_);
@@ -167,11 +176,7 @@ void Replica::Submit(std::unique_ptr<LiveRequest> live) {
 }
 
 void Replica::Adopt(ReplicaOwner::Orphan orphan) {
-  const LiveRequest& live = *orphan.live;
-  if (!live.admitted) ++queued_;
-  work_tokens_ += live.prompt_work;
-  for (const int64_t tokens : live.tokens_to_come) work_tokens_ += tokens;
-  held_tokens_ += live.held_tokens;
+  Reckon(*orphan.live, +1);
   std::lock_guard<std::mutex> lock(mu_);
   mailbox_.orphans.push_back(std::move(orphan));
   mail_came_.notify_one();

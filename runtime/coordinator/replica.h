@@ -84,6 +84,7 @@ class Replica {
 
   // For a replica that has started: of the group that is or was up last.
   GroupInfo group_info() const;
+  std::string layout() const;
   scheduler::SchedulerOptions scheduler_options() const;
   // kServing: a group is there. kRecovering: requests wait for the next. kFailed: there will be
   // none; requests submitted end UNAVAILABLE.
@@ -135,6 +136,8 @@ class Replica {
     int64_t generated_tokens = 0;
   };
 
+  // The request comes to this replica's account (+1), or leaves it (-1).
+  void Reckon(const LiveRequest& live, int sign);
   Supervisor::Callbacks MakeCallbacks();
   void Post(News news);
 

@@ -147,6 +147,7 @@ void Supervisor::Main() {
     const bool ever_up = recovery.has_value();
     if (!info.ok() && !ever_up && !MayPass(cause)) final = true;
     tries = progress ? 1 : tries + (counts ? 1 : 0);
+    need.fruitless = progress ? 0 : need.fruitless + (counts ? 1 : 0);
     if (!final && tries > options_.max_tries) {
       final = true;
       const std::string text =
@@ -164,7 +165,9 @@ void Supervisor::Main() {
       return;
     }
     absl::Duration pause = absl::ZeroDuration();
-    if (const int in_row = std::max(tries, need.failed_starts + (info.ok() ? 0 : 1)); in_row > 1) {
+    // A source that waits is asked again no sooner than one whose group has died twice.
+    const int failed_starts = info.ok() ? 0 : need.failed_starts + (counts ? 1 : 2);
+    if (const int in_row = std::max(tries, failed_starts); in_row > 1) {
       pause = std::min(
           options_.longest_pause,
           options_.first_pause * static_cast<double>(int64_t{1} << std::min(in_row - 2, 30)));

@@ -132,6 +132,19 @@ class Process:
     def pid(self):
         return self.popen.pid
 
+    def wait_until_served(self, endpoint_file, loaded=True):
+        """The endpoint of this `phalanx serve`, once it listens and, with `loaded`, serves. What
+        does not come to that is stopped."""
+        try:
+            self.wait_for_line("listening on")
+            endpoint = endpoint_file.read_text().strip()
+            if loaded:
+                self.wait_for_line('serving "')
+            return endpoint
+        except BaseException:
+            self.stop()
+            raise
+
     def wait_for_line(self, pattern, timeout=DEADLINE):
         """The match of the first stderr line that holds the pattern, which may lie in the past."""
         deadline = time.monotonic() + timeout
@@ -182,14 +195,7 @@ class Server(Process):
         self.endpoint_file = scratch() / "endpoint"
         super().__init__([binary(), "serve", "--model", str(model), "--listen", "127.0.0.1:0",
                           "--endpoint-file", str(self.endpoint_file), *arguments])
-        try:
-            self.wait_for_line("listening on")
-            self.endpoint = self.endpoint_file.read_text().strip()
-            if wait:
-                self.wait_for_line('serving "')
-        except BaseException:
-            self.stop()
-            raise
+        self.endpoint = self.wait_until_served(self.endpoint_file, wait)
 
     def rank_pids(self):
         """The pids in the log's lines "rank R of N: host H, pid P, …", in the order of ranks."""

@@ -316,7 +316,11 @@ class Runner:
 
     def _check_mpirun_detection(self, service, mark, killed, outcome):
         pid, at = killed
-        _, seconds = service.wait_for(r"(warning|error).*(mpirun|rank \d+ \(host)", mark)
+        match, seconds = service.wait_for(r".*(warning|error).*(mpirun|launcher|rank \d+ \(host).*",
+                                          mark)
+        if not re.search(rf"launcher \(host \S+, pid {pid}\)|mpirun was ended by signal 9",
+                         match.group(0)):
+            outcome.problems.append(f"the line does not name mpirun, pid {pid}: {match.group(0)}")
         outcome.detection = max(outcome.detection, seconds - at)
         if seconds - at > faulty.DEATH_BOUND + faulty.SLACK:
             outcome.problems.append(f"mpirun's death was found after {seconds - at:.2f} s")

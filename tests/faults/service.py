@@ -102,14 +102,7 @@ class Service(harness.Process):
                    *known_flags(("--heartbeat-timeout", heartbeat), ("--hang-timeout", hang)),
                    *flags]
         super().__init__(command, env={**os.environ, "PHALANX_FAULT": f"@{self.fault_file}"})
-        try:
-            self.wait_for_line("listening on")
-            self.endpoint = self.endpoint_file.read_text().strip()
-            if wait:
-                self.wait_for_line('serving "')
-        except BaseException:
-            self.stop()
-            raise
+        self.endpoint = self.wait_until_served(self.endpoint_file, wait)
 
     def _read(self, stream, lines):
         for line in stream:

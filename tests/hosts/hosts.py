@@ -23,6 +23,10 @@ import tempfile
 import threading
 import time
 
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "testing"))
+
+import namespaces  # noqa: E402
+
 _PORT = 514
 _DEADLINE = 30
 
@@ -250,29 +254,10 @@ class Hosts:
         self._boot(self.hosts[name])
 
 
-def _mount(*arguments):
-    subprocess.run(["mount", *arguments], check=True)
-
-
 def _run_host(plan):
     """The first process of a host: sets its namespaces up, then runs what comes by TCP. Ends, and
     all of the host with it, when the test closes its stdin."""
-    socket.sethostname(plan["name"])
-    _mount("--make-rprivate", "/")
-    own = pathlib.Path(plan["own"])
-    tmp = own / "tmp"
-    tmp.mkdir(exist_ok=True)
-    tmp.chmod(0o1777)
-    # Directories below /tmp that all hosts see go below the host's own /tmp.
-    for path in plan["shared"]:
-        if pathlib.Path(path).is_relative_to("/tmp"):
-            inner = tmp / pathlib.Path(path).relative_to("/tmp")
-            inner.mkdir(parents=True, exist_ok=True)
-            _mount("--bind", path, str(inner))
-    _mount("--bind", plan["hosts"], "/etc/hosts")
-    _mount("--rbind", str(tmp), "/tmp")
-    _mount("-t", "tmpfs", "tmpfs", "/dev/shm")
-    _mount("-t", "proc", "proc", "/proc")
+    namespaces.become_host(plan)
     print("namespaces", flush=True)
     sys.stdin.readline()  # the network is there
 

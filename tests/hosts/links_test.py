@@ -26,13 +26,14 @@ class Links(unittest.TestCase):
         cls.expected = service.expected(COUNT, TOKENS)
 
     def setUp(self):
-        self.hosts = service.make_hosts(["a", "b"])
+        self.hosts = service.make_hosts(["a", "b", "c"])
         self.hosts.start()
         self.addCleanup(self.hosts.stop)
 
-    def run_with(self, fail, *arguments, layout="tp=2", restore=None, seconds=CUT_SECONDS):
-        """`fail` after the first tokens, `restore` so many seconds later; the log's lines."""
-        with service.Served(self.hosts, "a", ["--layout", layout, "--hosts", "a:1,b:1", *BOUNDS,
+    def run_with(self, fail, *arguments, on="a", layout="tp=2", restore=None, seconds=CUT_SECONDS):
+        """`fail` after the first tokens, `restore` so many seconds later; the log's lines. The
+        service runs on host `on`."""
+        with service.Served(self.hosts, on, ["--layout", layout, "--hosts", "a:1,b:1", *BOUNDS,
                                               *arguments]) as served:
             streams = service.Streams(served.client, COUNT, TOKENS)
             streams.wait_for_tokens(2 * COUNT)
@@ -64,6 +65,15 @@ class Links(unittest.TestCase):
         lines = self.run_with(lambda: self.hosts.power_off("b"), "--host-wait", "2")
         self.assertTrue(any("b is away; going on with" in line for line in lines), lines)
         self.assert_clean("a")
+
+    def test_hosts_that_never_reach_each_other_again_go_on_apart(self):
+        """Each is reached by the coordinator all the time."""
+        def cut():
+            self.hosts.cut_one_way("a", "b")
+            self.hosts.cut_one_way("b", "a")
+        lines = self.run_with(cut, on="c")
+        self.assertTrue(any("may not reach each other" in line for line in lines), lines)
+        self.assert_clean("a", "b", "c")
 
     def test_one_way_cuts(self):
         for sender, receiver in (("a", "b"), ("b", "a")):

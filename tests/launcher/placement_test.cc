@@ -69,6 +69,18 @@ TEST(PlaceReplicas, AReplicaMaySpanHostsAndCountsTheirBusiest) {
   for (const Placement& placement : *uneven) EXPECT_EQ(placement.ranks_per_host, 5);
 }
 
+TEST(HostsToTry, AreHalvedFromTheFourthTryOnFirstAndLastInTurn) {
+  const std::vector<HostSlots> hosts = {{"a", 2}, {"b", 2}, {"c", 2}, {"d", 2}};
+  for (int fruitless = 0; fruitless < 3; ++fruitless)
+    EXPECT_EQ(HostsToTry(hosts, fruitless), hosts);
+  EXPECT_EQ(ToHostList(HostsToTry(hosts, 3)), "a:2,b:2");
+  EXPECT_EQ(ToHostList(HostsToTry(hosts, 4)), "d:2");
+  EXPECT_EQ(ToHostList(HostsToTry(hosts, 5)), "a:2");
+  EXPECT_EQ(ToHostList(HostsToTry(hosts, 1000)), "d:2");
+  EXPECT_EQ(ToHostList(HostsToTry({{"a", 1}}, 3)), "a:1");
+  EXPECT_TRUE(HostsToTry({}, 3).empty());
+}
+
 TEST(PlaceReplicas, TooFewSlotsAreRefusedWithBothNumbers) {
   const auto placed = PlaceReplicas({{"a", 2}, {"b", 1}}, 2, 2);
   EXPECT_EQ(placed.status().code(), absl::StatusCode::kInvalidArgument);

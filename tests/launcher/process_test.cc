@@ -1,8 +1,12 @@
 #include "launcher/process.h"
 
+#include <unistd.h>
+
+#include <filesystem>
 #include <string>
 #include <thread>
 
+#include "absl/strings/str_cat.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 
@@ -42,11 +46,13 @@ TEST(Process, IsStillRunningUntilItIsKilledThenNamesTheSignal) {
 }
 
 TEST(Process, EndsAChildThatIgnoresSigterm) {
-  const auto process =
-      Process::Start({"sh", "-c", "trap '' TERM; echo ready; while :; do :; done"}, {});
+  const std::string ready = absl::StrCat(testing::TempDir(), "/process_test_", getpid());
+  const auto process = Process::Start(
+      {"sh", "-c", "trap '' TERM; : > \"$READY\"; while :; do :; done"}, {{"READY", ready}});
   ASSERT_TRUE(process.ok()) << process.status();
   // The signal counts only once it is ignored.
-  while ((*process)->LastLines().empty()) std::this_thread::yield();
+  while (!std::filesystem::exists(ready)) std::this_thread::yield();
+  std::filesystem::remove(ready);
   (*process)->Kill(absl::Milliseconds(1));
   EXPECT_THAT((*process)->Ended().value_or("running"), HasSubstr("signal 9"));
 }

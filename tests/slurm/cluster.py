@@ -10,6 +10,7 @@ import json
 import os
 import pathlib
 import re
+import select
 import shutil
 import signal
 import socket
@@ -17,6 +18,10 @@ import subprocess
 import sys
 import tempfile
 import time
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "testing"))
+
+import namespaces  # noqa: E402
 
 _DEADLINE = 60
 
@@ -280,32 +285,14 @@ TmpFS=/tmp
         self._scratch.cleanup()
 
 
-def _mount(*arguments):
-    subprocess.run(["mount", *arguments], check=True)
-
-
 def _run_node(plan):
     """The first process of a node. Ends, and all of the node with it, when the test closes its
     stdin."""
-    socket.sethostname(plan["name"])
-    _mount("--make-rprivate", "/")
-    tmp = pathlib.Path(plan["own"]) / "tmp"
-    tmp.mkdir(exist_ok=True)
-    tmp.chmod(0o1777)
-    for path in plan["shared"]:
-        if pathlib.Path(path).is_relative_to("/tmp"):
-            inner = tmp / pathlib.Path(path).relative_to("/tmp")
-            inner.mkdir(parents=True, exist_ok=True)
-            _mount("--bind", path, str(inner))
-    _mount("--bind", plan["hosts"], "/etc/hosts")
-    _mount("--rbind", str(tmp), "/tmp")
-    _mount("-t", "tmpfs", "tmpfs", "/dev/shm")
-    _mount("-t", "proc", "proc", "/proc")
+    namespaces.become_host(plan)
     slurmd = subprocess.Popen(["slurmd", "-D", "-N", plan["name"]], stdin=subprocess.DEVNULL)
     # Reaps what daemons leave behind, too.
     signal.signal(signal.SIGCHLD, lambda *_: None)
     signal.set_wakeup_fd(_wakeup[1], warn_on_full_buffer=False)
-    import select
     while True:
         ready, _, _ = select.select([sys.stdin, _wakeup[0]], [], [])
         if sys.stdin in ready and not sys.stdin.buffer.read1():

@@ -49,3 +49,20 @@ function(phalanx_test)
     set_tests_properties(${T_NAME} PROPERTIES PROCESSORS ${T_PROCESSORS})
   endif()
 endfunction()
+
+# phalanx_script_test(NAME name SCRIPT a_test.py LABELS e2e [ARGS ...] [TIMEOUT s])
+# A Python script that drives real processes. Alone on the machine: each starts servers of several
+# ranks, and two at once would only wait for each other. Exit code 77: skipped. The system's Python
+# has gRPC's packages; another one that is first in PATH may not.
+function(phalanx_script_test)
+  cmake_parse_arguments(T "" "NAME;SCRIPT;TIMEOUT" "LABELS;ARGS" ${ARGN})
+  find_program(PHALANX_PYTHON python3 PATHS /usr/bin NO_DEFAULT_PATH)
+  find_program(PHALANX_PYTHON python3 REQUIRED)
+  if(NOT T_TIMEOUT)
+    set(T_TIMEOUT 300)
+  endif()
+  add_test(NAME ${T_NAME} COMMAND ${PHALANX_PYTHON} ${CMAKE_CURRENT_SOURCE_DIR}/${T_SCRIPT} ${T_ARGS})
+  set_tests_properties(
+    ${T_NAME} PROPERTIES LABELS "${T_LABELS}" TIMEOUT ${T_TIMEOUT} RUN_SERIAL ON SKIP_RETURN_CODE 77
+                         ENVIRONMENT PYTHONDONTWRITEBYTECODE=1)
+endfunction()

@@ -1,49 +1,16 @@
 #include "runtime/control/local_deaths.h"
 
-#include <signal.h>
-#include <sys/wait.h>
 #include <unistd.h>
 
 #include <array>
-#include <string>
-#include <vector>
 
 #include "gtest/gtest.h"
+#include "tests/runtime/control/child_processes.h"
 
 namespace phalanx::control {
 namespace {
 
-std::string Host() {
-  std::array<char, 256> name{};
-  gethostname(name.data(), name.size() - 1);
-  return name.data();
-}
-
-class LocalDeathsTest : public testing::Test {
- protected:
-  ~LocalDeathsTest() override {
-    for (const pid_t pid : children_) {
-      kill(pid, SIGKILL);
-      waitpid(pid, nullptr, 0);
-    }
-  }
-  pid_t Child() {
-    const pid_t pid = fork();
-    if (pid == 0) {
-      while (true) pause();
-    }
-    children_.push_back(pid);
-    return pid;
-  }
-  // Returns once it is dead; nobody has been told.
-  static void Kill(pid_t pid) {
-    kill(pid, SIGKILL);
-    siginfo_t info;
-    waitid(P_PID, static_cast<id_t>(pid), &info, WEXITED | WNOWAIT);
-  }
-
-  std::vector<pid_t> children_;
-};
+class LocalDeathsTest : public ChildProcesses, public testing::Test {};
 
 TEST_F(LocalDeathsTest, NamesTheFirstWhicheverIsAskedFor) {
   for (const int first : {2, 0, 1}) {

@@ -3,9 +3,13 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <array>
+#include <future>
 #include <string>
 #include <thread>
 
+#include "absl/strings/str_cat.h"
+#include "tests/runtime/control/child_processes.h"
 #include "tests/runtime/control/control_fixture.h"
 
 namespace phalanx::control {
@@ -14,8 +18,20 @@ namespace {
 using ::testing::AllOf;
 using ::testing::HasSubstr;
 
-class SupervisionTest : public ControlStreamTest {
+class SupervisionTest : public ChildProcesses, public ControlStreamTest {
  protected:
+  // A rank of two that is process `pid` of this host, started by `launcher`; ready.
+  void JoinAs(int rank, pid_t pid, pid_t launcher) {
+    WorkerIdentity identity = Identity(rank, 2);
+    identity.host = Host();
+    identity.pid = pid;
+    identity.launcher_pid = launcher;
+    auto client = WorkerClient::Connect(ClientOptions(), identity);
+    ASSERT_TRUE(client.ok()) << client.status();
+    clients_.push_back(*std::move(client));
+    ASSERT_TRUE(clients_.back()->ReportReady(1, 1, 1).ok());
+  }
+
   // Two ranks that have said in a heartbeat that they are in step 6, rank r in collective 40 + r.
   void StartTwoInStepSix(RemoteGroupOptions options) {
     auto started = StartGroup(std::move(options));
@@ -42,6 +58,51 @@ TEST_F(SupervisionTest, ALostRankIsNamedWithItsLastStepAndCollective) {
   EXPECT_THAT(Text(results_.Pop().status()),
               HasSubstr("lost rank 1 (host host1, pid 1001) at step 7 (last heard of in step 6, "
                         "collective 41)"));
+}
+
+TEST_F(SupervisionTest, APeersReportOfADeathWaitsForTheEndOfTheDead) {
+  RemoteGroupOptions options = GroupOptions(2);
+  options.naming_patience = absl::Hours(1);
+  auto started = StartGroup(std::move(options));
+  const pid_t dying = Child();
+  JoinAs(0, Child(), 0);
+  JoinAs(1, dying, 0);
+  ASSERT_TRUE(started.get().ok());
+  // Most likely before the end of rank 1, at the latest right after it.
+  auto reported = std::async(std::launch::async, [&] {
+    clients_[0]->SendError(absl::UnavailableError("rank 1 died"), 7);
+  });
+  Kill(dying);
+  EXPECT_THAT(Text(results_.Pop().status()),
+              HasSubstr(absl::StrCat("lost rank 1 (host ", Host(), ", pid ", dying, ")")));
+  reported.get();
+}
+
+TEST_F(SupervisionTest, ALauncherThatDiedBeforeItsRanksIsNamedInTheirPlace) {
+  RemoteGroupOptions options = GroupOptions(2);
+  options.launch = [] { return absl::OkStatus(); };
+  auto started = StartGroup(std::move(options));
+  const pid_t launcher = Child();
+  const std::array<pid_t, 2> pids = {Child(), Child()};
+  for (int rank = 0; rank < 2; ++rank) JoinAs(rank, pids[rank], launcher);
+  ASSERT_TRUE(started.get().ok());
+  Kill(launcher);
+  Kill(pids[1]);
+  clients_[1].reset();
+  EXPECT_THAT(Text(results_.Pop().status()),
+              HasSubstr(absl::StrCat("the launcher (host ", Host(), ", pid ", launcher, ")")));
+}
+
+TEST_F(SupervisionTest, AShellThatRanksWereStartedFromByHandMayEnd) {
+  auto started = StartGroup(GroupOptions(2));
+  const pid_t shell = Child();
+  const std::array<pid_t, 2> pids = {Child(), Child()};
+  for (int rank = 0; rank < 2; ++rank) JoinAs(rank, pids[rank], shell);
+  ASSERT_TRUE(started.get().ok());
+  Kill(shell);
+  Kill(pids[1]);
+  clients_[1].reset();
+  EXPECT_THAT(Text(results_.Pop().status()), HasSubstr("lost rank 1"));
 }
 
 TEST_F(SupervisionTest, ASilentRankIsFoundAndNamed) {
