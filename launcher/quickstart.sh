@@ -11,7 +11,8 @@ cuda=OFF
 ccache=()
 command -v ccache >/dev/null && ccache=(-DCMAKE_CXX_COMPILER_LAUNCHER=ccache)
 if [[ ! -f build/release/build.ninja ]]; then
-  cmake --preset release -DPHALANX_CUDA="$cuda" "${ccache[@]}" >/dev/null
+  # The tests need more packages; tests/run.sh brings them and configures again.
+  cmake --preset release -DPHALANX_TESTS=OFF -DPHALANX_CUDA="$cuda" "${ccache[@]}" >/dev/null
 fi
 cmake --build --preset release --target phalanx
 

@@ -19,7 +19,7 @@ command -v ccache >/dev/null && launcher=(-DCMAKE_CXX_COMPILER_LAUNCHER=ccache)
 jobs=$(nproc)
 
 configure() {
-  cmake --preset "$1" "${launcher[@]}" >"/tmp/phalanx-configure-$1.log" 2>&1 ||
+  cmake --preset "$1" -DPHALANX_TESTS=ON "${launcher[@]}" >"/tmp/phalanx-configure-$1.log" 2>&1 ||
     { cat "/tmp/phalanx-configure-$1.log"; return 1; }
 }
 

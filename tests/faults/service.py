@@ -177,6 +177,13 @@ class Service(harness.Process):
                 found[int(entry.name)] = " ".join(w.decode() for w in command[:3])
         return found
 
+    def mark_after(self, pattern, since):
+        """The place after the first line from place `since` on that holds the pattern."""
+        self.wait_for(pattern, since)
+        with self._changed:
+            return next(i for i in range(since, len(self.lines))
+                        if re.search(pattern, self.lines[i])) + 1
+
     def mpirun_pids(self):
         return [pid for pid, command in self.processes().items() if "mpirun" in command]
 
