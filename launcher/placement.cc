@@ -94,9 +94,9 @@ absl::StatusOr<std::vector<Placement>> PlaceReplicas(const std::vector<HostSlots
 }
 
 std::vector<HostSlots> HostsToTry(const std::vector<HostSlots>& hosts, int fruitless) {
-  if (fruitless < 3 || hosts.empty()) return hosts;
-  const size_t count = std::max<size_t>(1, hosts.size() >> std::min(fruitless - 2, 31));
-  if (fruitless % 2 == 1) return {hosts.begin(), hosts.begin() + count};
+  if (fruitless < 2 || hosts.empty()) return hosts;
+  const size_t count = std::max<size_t>(1, hosts.size() >> std::min(fruitless - 1, 31));
+  if (fruitless % 2 == 0) return {hosts.begin(), hosts.begin() + count};
   return {hosts.end() - count, hosts.end()};
 }
 

@@ -36,7 +36,7 @@ absl::StatusOr<std::vector<Placement>> PlaceReplicas(const std::vector<HostSlots
                                                      int replicas, int ranks_per_replica);
 
 // The hosts for the next worker group where `fruitless` in a row came to nothing although each host
-// can be reached: all of them up to the third try again, then half, a quarter and so on down to
+// can be reached: all of them for two tries, then half, a quarter and so on down to
 // one, the first ones and the last ones in turn.
 std::vector<HostSlots> HostsToTry(const std::vector<HostSlots>& hosts, int fruitless);
 

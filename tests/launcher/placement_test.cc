@@ -69,16 +69,16 @@ TEST(PlaceReplicas, AReplicaMaySpanHostsAndCountsTheirBusiest) {
   for (const Placement& placement : *uneven) EXPECT_EQ(placement.ranks_per_host, 5);
 }
 
-TEST(HostsToTry, AreHalvedFromTheFourthTryOnFirstAndLastInTurn) {
+TEST(HostsToTry, AreHalvedFromTheThirdTryOnFirstAndLastInTurn) {
   const std::vector<HostSlots> hosts = {{"a", 2}, {"b", 2}, {"c", 2}, {"d", 2}};
-  for (int fruitless = 0; fruitless < 3; ++fruitless)
-    EXPECT_EQ(HostsToTry(hosts, fruitless), hosts);
-  EXPECT_EQ(ToHostList(HostsToTry(hosts, 3)), "a:2,b:2");
-  EXPECT_EQ(ToHostList(HostsToTry(hosts, 4)), "d:2");
-  EXPECT_EQ(ToHostList(HostsToTry(hosts, 5)), "a:2");
-  EXPECT_EQ(ToHostList(HostsToTry(hosts, 1000)), "d:2");
-  EXPECT_EQ(ToHostList(HostsToTry({{"a", 1}}, 3)), "a:1");
-  EXPECT_TRUE(HostsToTry({}, 3).empty());
+  EXPECT_EQ(HostsToTry(hosts, 0), hosts);
+  EXPECT_EQ(HostsToTry(hosts, 1), hosts);
+  EXPECT_EQ(ToHostList(HostsToTry(hosts, 2)), "a:2,b:2");
+  EXPECT_EQ(ToHostList(HostsToTry(hosts, 3)), "d:2");
+  EXPECT_EQ(ToHostList(HostsToTry(hosts, 4)), "a:2");
+  EXPECT_EQ(ToHostList(HostsToTry(hosts, 1001)), "d:2");
+  EXPECT_EQ(ToHostList(HostsToTry({{"a", 1}}, 2)), "a:1");
+  EXPECT_TRUE(HostsToTry({}, 2).empty());
 }
 
 TEST(PlaceReplicas, TooFewSlotsAreRefusedWithBothNumbers) {
