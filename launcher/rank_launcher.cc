@@ -117,7 +117,7 @@ std::vector<std::string> SrunArguments(const ServiceOptions& options, const Rank
   return out;
 }
 
-RankLauncher::RankLauncher(const ServiceOptions& options, std::string coordinator)
+RankLauncher::RankLauncher(const ServiceOptions& options, const std::string& coordinator)
     : options_(options),
       coordinator_host_(HostPart(coordinator)),
       other_hosts_(!IsLoopback(coordinator_host_)) {}

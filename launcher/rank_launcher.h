@@ -44,7 +44,7 @@ class RankLauncher {
  public:
   // `options.workers` is "mpirun" or "srun". `coordinator`: the address that ranks are told,
   // HOST:PORT; other hosts reach this machine by its host.
-  RankLauncher(const ServiceOptions& options, std::string coordinator);
+  RankLauncher(const ServiceOptions& options, const std::string& coordinator);
   ~RankLauncher();  // End()s at once
 
   // Ends what is left of an earlier start, then starts the ranks. NOT_FOUND: mpirun or srun isn't

@@ -53,7 +53,7 @@ class CoordinatorWatch::Impl {
     grpc::ChannelArguments arguments;
     arguments.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
     channel_ = OpenControlChannel(options.coordinator, options.keepalive_time,
-                                  options.keepalive_timeout, std::move(arguments));
+                                  options.keepalive_timeout, arguments);
     stub_ = v1::Control::NewStub(channel_);
   }
 

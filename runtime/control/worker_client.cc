@@ -35,7 +35,7 @@ std::shared_ptr<grpc::Channel> MakeChannel(const WorkerClientOptions& options) {
   arguments.SetInt(GRPC_ARG_MIN_RECONNECT_BACKOFF_MS, 1000);
   arguments.SetInt(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, 1000);
   return OpenControlChannel(options.coordinator, options.keepalive_time, options.keepalive_timeout,
-                            std::move(arguments));
+                            arguments);
 }
 
 }  // namespace

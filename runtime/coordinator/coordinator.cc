@@ -477,6 +477,7 @@ Coordinator::Coordinator(CoordinatorOptions options,
           }(),
           [&groups] {
             std::vector<std::unique_ptr<GroupSource>> sources;
+            sources.reserve(groups.size());
             for (auto& group : groups) {
               sources.push_back(std::make_unique<SingleGroupSource>(std::move(group)));
             }
