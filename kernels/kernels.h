@@ -23,6 +23,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
+#include "kernels/sampling.h"
 #include "kernels/tensor.h"
 
 namespace phalanx::kernels {
@@ -199,27 +200,6 @@ struct ExpertRows {
   const PackedWeight* w = nullptr;
   int64_t begin = 0;  // first row of x and of the outputs
   int64_t count = 0;  // rows; 0: the expert got no token
-};
-
-// ---------------------------------------------------------------------------------------------
-// Sampling
-
-struct MaxSum {
-  float max;  // -inf when empty
-  float sum;  // sum of exp(x - max)
-};
-
-// Counter of R5: who asks for randomness. Philox-4x32-10 (Salmon et al., SC 2011), key = seed.
-struct GumbelKey {
-  uint64_t seed = 0;
-  uint32_t position = 0;  // absolute position of the token being chosen
-  uint32_t sample = 0;    // sample index of the request (n > 1)
-  uint32_t purpose = 0;   // 0: choosing a token
-};
-
-struct Choice {
-  int32_t id = -1;
-  float value = 0;
 };
 
 class Kernels {

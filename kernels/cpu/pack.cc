@@ -2,14 +2,14 @@
 #include <algorithm>
 #include <cstring>
 #include <mutex>
-#include <string>
+#include <utility>
 
 #include "absl/status/status.h"
-#include "absl/strings/str_cat.h"
 #include "kernels/check.h"
 #include "kernels/cpu/matmul.h"
 #include "kernels/cpu/memory.h"
 #include "kernels/cpu/thread_pool.h"
+#include "kernels/weight_plan.h"
 
 #if defined(__SSE2__)
 #include <emmintrin.h>
@@ -115,18 +115,6 @@ bool Transpose16(const char* const* from, int64_t offset, char* to) {
 #endif
 }
 
-bool IsNanOrInfinite(DType dtype, const char* value) {
-  if (dtype == DType::kF32) {
-    uint32_t bits;
-    std::memcpy(&bits, value, 4);
-    return (bits & kExponentF32) == kExponentF32;
-  }
-  uint16_t bits;
-  std::memcpy(&bits, value, 2);
-  const uint16_t exponent = dtype == DType::kBF16 ? kExponentBf16 : kExponentF16;
-  return (bits & exponent) == exponent;
-}
-
 // Transposes 32 values of k of 16 rows; returns whether one is NaN or infinite.
 bool TransposeGroup(DType dtype, const char* const* rows, int64_t offset, char* to) {
   switch (dtype) {
@@ -170,7 +158,7 @@ class Packer {
     const char* rows[kRows];
     const int64_t first = panel * kPanelColumns;
     const auto valid = static_cast<int>(std::min(kPanelColumns, weight_.n() - first));
-    for (int r = 0; r < valid; ++r) rows[r] = Row(first + r);
+    for (int r = 0; r < valid; ++r) rows[r] = SourceRow(spec_, first + r);
     char* to = weight_.data.as<char>() + panel * weight_.panel_bytes;
     bool bad = false;
     for (const KLeaf& leaf : spec_.leaves) {
@@ -195,17 +183,6 @@ class Packer {
   }
 
  private:
-  const char* Row(int64_t row) const {
-    for (const RowBlock& block : spec_.rows) {
-      if (row < block.rows) {
-        return static_cast<const char*>(block.data) + row * block.stride * size_;
-      }
-      row -= block.rows;
-    }
-    PHALANX_CHECK(false) << "row beyond the weight";
-    return nullptr;
-  }
-
   void Locate(const char* const* rows, int64_t first, int valid) {
     for (int r = 0; r < valid; ++r) {
       for (const KLeaf& leaf : spec_.leaves) {
@@ -225,56 +202,16 @@ class Packer {
   const int64_t size_;
 };
 
-std::string WhereIs(const WeightSpec& spec, int64_t row, int64_t column) {
-  if (spec.rows.size() == 1) return absl::StrCat("row ", row, ", column ", column);
-  for (size_t b = 0; b < spec.rows.size(); ++b) {
-    if (row < spec.rows[b].rows) {
-      return absl::StrCat("row ", row, ", column ", column, " of stacked matrix ", b);
-    }
-    row -= spec.rows[b].rows;
-  }
-  return "";
-}
-
-// Copies the parts' programs, checking that each leaves one sum and that each leaf is used once.
-void SetPrograms(const WeightSpec& spec, CpuPackedWeight& weight) {
-  std::vector<int> uses(spec.leaves.size(), 0);
-  weight.program_begin.push_back(0);
-  for (const std::vector<int>& program : spec.parts) {
-    int depth = 0;
-    for (const int code : program) {
-      if (code >= 0) {
-        PHALANX_CHECK(code < static_cast<int>(uses.size())) << "a program names leaf " << code;
-        ++uses[code];
-        ++depth;
-      } else {
-        --depth;
-        PHALANX_CHECK(code == -1 && depth >= 1) << "a program that isn't postfix";
-      }
-      weight.programs.push_back(code);
-      weight.stack_depth = std::max(weight.stack_depth, depth);
-    }
-    PHALANX_CHECK(depth == 1) << "a program leaves " << depth << " sums";
-    weight.program_begin.push_back(static_cast<int>(weight.programs.size()));
-  }
-  for (const int count : uses) PHALANX_CHECK(count == 1) << "a leaf is used " << count << " times";
-}
-
 // All of the weight but its memory.
 std::unique_ptr<CpuPackedWeight> Describe(const WeightSpec& spec) {
-  PHALANX_CHECK(!spec.leaves.empty() && !spec.parts.empty()) << "a weight without leaves or parts";
+  WeightPlan plan = PlanWeight(spec);
   auto weight = std::make_unique<CpuPackedWeight>();
-  int64_t n = 0;
-  for (const RowBlock& block : spec.rows) n += block.rows;
-  int64_t k = 0;
-  for (const KLeaf& leaf : spec.leaves) {
-    PHALANX_CHECK(leaf.begin <= leaf.end) << "leaf [" << leaf.begin << ", " << leaf.end << ")";
-    weight->leaves.push_back({k, k + leaf.padded()});
-    k += leaf.padded();
-  }
-  weight->SetShape(spec.dtype, n, k, static_cast<int>(spec.parts.size()));
-  weight->panel_bytes = k * kPanelColumns * SizeOf(spec.dtype);
-  SetPrograms(spec, *weight);
+  for (const PlacedLeaf& leaf : plan.leaves) weight->leaves.push_back({leaf.begin, leaf.end});
+  weight->SetShape(spec.dtype, plan.n, plan.k, plan.num_parts());
+  weight->panel_bytes = plan.k * kPanelColumns * SizeOf(spec.dtype);
+  weight->programs = std::move(plan.programs);
+  weight->program_begin = std::move(plan.program_begin);
+  weight->stack_depth = plan.stack_depth;
   return weight;
 }
 
@@ -315,11 +252,7 @@ absl::StatusOr<std::unique_ptr<PackedWeight>> PackWeightInto(ThreadPool& pool,
   pool.ParallelFor(weight->panels(), 1, [&](int64_t begin, int64_t end) {
     for (int64_t panel = begin; panel < end; ++panel) packer.Panel(panel);
   });
-  if (bad.row >= 0) {
-    return absl::InvalidArgumentError(absl::StrCat("the weight holds a NaN or an infinity at ",
-                                                   WhereIs(spec, bad.row, bad.column),
-                                                   "; every weight must be finite"));
-  }
+  if (bad.row >= 0) return NotFinite(spec, bad.row, bad.column);
   return weight;
 }
 

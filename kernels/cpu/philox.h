@@ -9,6 +9,8 @@
 
 #include <cstdint>
 
+#include "kernels/host_device.h"
+
 namespace phalanx::kernels::cpu {
 namespace {
 
@@ -18,9 +20,8 @@ struct PhiloxWords {
 };
 
 template <typename U>
-inline __attribute__((always_inline)) PhiloxWords<U> Philox4x32(PhiloxWords<U> counter,
-                                                                uint32_t key_low,
-                                                                uint32_t key_high) {
+PHALANX_SHARED PhiloxWords<U> Philox4x32(PhiloxWords<U> counter, uint32_t key_low,
+                                         uint32_t key_high) {
   constexpr uint32_t kMultiplier0 = 0xD2511F53u, kMultiplier1 = 0xCD9E8D57u;
   constexpr uint32_t kWeyl0 = 0x9E3779B9u, kWeyl1 = 0xBB67AE85u;
   U c0 = counter.word[0], c1 = counter.word[1], c2 = counter.word[2], c3 = counter.word[3];

@@ -1,6 +1,6 @@
 // exp, log and Gumbel noise over any lane type: sixteen lanes of one instruction set (simd.h) or a
-// plain float (scalar_math.cc). The order of operations written here is the definition; a lane's
-// bits depend on nothing else, not on flush-to-zero either.
+// plain float (scalar_lane.h), on a GPU, too. The order of operations written here is the
+// definition; a lane's bits depend on nothing else, not on flush-to-zero either.
 //
 // Expects in scope, before inclusion: VectorTypes<F>::Int, Splat, Add, Sub, Mul, Fma, Neg, Greater,
 // GreaterEqual, Equal, Select, the integer operations of simd.h, AsInt, AsFloat, ToFloat.
@@ -12,17 +12,23 @@
 #include <limits>
 
 #include "kernels/cpu/philox.h"
-#include "kernels/kernels.h"
+#include "kernels/host_device.h"
+#include "kernels/sampling.h"
 
 namespace phalanx::kernels::cpu {
 namespace {
 
-#define PHALANX_MATH_INLINE inline __attribute__((always_inline))
+// Out here because device code can't call numeric_limits' functions.
+struct MathLimits {
+  static constexpr float kInfinity = std::numeric_limits<float>::infinity();
+  static constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
+  static constexpr float kSmallestNormal = std::numeric_limits<float>::min();
+};
 
 // e^x = 2^n * e^r with n = round(x / ln 2), |r| <= ln 2 / 2, ln 2 in two parts (the first has
 // trailing zeros, so n * high is exact).
 template <typename F>
-PHALANX_MATH_INLINE F Exp(F x) {
+PHALANX_SHARED F Exp(F x) {
   constexpr float kLowest = -87.33654f, kHighest = 88.72283f;
   constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
   const F shifted = Fma(x, Splat<F, float>(1.44269504088896341f), Splat<F, float>(kRound));
@@ -39,14 +45,14 @@ PHALANX_MATH_INLINE F Exp(F x) {
   // Between the bounds the result is normal, so n can be added to the exponent's bits.
   const F scaled = AsFloat(Add(AsInt(y), ShiftLeft<23>(AsInt(shifted))));
   F result = Select(Greater(Splat<F, float>(kLowest), x), Splat<F, float>(0.0f), scaled);
-  result = Select(Greater(x, Splat<F, float>(kHighest)),
-                  Splat<F, float>(std::numeric_limits<float>::infinity()), result);
+  result =
+      Select(Greater(x, Splat<F, float>(kHighest)), Splat<F, float>(MathLimits::kInfinity), result);
   return Select(Equal(x, x), result, x);
 }
 
 // ln(1 + f) + e * ln 2, for 1 + f in [sqrt(1/2), sqrt(2)].
 template <typename F>
-PHALANX_MATH_INLINE F LogReduced(F f, F e) {
+PHALANX_SHARED F LogReduced(F f, F e) {
   const F z = Mul(f, f);
   F p = Splat<F, float>(7.0376836292e-2f);
   p = Fma(p, f, Splat<F, float>(-1.1514610310e-1f));
@@ -65,7 +71,7 @@ PHALANX_MATH_INLINE F LogReduced(F f, F e) {
 
 // ln(x) for normal x > 0; anything else is garbage.
 template <typename F>
-PHALANX_MATH_INLINE F LogPositive(F x) {
+PHALANX_SHARED F LogPositive(F x) {
   using I = typename VectorTypes<F>::Int;
   const I bits = AsInt(x);
   // x = m * 2^e with m in [sqrt(1/2), sqrt(2)).
@@ -75,22 +81,20 @@ PHALANX_MATH_INLINE F LogPositive(F x) {
 }
 
 template <typename F>
-PHALANX_MATH_INLINE F Log(F x) {
-  constexpr float kInfinity = std::numeric_limits<float>::infinity();
-  constexpr float kSmallestNormal = std::numeric_limits<float>::min();
+PHALANX_SHARED F Log(F x) {
   F result = LogPositive(x);
-  result =
-      Select(Greater(Splat<F, float>(kSmallestNormal), x), Splat<F, float>(-kInfinity), result);
-  result = Select(GreaterEqual(Splat<F, float>(-kSmallestNormal), x),
-                  Splat<F, float>(std::numeric_limits<float>::quiet_NaN()), result);
-  result = Select(Equal(x, Splat<F, float>(kInfinity)), x, result);
+  result = Select(Greater(Splat<F, float>(MathLimits::kSmallestNormal), x),
+                  Splat<F, float>(-MathLimits::kInfinity), result);
+  result = Select(GreaterEqual(Splat<F, float>(-MathLimits::kSmallestNormal), x),
+                  Splat<F, float>(MathLimits::kNan), result);
+  result = Select(Equal(x, Splat<F, float>(MathLimits::kInfinity)), x, result);
   return Select(Equal(x, x), result, x);
 }
 
 // -ln(-ln(u)), u = (w + 0.5) / 2^32. For u >= 1/2 the inner logarithm is ln(1 - q) of q = 1 - u,
 // so that u near 1 keeps its precision. Both u and q are h * 2^-32 with 0.5 <= h <= 2^31.
 template <typename F, typename I>
-PHALANX_MATH_INLINE F GumbelFromWord(I w) {
+PHALANX_SHARED F GumbelFromWord(I w) {
   const auto upper = GreaterI(Splat<I, int32_t>(0), w);  // w >= 2^31
   const I folded = Xor(w, ShiftRightArithmetic<31>(w));  // w, or 2^32 - 1 - w
   const F h = Mul(Add(ToFloat(folded), Splat<F, float>(0.5f)), Splat<F, float>(0x1p-32f));
@@ -106,7 +110,7 @@ PHALANX_MATH_INLINE F GumbelFromWord(I w) {
 }
 
 template <typename F>
-PHALANX_MATH_INLINE F GumbelNoise(const GumbelKey& key, typename VectorTypes<F>::Int token_id) {
+PHALANX_SHARED F GumbelNoise(const GumbelKey& key, typename VectorTypes<F>::Int token_id) {
   using I = typename VectorTypes<F>::Int;
   const PhiloxWords<I> counter = {{Splat<I, int32_t>(static_cast<int32_t>(key.position)),
                                    Splat<I, int32_t>(static_cast<int32_t>(key.sample)), token_id,
@@ -115,8 +119,6 @@ PHALANX_MATH_INLINE F GumbelNoise(const GumbelKey& key, typename VectorTypes<F>:
       Philox4x32(counter, static_cast<uint32_t>(key.seed), static_cast<uint32_t>(key.seed >> 32));
   return GumbelFromWord<F, I>(random.word[0]);
 }
-
-#undef PHALANX_MATH_INLINE
 
 }  // namespace
 }  // namespace phalanx::kernels::cpu
