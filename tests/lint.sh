@@ -9,7 +9,7 @@ files_like() {
     [[ ! -e "$file" ]] || echo "$file"
   done
 }
-mapfile -t sources < <(files_like '*.h' '*.cc' '*.inc' | grep -v '^tests/goldens/')
+mapfile -t sources < <(files_like '*.h' '*.cc' '*.inc' '*.cu' '*.cuh' | grep -v '^tests/goldens/')
 # The files that are lists of numbers keep their own form.
 clang-format --dry-run --Werror "${sources[@]}"
 echo "clang-format: ${#sources[@]} files clean"

@@ -1,0 +1,74 @@
+// Paged attention by stripes (R3): partial softmaxes of each stripe, then their merge.
+//
+// Every kernel here walks a stripe's blocks in rising order and computes for each row
+//   scores, block max, new max, alpha = exp(old max - new max), p = exp(score - new max),
+//   sum = fma(sum, alpha, sum of p), values = fma(values, alpha, p . V of the block from +0)
+// with one and the same instruction sequence for a score, a sum of p and a p . V, so a row's bits
+// don't depend on which kernel, tile or warp it fell to.
+#ifndef PHALANX_KERNELS_CUDA_ATTENTION_H_
+#define PHALANX_KERNELS_CUDA_ATTENTION_H_
+
+#include <cuda_runtime_api.h>
+
+#include <cstdint>
+
+#include "kernels/cuda/attention_types.h"
+#include "kernels/cuda/kv_layout.h"
+#include "kernels/tensor.h"
+
+namespace phalanx::kernels::cuda {
+
+struct AttentionParams {
+  TensorView q;  // 16-byte aligned rows
+  int64_t num_heads = 0;
+  int64_t head_dim = 0;
+  float scale = 0;
+  int64_t window = 0;
+  KvLayout layout = KvLayout(DType::kF32, 0, 1);
+  const void* cache = nullptr;
+  const SequenceRows* sequences = nullptr;
+  const int32_t* tables = nullptr;
+  const HeadGroup* groups = nullptr;
+  const int32_t* heads = nullptr;
+  int num_groups = 0;
+  int num_stripes = 8;
+  int stripe_begin = 0;
+  int stripe_end = 8;
+  // [row][head][stripe - stripe_begin][2 + head_dim] (kernels/kernels.h)
+  float* partials = nullptr;
+};
+
+// BF16 cache, tiles of kFewRows rows: eight warps take eight blocks of a stripe at once.
+// `most_rows`: rows in the fullest tile.
+cudaError_t AttendFew(const AttentionParams& params, const RowTile* tiles, int64_t num_tiles,
+                      int most_rows, cudaStream_t stream);
+// BF16 cache, tiles of kManyRows rows: eight warps share a block's keys and values.
+cudaError_t AttendMany(const AttentionParams& params, const RowTile* tiles, int64_t num_tiles,
+                       cudaStream_t stream);
+// F32 or F16 cache, a tile for each token (`first`: the token): the bits of the CPU.
+cudaError_t AttendChain(const AttentionParams& params, const RowTile* tiles, int64_t num_tiles,
+                        cudaStream_t stream);
+
+// One postfix program on the device.
+struct DeviceProgram {
+  const int* codes = nullptr;
+  int steps = 0;
+  int depth = 1;  // operands alive at once
+};
+
+// Every element becomes +0; what is between the rows stays.
+cudaError_t ZeroMatrix(TensorView m, cudaStream_t stream);
+
+// out[row][out_column[head] ..] = the merged values over the merged sum; rows = out.rows. Columns
+// of no head are not touched. partials: [row][head][num_in][2 + head_dim].
+cudaError_t MergeAttention(const float* partials, int64_t num_heads, int64_t head_dim, int num_in,
+                           DeviceProgram program, const int32_t* out_column, TensorView out,
+                           cudaStream_t stream);
+// out[unit * num_programs + index] = `program` over the unit's operands, not normalised.
+cudaError_t MergePartials(const float* partials, int64_t count, int64_t head_dim, int num_in,
+                          DeviceProgram program, int index, int num_programs, float* out,
+                          cudaStream_t stream);
+
+}  // namespace phalanx::kernels::cuda
+
+#endif  // PHALANX_KERNELS_CUDA_ATTENTION_H_

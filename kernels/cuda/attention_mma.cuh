@@ -1,0 +1,191 @@
+// One warp's work on one KV block of BF16: sixteen query rows (operand A) against 32 tokens.
+// Lane (g = lane / 4, t = lane % 4) holds rows g and g + 8; of token tile j (8 tokens) columns
+// 2t and 2t + 1: scores[j][0..1] are row g's, scores[j][2..3] row g + 8's.
+#ifndef PHALANX_KERNELS_CUDA_ATTENTION_MMA_CUH_
+#define PHALANX_KERNELS_CUDA_ATTENTION_MMA_CUH_
+
+#include "kernels/cuda/attention.h"
+#include "kernels/cuda/fragment.h"
+#include "kernels/cuda/lane_math.h"
+#include "kernels/cuda/mma.cuh"
+
+namespace phalanx::kernels::cuda {
+
+inline constexpr int kTokenTiles = 4;
+
+// A query row of a tile, for the lanes that hold it.
+struct QueryRow {
+  bool valid;
+  int64_t row;       // of q and of partials
+  int32_t head;      // query head
+  int64_t position;  // absolute
+};
+
+__device__ inline QueryRow RowOfTile(const AttentionParams& p, const SequenceRows& sequence,
+                                     const HeadGroup& group, int64_t index) {
+  const int64_t heads = group.end - group.begin;
+  const int64_t token = index / heads;
+  if (token >= sequence.row_count) return {false, 0, 0, -1};
+  return {true, sequence.row_begin + token, p.heads[group.begin + index % heads],
+          sequence.start + token};
+}
+
+// Blocks of a stripe that at least one row between two positions sees: first, first + stripes, ...
+// up to last.
+struct BlockWalk {
+  int64_t first;
+  int64_t last;
+};
+__device__ inline BlockWalk BlocksOf(const AttentionParams& p, int stripe, int64_t first_position,
+                                     int64_t last_position) {
+  const int64_t oldest =
+      p.window > 0 && first_position >= p.window ? (first_position - p.window + 1) / kKvTokens : 0;
+  const int64_t skip = (stripe - oldest % p.num_stripes + p.num_stripes) % p.num_stripes;
+  return {oldest + skip, last_position / kKvTokens};
+}
+
+// The rows' queries as operand A: [row g or g + 8][group of 32 columns].
+template <int kGroups>
+struct QueryFragments {
+  Words words[2][kGroups];
+
+  __device__ void Load(const AttentionParams& p, const QueryRow (&rows)[2], int lane) {
+    const int64_t width = p.layout.dk;
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const auto* q = static_cast<const uint16_t*>(p.q.data) + rows[i].row * p.q.stride +
+                      rows[i].head * width + OperandK(lane);
+#pragma unroll
+      for (int g = 0; g < kGroups; ++g) {
+        words[i][g] =
+            rows[i].valid && g * kGroupK < width ? LoadWords(q + g * kGroupK) : Words{{0, 0, 0, 0}};
+      }
+    }
+  }
+};
+
+// scores = scale * (q . k), -inf where a row doesn't see a token. `keys` in global or shared
+// memory.
+template <int kGroups>
+__device__ __forceinline__ void ScoreBlock(const AttentionParams& p,
+                                           const QueryFragments<kGroups>& q, const uint16_t* keys,
+                                           const Visible (&visible)[2], int lane,
+                                           float (&scores)[kTokenTiles][4]) {
+  const int groups = static_cast<int>(p.layout.dk / kGroupK);
+#pragma unroll
+  for (int j = 0; j < kTokenTiles; ++j) {
+    float sum[4] = {0.0f, 0.0f, 0.0f, 0.0f};
+#pragma unroll
+    for (int g = 0; g < kGroups; ++g) {
+      if (g >= groups) break;
+      const Words k = LoadWords(keys + (j * groups + g) * 256 + lane * 8);
+#pragma unroll
+      for (int s = 0; s < 2; ++s) {
+        Mma(sum, q.words[0][g].w[2 * s], q.words[1][g].w[2 * s], q.words[0][g].w[2 * s + 1],
+            q.words[1][g].w[2 * s + 1], k.w[2 * s], k.w[2 * s + 1]);
+      }
+    }
+#pragma unroll
+    for (int r = 0; r < 4; ++r) {
+      const int token = j * kTileColumns + ResultColumn(lane, r);
+      scores[j][r] = visible[r / 2].sees(token) ? Mul(sum[r], p.scale) : kNegativeInfinity;
+    }
+  }
+}
+
+// The largest score of rows g and g + 8, for each of their four lanes.
+__device__ __forceinline__ void BlockMax(const float (&scores)[kTokenTiles][4], float (&max)[2]) {
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    max[i] = kNegativeInfinity;
+#pragma unroll
+    for (int j = 0; j < kTokenTiles; ++j) {
+      max[i] = Max(scores[j][2 * i], max[i]);
+      max[i] = Max(scores[j][2 * i + 1], max[i]);
+    }
+    max[i] = Max(__shfl_xor_sync(0xffffffffu, max[i], 1), max[i]);
+    max[i] = Max(__shfl_xor_sync(0xffffffffu, max[i], 2), max[i]);
+  }
+}
+
+// Scores become p = exp(score - max), +0 where not seen; their sums by halving: token and token +
+// 16, then + 8, + 4, + 2, + 1.
+__device__ __forceinline__ void Probabilities(const float (&max)[2], const Visible (&visible)[2],
+                                              int lane, float (&scores)[kTokenTiles][4],
+                                              float (&sum)[2]) {
+#pragma unroll
+  for (int j = 0; j < kTokenTiles; ++j) {
+#pragma unroll
+    for (int r = 0; r < 4; ++r) {
+      const int token = j * kTileColumns + ResultColumn(lane, r);
+      const float p = Exp(Sub(scores[j][r], max[r / 2]));
+      scores[j][r] = visible[r / 2].sees(token) ? p : 0.0f;
+    }
+  }
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    float half[2];
+#pragma unroll
+    for (int e = 0; e < 2; ++e) {
+      const int r = 2 * i + e;
+      float s = Add(Add(scores[0][r], scores[2][r]), Add(scores[1][r], scores[3][r]));
+      s = Add(s, __shfl_xor_sync(0xffffffffu, s, 2));
+      half[e] = Add(s, __shfl_xor_sync(0xffffffffu, s, 1));
+    }
+    sum[i] = Add(half[0], half[1]);
+  }
+}
+
+__device__ __forceinline__ uint32_t PackBf16(float low, float high) {
+  return static_cast<uint32_t>(F32ToBf16(low)) | static_cast<uint32_t>(F32ToBf16(high)) << 16;
+}
+
+// p as operand A of P.V: [step][register].
+__device__ __forceinline__ void PackProbabilities(const float (&p)[kTokenTiles][4],
+                                                  uint32_t (&a)[2][4]) {
+#pragma unroll
+  for (int s = 0; s < 2; ++s) {
+    a[s][0] = PackBf16(p[2 * s][0], p[2 * s][1]);
+    a[s][1] = PackBf16(p[2 * s][2], p[2 * s][3]);
+    a[s][2] = PackBf16(p[2 * s + 1][0], p[2 * s + 1][1]);
+    a[s][3] = PackBf16(p[2 * s + 1][2], p[2 * s + 1][3]);
+  }
+}
+
+// Which halves of a lane's four words of values belong to tokens in [begin, end): the others become
+// +0, lest what a stale slot holds (NaN at worst) should meet p = 0.
+struct ValueMask {
+  uint32_t bits[4];
+
+  __device__ ValueMask(int begin, int end, int lane) {
+#pragma unroll
+    for (int w = 0; w < 4; ++w) {
+      const int token = TokenAtPosition(OperandK(lane) + 2 * w);  // and the next
+      bits[w] = (token >= begin && token < end ? 0x0000ffffu : 0u) |
+                (token + 1 >= begin && token + 1 < end ? 0xffff0000u : 0u);
+    }
+  }
+};
+
+// p . V of eight columns, from +0: registers as scores have them.
+__device__ __forceinline__ void ValueTile(const uint32_t (&a)[2][4], const uint16_t* values,
+                                          const ValueMask& mask, int tile, int lane,
+                                          float (&sum)[4]) {
+  Words v = LoadWords(values + tile * 256 + lane * 8);
+#pragma unroll
+  for (int w = 0; w < 4; ++w) v.w[w] &= mask.bits[w];
+  sum[0] = sum[1] = sum[2] = sum[3] = 0.0f;
+#pragma unroll
+  for (int s = 0; s < 2; ++s) {
+    Mma(sum, a[s][0], a[s][1], a[s][2], a[s][3], v.w[2 * s], v.w[2 * s + 1]);
+  }
+}
+
+// The running softmax meets a block whose largest visible score is `block_max`.
+__device__ __forceinline__ float Alpha(float old_max, float new_max) {
+  return old_max == kNegativeInfinity ? 0.0f : Exp(Sub(old_max, new_max));
+}
+
+}  // namespace phalanx::kernels::cuda
+
+#endif  // PHALANX_KERNELS_CUDA_ATTENTION_MMA_CUH_

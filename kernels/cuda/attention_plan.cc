@@ -1,0 +1,96 @@
+#include "kernels/cuda/attention_plan.h"
+
+#include <algorithm>
+
+#include "kernels/check.h"
+
+namespace phalanx::kernels::cuda {
+namespace {
+
+// Up to two tiles of few rows cost less than one of many that is mostly empty.
+constexpr int64_t kMostFewRows = 2 * kFewRows;
+
+}  // namespace
+
+HeadGroups GroupHeads(absl::Span<const int32_t> kv_head_of, int64_t num_kv_heads) {
+  HeadGroups out;
+  for (int64_t kv_head = 0; kv_head < num_kv_heads; ++kv_head) {
+    const auto begin = static_cast<int32_t>(out.heads.size());
+    for (size_t head = 0; head < kv_head_of.size(); ++head) {
+      if (kv_head_of[head] == kv_head) out.heads.push_back(static_cast<int32_t>(head));
+    }
+    const auto end = static_cast<int32_t>(out.heads.size());
+    if (end == begin) continue;
+    out.groups.push_back({static_cast<int32_t>(kv_head), begin, end});
+    out.widest = std::max<int64_t>(out.widest, end - begin);
+  }
+  PHALANX_CHECK(out.heads.size() == kv_head_of.size())
+      << kv_head_of.size() - out.heads.size() << " query heads read none of the " << num_kv_heads
+      << " KV heads";
+  return out;
+}
+
+AttentionPlan PlanAttention(absl::Span<const AttentionSequence> sequences, int64_t row_begin,
+                            int64_t row_end, int64_t widest_group, bool bf16) {
+  AttentionPlan plan;
+  for (const AttentionSequence& sequence : sequences) {
+    const int64_t from = std::max(row_begin, sequence.row_begin);
+    const int64_t to = std::min(row_end, sequence.row_begin + sequence.row_count);
+    if (from >= to) continue;
+    const auto index = static_cast<int32_t>(plan.sequences.size());
+    SequenceRows rows;
+    rows.row_begin = from - row_begin;
+    rows.row_count = static_cast<int32_t>(to - from);
+    rows.start = sequence.start + (from - sequence.row_begin);
+    rows.table_begin = static_cast<int32_t>(plan.tables.size());
+    const int64_t blocks = RoundUp(rows.start + rows.row_count, kBlockTokens) / kBlockTokens;
+    plan.tables.insert(plan.tables.end(), sequence.block_table, sequence.block_table + blocks);
+    plan.sequences.push_back(rows);
+
+    const int64_t query_rows = rows.row_count * widest_group;
+    const auto cut = [&](std::vector<RowTile>& tiles, int64_t count, int64_t step) {
+      for (int64_t first = 0; first < count; first += step) {
+        tiles.push_back({index, static_cast<int32_t>(first)});
+      }
+    };
+    if (!bf16) {
+      cut(plan.tokens, rows.row_count, 1);
+    } else if (query_rows <= kMostFewRows) {
+      cut(plan.few, query_rows, kFewRows);
+      plan.most_few_rows = static_cast<int>(
+          std::max<int64_t>(plan.most_few_rows, std::min<int64_t>(query_rows, kFewRows)));
+    } else {
+      cut(plan.many, query_rows, kManyRows);
+    }
+    plan.runs.emplace_back(from - row_begin, to - row_begin);
+  }
+  // Neighbouring runs become one.
+  std::sort(plan.runs.begin(), plan.runs.end());
+  std::vector<std::pair<int64_t, int64_t>> joined;
+  for (const auto& run : plan.runs) {
+    if (!joined.empty() && joined.back().second == run.first) {
+      joined.back().second = run.second;
+    } else {
+      joined.push_back(run);
+    }
+  }
+  plan.runs = std::move(joined);
+  // The last rows see the longest contexts, so they come first.
+  std::reverse(plan.many.begin(), plan.many.end());
+  return plan;
+}
+
+int ProgramDepth(absl::Span<const int> program, int num_in) {
+  int depth = 0;
+  int most = 0;
+  for (const int code : program) {
+    PHALANX_CHECK(code < num_in) << "a program names operand " << code << " of " << num_in;
+    depth += code >= 0 ? 1 : -1;
+    PHALANX_CHECK(depth >= 1) << "a program that isn't postfix";
+    most = std::max(most, depth);
+  }
+  PHALANX_CHECK(depth == 1) << "a program leaves " << depth << " operands";
+  return most;
+}
+
+}  // namespace phalanx::kernels::cuda

@@ -1,0 +1,43 @@
+// An attention call as the kernels want it: heads by KV head, rows in tiles, tables in one row.
+// Arithmetic on the host, tested everywhere.
+#ifndef PHALANX_KERNELS_CUDA_ATTENTION_PLAN_H_
+#define PHALANX_KERNELS_CUDA_ATTENTION_PLAN_H_
+
+#include <cstdint>
+#include <utility>
+#include <vector>
+
+#include "absl/types/span.h"
+#include "kernels/cuda/attention_types.h"
+#include "kernels/kernels.h"
+
+namespace phalanx::kernels::cuda {
+
+struct HeadGroups {
+  std::vector<HeadGroup> groups;
+  std::vector<int32_t> heads;  // query heads by KV head, both in rising order
+  int64_t widest = 0;          // query heads of the largest group
+};
+HeadGroups GroupHeads(absl::Span<const int32_t> kv_head_of, int64_t num_kv_heads);
+
+struct AttentionPlan {
+  std::vector<SequenceRows> sequences;
+  std::vector<int32_t> tables;
+  std::vector<RowTile> few;                       // BF16: tiles of kFewRows
+  std::vector<RowTile> many;                      // BF16: tiles of kManyRows
+  std::vector<RowTile> tokens;                    // F32, F16: a tile a token
+  int most_few_rows = 1;                          // rows of the fullest tile of `few`
+  std::vector<std::pair<int64_t, int64_t>> runs;  // rows [begin, end) that belong to a sequence
+};
+
+// Rows [row_begin, row_end) of the call; rows of the plan count from row_begin.
+AttentionPlan PlanAttention(absl::Span<const AttentionSequence> sequences, int64_t row_begin,
+                            int64_t row_end, int64_t widest_group, bool bf16);
+
+// Operands alive at once while a postfix program runs. A program that isn't postfix, or that names
+// an operand outside [0, num_in), is a programmer's error.
+int ProgramDepth(absl::Span<const int> program, int num_in);
+
+}  // namespace phalanx::kernels::cuda
+
+#endif  // PHALANX_KERNELS_CUDA_ATTENTION_PLAN_H_

@@ -1,0 +1,222 @@
+// Weights and matmuls of CudaKernels.
+#include <algorithm>
+#include <atomic>
+#include <cstring>
+
+#include "absl/status/status.h"
+#include "kernels/check.h"
+#include "kernels/cuda/cuda_kernels.h"
+#include "kernels/cuda/fragment.h"
+#include "kernels/cuda/pack.h"
+
+namespace phalanx::kernels {
+namespace {
+
+using cuda::CheckCuda;
+
+// Packed and copied at once; two of them, so that one is packed while the other is copied.
+constexpr int64_t kPackBytes = int64_t{16} << 20;
+
+bool IsAligned(TensorView x) {
+  return reinterpret_cast<uintptr_t>(x.data) % 16 == 0 && x.stride * SizeOf(x.dtype) % 16 == 0;
+}
+
+}  // namespace
+
+CudaPackedWeight::CudaPackedWeight(WeightPlan weight_plan) : plan(std::move(weight_plan)) {
+  dtype_ = plan.dtype;
+  n_ = plan.n;
+  k_ = plan.k;
+  num_parts_ = plan.num_parts();
+  params.weight_type = plan.dtype;
+  params.n = static_cast<int32_t>(plan.n);
+  params.k = static_cast<int32_t>(plan.k);
+  params.num_leaves = static_cast<int32_t>(plan.leaves.size());
+  params.num_parts = plan.num_parts();
+  params.depth = plan.stack_depth;
+  int chunks = 0;
+  for (int i = 0; i < params.num_leaves; ++i) {
+    params.leaf_end[i] = static_cast<int32_t>(plan.leaves[i].end);
+    params.first_chunk[i] = static_cast<int16_t>(chunks);
+    const int64_t size = plan.leaves[i].end - plan.leaves[i].begin;
+    chunks += static_cast<int>((size + cuda::kChunkK - 1) / cuda::kChunkK);
+  }
+  params.first_chunk[params.num_leaves] = static_cast<int16_t>(chunks);
+  params.num_chunks = chunks;
+  int named = 0;
+  for (size_t i = 0; i < plan.programs.size(); ++i) {
+    params.codes[i] = static_cast<int8_t>(plan.programs[i]);
+    if (plan.programs[i] >= 0) params.order[named++] = static_cast<uint8_t>(plan.programs[i]);
+  }
+  for (size_t i = 0; i < plan.program_begin.size(); ++i) {
+    params.code_begin[i] = static_cast<uint8_t>(plan.program_begin[i]);
+  }
+}
+
+int64_t CudaPackedWeight::unit_bytes() const { return cuda::UnitBytes(plan); }
+int64_t CudaPackedWeight::num_units() const { return cuda::NumUnits(plan); }
+
+int64_t CudaKernels::PackedBytes(const WeightSpec& spec) const {
+  const WeightPlan plan = PlanWeight(spec);
+  return cuda::NumUnits(plan) * cuda::UnitBytes(plan);
+}
+
+absl::StatusOr<std::unique_ptr<PackedWeight>> CudaKernels::Pack(const WeightSpec& spec) {
+  absl::StatusOr<Buffer> memory = Allocate(PackedBytes(spec));
+  if (!memory.ok()) return memory.status();
+  return PackInto(spec, *std::move(memory));
+}
+
+absl::StatusOr<std::unique_ptr<PackedWeight>> CudaKernels::PackInto(const WeightSpec& spec,
+                                                                    Buffer memory) {
+  WeightPlan plan = PlanWeight(spec);
+  if (absl::Status status = cuda::CheckPackable(plan); !status.ok()) return status;
+  auto weight = std::make_unique<CudaPackedWeight>(std::move(plan));
+  const int64_t bytes = weight->num_units() * weight->unit_bytes();
+  PHALANX_CHECK(static_cast<int64_t>(memory.bytes()) == bytes)
+      << "memory of " << memory.bytes() << " bytes for a weight of " << bytes;
+  weight->data = std::move(memory);
+  if (absl::Status status = FillPacked(spec, *weight); !status.ok()) return status;
+  return weight;
+}
+
+std::unique_ptr<PackedWeight> CudaKernels::WrapPacked(const WeightSpec& spec, Buffer memory) const {
+  auto weight = std::make_unique<CudaPackedWeight>(PlanWeight(spec));
+  weight->data = std::move(memory);
+  return weight;
+}
+
+absl::Status CudaKernels::FillPacked(const WeightSpec& spec, CudaPackedWeight& weight) {
+  Enter();
+  const int64_t unit_bytes = weight.unit_bytes();
+  const int64_t units = weight.num_units();
+  if (unit_bytes == 0) return absl::OkStatus();
+  const int64_t at_once = std::max<int64_t>(1, kPackBytes / unit_bytes);
+  // A unit wider than the buffers (k beyond 500,000) gets buffers of its own.
+  const int64_t buffer_bytes = std::max(kPackBytes, unit_bytes);
+  const bool own = buffer_bytes > kPackBytes;
+  char* buffers[2] = {pack_buffers_[0], pack_buffers_[1]};
+  cudaEvent_t copied[2];
+  for (int i = 0; i < 2; ++i) {
+    CheckCuda(cudaEventCreateWithFlags(&copied[i], cudaEventDisableTiming), "creating an event");
+    if (!own && buffers[i] != nullptr) continue;
+    void* pinned = nullptr;
+    CheckCuda(cudaHostAlloc(&pinned, static_cast<size_t>(buffer_bytes), cudaHostAllocDefault),
+              "allocating pinned host memory");
+    buffers[i] = static_cast<char*>(pinned);
+    if (!own) pack_buffers_[i] = buffers[i];
+  }
+  std::atomic<int64_t> first_bad{units};
+  int turn = 0;
+  for (int64_t begin = 0; begin < units; begin += at_once, turn = 1 - turn) {
+    const int64_t count = std::min(at_once, units - begin);
+    CheckCuda(cudaEventSynchronize(copied[turn]), "waiting for a copy of weights");
+    char* to = buffers[turn];
+    pack_pool_.ParallelFor(count, 1, [&](int64_t from, int64_t end) {
+      for (int64_t i = from; i < end; ++i) {
+        if (!cuda::PackUnit(spec, weight.plan, begin + i, to + i * unit_bytes)) continue;
+        int64_t seen = first_bad.load();
+        while (begin + i < seen && !first_bad.compare_exchange_weak(seen, begin + i)) {
+        }
+      }
+    });
+    CheckCuda(
+        cudaMemcpyAsync(weight.data.as<char>() + begin * unit_bytes, to,
+                        static_cast<size_t>(count * unit_bytes), cudaMemcpyHostToDevice, stream_),
+        "copying weights");
+    CheckCuda(cudaEventRecord(copied[turn], stream_), "recording an event");
+  }
+  CheckCuda(cudaStreamSynchronize(stream_), "copying weights");
+  for (int i = 0; i < 2; ++i) {
+    CheckCuda(cudaEventDestroy(copied[i]), "destroying an event");
+    if (own) CheckCuda(cudaFreeHost(buffers[i]), "freeing pinned host memory");
+  }
+  if (first_bad.load() == units) return absl::OkStatus();
+  const cuda::BadValue bad = cuda::FindBadValue(spec, weight.plan, first_bad.load());
+  return NotFinite(spec, bad.row, bad.column);
+}
+
+TensorView CudaKernels::AlignedRows(TensorView x) {
+  if (IsAligned(x) || x.rows == 0) return x;
+  const int64_t size = SizeOf(x.dtype);
+  TensorView copy = x;
+  copy.stride = RoundUp(x.cols, 16 / size);
+  copy.data = aligned_x_.AtLeast(copy.rows * copy.stride * size);
+  CheckCuda(cudaMemcpy2DAsync(copy.data, copy.stride * size, x.data, x.stride * size, x.cols * size,
+                              x.rows, cudaMemcpyDeviceToDevice, stream_),
+            "aligning rows");
+  return copy;
+}
+
+void CudaKernels::MatMul(TensorView x, const PackedWeight& w, absl::Span<const TensorView> outs) {
+  if (x.rows == 0) return;
+  RunMatMul(x, static_cast<const CudaPackedWeight&>(w), outs, {});
+}
+
+void CudaKernels::GroupedMatMul(TensorView x, absl::Span<const ExpertRows> groups,
+                                absl::Span<const TensorView> outs) {
+  for (const ExpertRows& group : groups) {
+    if (group.count == 0) continue;
+    RunMatMul(x, static_cast<const CudaPackedWeight&>(*group.w), outs, groups);
+    return;
+  }
+}
+
+void CudaKernels::RunMatMul(TensorView x, const CudaPackedWeight& w,
+                            absl::Span<const TensorView> outs,
+                            absl::Span<const ExpertRows> groups) {
+  Enter();
+  PHALANX_CHECK(x.dtype == ActivationType(w.dtype()) && x.cols == w.k())
+      << "x of " << x.cols << " columns of " << Name(x.dtype) << " for a weight of " << w.k()
+      << " columns of " << Name(w.dtype());
+  PHALANX_CHECK(static_cast<int>(outs.size()) == w.num_parts())
+      << outs.size() << " outputs of " << w.num_parts() << " parts";
+  const bool mma = w.dtype() == DType::kBF16;
+  if (mma) x = AlignedRows(x);
+  cuda::MatMulParams p = w.params;
+  p.x = x.data;
+  p.x_stride = x.stride;
+  p.weight = w.data.data();
+  p.rows = x.rows;
+  for (size_t i = 0; i < outs.size(); ++i) {
+    p.outs[i] = outs[i].f32();
+    p.out_strides[i] = outs[i].stride;
+  }
+
+  cuda::MatMulShape shape;
+  shape.rows = x.rows;
+  shape.most_rows = groups.empty() ? x.rows : 0;
+  shape.num_runs = std::max<int64_t>(1, static_cast<int64_t>(groups.size()));
+  for (const ExpertRows& group : groups) {
+    shape.most_rows = std::max(shape.most_rows, group.count);
+  }
+  shape.n = w.n();
+  shape.num_leaves = p.num_leaves;
+  shape.num_chunks = p.num_chunks;
+  shape.depth = p.depth;
+  const cuda::MatMulPlan plan = cuda::PlanMatMul(shape, num_sms_, max_shared_);
+  p.tile_rows = mma ? plan.tile_rows : cuda::ChainRows(shape.most_rows);
+
+  if (groups.empty()) {
+    p.num_tiles = (x.rows + p.tile_rows - 1) / p.tile_rows;
+  } else {
+    std::vector<cuda::MatMulTile> tiles;
+    for (const ExpertRows& group : groups) {
+      const void* weight = static_cast<const CudaPackedWeight*>(group.w)->data.data();
+      for (int64_t row = 0; row < group.count; row += p.tile_rows) {
+        tiles.push_back({weight, group.begin + row,
+                         static_cast<int32_t>(std::min<int64_t>(p.tile_rows, group.count - row))});
+      }
+    }
+    p.num_tiles = static_cast<int64_t>(tiles.size());
+    p.tiles = staging_->Put(absl::MakeConstSpan(tiles));
+  }
+  if (mma) {
+    CheckCuda(cuda::MatMulMma(p, plan, matmul_scratch_.AtLeast(plan.scratch_bytes), stream_),
+              "MatMul");
+  } else {
+    CheckCuda(cuda::MatMulChain(p, p.tile_rows, stream_), "MatMul");
+  }
+}
+
+}  // namespace phalanx::kernels

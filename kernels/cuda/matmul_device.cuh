@@ -1,0 +1,58 @@
+// What the matmul kernels share: tiles, chunks, programs.
+#ifndef PHALANX_KERNELS_CUDA_MATMUL_DEVICE_CUH_
+#define PHALANX_KERNELS_CUDA_MATMUL_DEVICE_CUH_
+
+#include "kernels/cuda/fragment.h"
+#include "kernels/cuda/lane_math.h"
+#include "kernels/cuda/matmul.h"
+
+namespace phalanx::kernels::cuda {
+
+__device__ __forceinline__ MatMulTile TileOf(const MatMulParams& p, int64_t index) {
+  if (p.tiles != nullptr) return p.tiles[index];
+  const int64_t first = index * p.tile_rows;
+  const int64_t left = p.rows - first;
+  return {p.weight, first, static_cast<int32_t>(left < p.tile_rows ? left : p.tile_rows)};
+}
+
+__device__ __forceinline__ int LeafBegin(const MatMulParams& p, int leaf) {
+  return leaf == 0 ? 0 : p.leaf_end[leaf - 1];
+}
+
+// Groups of 32 values of k.
+struct GroupRange {
+  int begin;
+  int end;
+};
+__device__ __forceinline__ GroupRange LeafGroups(const MatMulParams& p, int leaf) {
+  return {LeafBegin(p, leaf) / kGroupK, p.leaf_end[leaf] / kGroupK};
+}
+__device__ __forceinline__ GroupRange ChunkGroups(const MatMulParams& p, int chunk) {
+  int leaf = 0;
+  while (chunk >= p.first_chunk[leaf + 1]) ++leaf;
+  const GroupRange groups = LeafGroups(p, leaf);
+  const int begin = groups.begin + (chunk - p.first_chunk[leaf]) * kChunkGroups;
+  return {begin, begin + kChunkGroups < groups.end ? begin + kChunkGroups : groups.end};
+}
+
+// Runs part `part`'s program for one output; `leaf_sum(leaf)` gives a leaf's sum. `stack`: this
+// thread's levels, `step` floats apart.
+template <typename LeafSum>
+__device__ float RunPart(const MatMulParams& p, int part, float* stack, int step,
+                         const LeafSum& leaf_sum) {
+  int depth = 0;
+  for (int i = p.code_begin[part]; i < p.code_begin[part + 1]; ++i) {
+    const int code = p.codes[i];
+    if (code >= 0) {
+      stack[depth++ * step] = leaf_sum(code);
+    } else {
+      --depth;
+      stack[(depth - 1) * step] = Add(stack[(depth - 1) * step], stack[depth * step]);
+    }
+  }
+  return stack[0];
+}
+
+}  // namespace phalanx::kernels::cuda
+
+#endif  // PHALANX_KERNELS_CUDA_MATMUL_DEVICE_CUH_

@@ -1,0 +1,186 @@
+// BF16 matmul of up to sixteen rows: weights are read once.
+//
+// A block owns sixteen output columns. Each warp takes whole chunks (16 KB of weights each), so all
+// of k is worked on at once; chunk sums meet in shared memory, where leaves and programs are added.
+// Weights and x come by asynchronous copies, several groups of 32 values of k ahead. (Loads to
+// registers won't do: the compiler puts each next to its use, and few are in flight.) A lane copies
+// just the bytes that it reads back, so no barrier is needed on the way.
+#include <cstddef>
+
+#include "kernels/cuda/matmul_device.cuh"
+#include "kernels/cuda/mma.cuh"
+
+namespace phalanx::kernels::cuda {
+namespace {
+
+constexpr int kMaxWarps = kFewWarps;
+// Words between two rows of x in shared memory: one more than columns, against bank conflicts.
+constexpr int kPitch = kTileRows + 1;
+
+// The groups of a warp's chunks: chunk `first`, first + step, ...
+struct ChunkWalk {
+  int chunk;
+  int step;
+  int group;
+  int end;
+
+  __device__ void Begin(const MatMulParams& p, int first, int every) {
+    chunk = first;
+    step = every;
+    Enter(p);
+  }
+  __device__ bool done(const MatMulParams& p) const { return chunk >= p.num_chunks; }
+  // To the next group; whether that ended a chunk. No chunk is empty.
+  __device__ bool Next(const MatMulParams& p) {
+    if (++group < end) return false;
+    chunk += step;
+    Enter(p);
+    return true;
+  }
+  __device__ void Enter(const MatMulParams& p) {
+    if (done(p)) return;
+    const GroupRange range = ChunkGroups(p, chunk);
+    group = range.begin;
+    end = range.end;
+  }
+};
+
+template <int kRowTiles>
+struct Slot {
+  Words a[2][kWarp];
+  Words b[kRowTiles][kWarp];
+};
+
+// grid: output columns / 16, tiles of rows. Shared memory: Slot [warp][kSlots], then sums
+// [chunk][kRows][kPitch], then the programs' stack [depth][kRows * 16].
+template <int kRowTiles, int kSlots>
+__global__ void __launch_bounds__(kMaxWarps* kWarp)
+    MatMulFewKernel(const __grid_constant__ MatMulParams p) {
+  constexpr int kRows = kRowTiles * kTileColumns;
+  extern __shared__ __align__(16) uint8_t memory[];
+  const int warp = threadIdx.x / kWarp;
+  const int lane = threadIdx.x % kWarp;
+  const int num_warps = blockDim.x / kWarp;
+  auto* slots = reinterpret_cast<Slot<kRowTiles>*>(memory) + warp * kSlots;
+  auto* sums = reinterpret_cast<float*>(memory + num_warps * kSlots * sizeof(Slot<kRowTiles>));
+  const MatMulTile tile = TileOf(p, blockIdx.y);
+  const int64_t groups_of_k = p.k / kGroupK;
+  const auto* weight = static_cast<const uint16_t*>(tile.weight);
+
+  const uint16_t* x[kRowTiles];
+  bool valid[kRowTiles];
+#pragma unroll
+  for (int t = 0; t < kRowTiles; ++t) {
+    const int row = t * kTileColumns + OperandRow(lane);
+    valid[t] = row < tile.rows;
+    x[t] = static_cast<const uint16_t*>(p.x) +
+           (tile.first_row + (valid[t] ? row : 0)) * p.x_stride + OperandK(lane);
+  }
+
+  ChunkWalk fetch;
+  fetch.Begin(p, warp, num_warps);
+  int fetch_slot = 0;
+  const auto copy_next = [&] {
+    if (!fetch.done(p)) {
+      Slot<kRowTiles>& slot = slots[fetch_slot];
+#pragma unroll
+      for (int s = 0; s < 2; ++s) {
+        CopyAsync(&slot.a[s][lane],
+                  weight + WeightOffset(blockIdx.x, fetch.group, s, lane, groups_of_k), true);
+      }
+#pragma unroll
+      for (int t = 0; t < kRowTiles; ++t) {
+        CopyAsync(&slot.b[t][lane], x[t] + fetch.group * kGroupK, valid[t]);
+      }
+      fetch.Next(p);
+    }
+    CommitCopies();  // an empty group counts, too
+    fetch_slot = fetch_slot + 1 == kSlots ? 0 : fetch_slot + 1;
+  };
+  for (int i = 0; i < kSlots - 1; ++i) copy_next();
+
+  float sum[kRowTiles][4] = {};
+  ChunkWalk walk;
+  walk.Begin(p, warp, num_warps);
+  int slot_index = 0;
+  while (!walk.done(p)) {
+    copy_next();
+    WaitForCopies<kSlots - 1>();
+    const Slot<kRowTiles>& slot = slots[slot_index];
+    slot_index = slot_index + 1 == kSlots ? 0 : slot_index + 1;
+    const Words a[2] = {slot.a[0][lane], slot.a[1][lane]};
+#pragma unroll
+    for (int t = 0; t < kRowTiles; ++t) {
+      const Words b = slot.b[t][lane];
+#pragma unroll
+      for (int s = 0; s < 2; ++s) {
+        Mma(sum[t], a[s].w[0], a[s].w[1], a[s].w[2], a[s].w[3], b.w[2 * s], b.w[2 * s + 1]);
+      }
+    }
+    const int chunk = walk.chunk;
+    if (!walk.Next(p)) continue;
+#pragma unroll
+    for (int t = 0; t < kRowTiles; ++t) {
+#pragma unroll
+      for (int r = 0; r < 4; ++r) {
+        const int row = t * kTileColumns + ResultColumn(lane, r);
+        sums[(chunk * kRows + row) * kPitch + ResultRow(lane, r)] = sum[t][r];
+        sum[t][r] = 0.0f;
+      }
+    }
+  }
+  WaitForCopies<0>();
+  __syncthreads();
+
+  for (int i = threadIdx.x; i < kRows * kTileRows; i += blockDim.x) {
+    const int column = i % kTileRows;
+    const int row = i / kTileRows;
+    const int64_t n = int64_t{blockIdx.x} * kTileRows + column;
+    if (row >= tile.rows || n >= p.n) continue;
+    float* stack = sums + p.num_chunks * kRows * kPitch + i;
+    const auto leaf_sum = [&](int leaf) {
+      float total = 0.0f;
+      for (int c = p.first_chunk[leaf]; c < p.first_chunk[leaf + 1]; ++c) {
+        total = Add(total, sums[(c * kRows + row) * kPitch + column]);
+      }
+      return total;
+    };
+    for (int part = 0; part < p.num_parts; ++part) {
+      p.outs[part][(tile.first_row + row) * p.out_strides[part] + n] =
+          RunPart(p, part, stack, kRows * kTileRows, leaf_sum);
+    }
+  }
+}
+
+template <int kRowTiles, int kSlots>
+cudaError_t Launch(const MatMulParams& p, const MatMulPlan& plan, cudaStream_t stream) {
+  static_assert(sizeof(Slot<kRowTiles>) == FewSlotBytes(kRowTiles * kTileColumns));
+  const auto kernel = MatMulFewKernel<kRowTiles, kSlots>;
+  const cudaError_t error = cudaFuncSetAttribute(
+      kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(plan.shared_bytes));
+  if (error != cudaSuccess) return error;
+  const dim3 grid(static_cast<unsigned>((p.n + kTileRows - 1) / kTileRows),
+                  static_cast<unsigned>(p.num_tiles));
+  kernel<<<grid, plan.warps * kWarp, static_cast<size_t>(plan.shared_bytes), stream>>>(p);
+  return cudaGetLastError();
+}
+
+}  // namespace
+
+cudaError_t MatMulFew(const MatMulParams& params, const MatMulPlan& plan, cudaStream_t stream) {
+  if (plan.tile_rows == 8) {
+    return plan.slots == kFewSlots ? Launch<1, kFewSlots>(params, plan, stream)
+                                   : Launch<1, kFewManySlots>(params, plan, stream);
+  }
+  return plan.slots == kFewSlots ? Launch<2, kFewSlots>(params, plan, stream)
+                                 : Launch<2, kFewManySlots>(params, plan, stream);
+}
+
+cudaError_t MatMulMma(const MatMulParams& params, const MatMulPlan& plan, void* scratch,
+                      cudaStream_t stream) {
+  if (params.n == 0 || params.num_tiles == 0) return cudaSuccess;
+  if (plan.kernel == MatMulKernel::kFew) return MatMulFew(params, plan, stream);
+  return MatMulMany(params, plan, static_cast<float*>(scratch), stream);
+}
+
+}  // namespace phalanx::kernels::cuda

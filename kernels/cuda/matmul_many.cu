@@ -1,0 +1,304 @@
+// BF16 matmul of many rows: 128 output columns x 32, 64 or 128 rows a block, operands through
+// shared memory by asynchronous copies, groups of 32 values of k at a time.
+//
+// Eight warps stand 2 x 4: each has 64 columns (four tiles of operand A) and a quarter of the rows.
+// Shared memory holds operands as memory does, 512 bytes a tile and step in lane order, so no load
+// conflicts and nothing is swizzled.
+#include <cstddef>
+
+#include "kernels/cuda/matmul_device.cuh"
+#include "kernels/cuda/mma.cuh"
+
+namespace phalanx::kernels::cuda {
+namespace {
+
+constexpr int kThreads = 256;
+constexpr int kColumnTiles = kTiledColumns / kTileRows;  // of a block
+constexpr int kWarpColumnTiles = kColumnTiles / 2;
+constexpr int kABytes = kColumnTiles * kTileGroupElements * 2;
+
+template <int kRows>
+struct Tiled {
+  static constexpr int kStages = kRows == 128 ? 4 : 6;
+  static constexpr int kWarpRows = kRows / 4;
+  static constexpr int kRowTiles = kWarpRows / kTileColumns;
+  static constexpr int kBBytes = kRows * kGroupK * 2;
+  static constexpr int kStageBytes = kABytes + kBBytes;
+  static constexpr int kSums = kWarpColumnTiles * kRowTiles * 4;  // of a thread
+};
+
+// Where a block's work lies.
+struct Work {
+  MatMulTile tile;
+  int64_t column_tile;  // of 128
+  int unit;             // of the split
+};
+
+// The leaves (or the one chunk) that a block walks, group by group, in the programs' order.
+struct Walk {
+  int segment;
+  int end_segment;
+  int group;
+  int end;
+
+  __device__ static GroupRange Range(const MatMulParams& p, MatMulSplit split, int segment) {
+    return split == MatMulSplit::kChunks
+               ? ChunkGroups(p, segment)
+               : LeafGroups(p, split == MatMulSplit::kLeaves ? segment : p.order[segment]);
+  }
+  __device__ void Begin(const MatMulParams& p, MatMulSplit split, int first, int last) {
+    segment = first;
+    end_segment = last;
+    group = end = 0;
+    if (segment < end_segment) {
+      const GroupRange range = Range(p, split, segment);
+      group = range.begin;
+      end = range.end;
+    }
+    SkipEmpty(p, split);
+  }
+  __device__ bool done() const { return segment >= end_segment; }
+  __device__ void Next(const MatMulParams& p, MatMulSplit split) {
+    ++group;
+    SkipEmpty(p, split);
+  }
+  __device__ void SkipEmpty(const MatMulParams& p, MatMulSplit split) {
+    while (segment < end_segment && group >= end) {
+      if (++segment < end_segment) {
+        const GroupRange range = Range(p, split, segment);
+        group = range.begin;
+        end = range.end;
+      }
+    }
+  }
+};
+
+template <int kRows>
+__device__ void CopyGroup(const MatMulParams& p, const Work& work, int group, uint8_t* stage) {
+  const int64_t groups_of_k = p.k / kGroupK;
+  const int64_t column_tiles = (p.n + kTileRows - 1) / kTileRows;
+  const auto* weight = static_cast<const uint8_t*>(work.tile.weight);
+  constexpr int kUnitsOfTile = kTileGroupElements * 2 / 16;
+  for (int u = threadIdx.x; u < kABytes / 16; u += kThreads) {
+    const int64_t tile = work.column_tile * kColumnTiles + u / kUnitsOfTile;
+    const bool valid = tile < column_tiles;
+    const int64_t from =
+        valid ? WeightOffset(tile, group, 0, 0, groups_of_k) * 2 + u % kUnitsOfTile * 16 : 0;
+    CopyAsync(stage + u * 16, weight + from, valid);
+  }
+  const auto* x = static_cast<const uint8_t*>(p.x);
+  for (int u = threadIdx.x; u < Tiled<kRows>::kBBytes / 16; u += kThreads) {
+    const int row = u / 4;
+    const bool valid = row < work.tile.rows;
+    const int64_t from =
+        valid ? ((work.tile.first_row + row) * p.x_stride + group * kGroupK) * 2 + u % 4 * 16 : 0;
+    CopyAsync(stage + kABytes + u * 16, x + from, valid);
+  }
+}
+
+template <int kRows>
+struct Sums {
+  float v[kWarpColumnTiles][Tiled<kRows>::kRowTiles][4];
+
+  template <typename Body>
+  __device__ __forceinline__ void ForEach(const Body& body) {
+#pragma unroll
+    for (int i = 0; i < kWarpColumnTiles; ++i) {
+#pragma unroll
+      for (int j = 0; j < Tiled<kRows>::kRowTiles; ++j) {
+#pragma unroll
+        for (int r = 0; r < 4; ++r) body(i, j, r, v[i][j][r]);
+      }
+    }
+  }
+  __device__ __forceinline__ void Clear() {
+    ForEach([](int, int, int, float& value) { value = 0.0f; });
+  }
+};
+
+template <int kRows>
+__device__ __forceinline__ void MultiplyGroup(const uint8_t* stage, int column_warp, int row_warp,
+                                              int lane, Sums<kRows>& sums) {
+  constexpr int kRowTiles = Tiled<kRows>::kRowTiles;
+  Words b[kRowTiles];
+#pragma unroll
+  for (int j = 0; j < kRowTiles; ++j) {
+    const int row = row_warp * Tiled<kRows>::kWarpRows + j * kTileColumns;
+    b[j] = LoadWords(stage + kABytes + row * kGroupK * 2 + lane * 16);
+  }
+#pragma unroll
+  for (int s = 0; s < 2; ++s) {
+#pragma unroll
+    for (int i = 0; i < kWarpColumnTiles; ++i) {
+      const int tile = column_warp * kWarpColumnTiles + i;
+      const Words a = LoadWords(stage + (tile * 2 + s) * kTileStepElements * 2 + lane * 16);
+#pragma unroll
+      for (int j = 0; j < kRowTiles; ++j) {
+        Mma(sums.v[i][j], a.w[0], a.w[1], a.w[2], a.w[3], b[j].w[2 * s], b[j].w[2 * s + 1]);
+      }
+    }
+  }
+}
+
+// Persistent: block b takes work items b, b + gridDim.x, ... Items that share columns are
+// neighbours, so that weights are read while they are in the L2 cache.
+// `scratch`: kNone: [block][depth - 1][kSums][threads], sums that wait for their partner; else
+// [unit][rows][n].
+template <int kRows>
+__global__ void __launch_bounds__(kThreads, kRows == 128 ? 1 : 2)
+    MatMulManyKernel(const __grid_constant__ MatMulParams p, MatMulSplit split, int64_t items,
+                     int units, float* scratch) {
+  using T = Tiled<kRows>;
+  extern __shared__ __align__(16) uint8_t stages[];
+  const int warp = threadIdx.x / kWarp;
+  const int lane = threadIdx.x % kWarp;
+  const int column_warp = warp % 2;
+  const int row_warp = warp / 2;
+
+  for (int64_t item = blockIdx.x; item < items; item += gridDim.x) {
+    Work work;
+    work.unit = static_cast<int>(item % units);
+    work.tile = TileOf(p, item / units % p.num_tiles);
+    work.column_tile = item / units / p.num_tiles;
+    const int first = split == MatMulSplit::kNone ? 0 : work.unit;
+    const int last = split == MatMulSplit::kNone ? p.num_leaves : work.unit + 1;
+
+    Walk fetch;
+    fetch.Begin(p, split, first, last);
+    int fetch_stage = 0;
+    const auto copy_next = [&] {
+      if (!fetch.done()) {
+        CopyGroup<kRows>(p, work, fetch.group, stages + fetch_stage * T::kStageBytes);
+        fetch.Next(p, split);
+      }
+      CommitCopies();  // an empty group counts, too
+      fetch_stage = (fetch_stage + 1) % T::kStages;
+    };
+    // The item before may still be read.
+    __syncthreads();
+    for (int s = 0; s < T::kStages - 1; ++s) copy_next();
+
+    int stage = 0;
+    int code = 0;
+    int part = 0;
+    int depth = 0;
+    Sums<kRows> sum;
+    Sums<kRows> total;
+    float* waiting = scratch + int64_t{blockIdx.x} * (p.depth - 1) * T::kSums * kThreads;
+    const auto waiting_at = [&](int level, int i, int j, int r) -> float& {
+      const int reg = (i * T::kRowTiles + j) * 4 + r;
+      return waiting[(level * T::kSums + reg) * kThreads + threadIdx.x];
+    };
+    const auto for_each_output = [&](const auto& body) {
+      total.ForEach([&](int i, int j, int r, float& value) {
+        const int64_t n = work.column_tile * kTiledColumns +
+                          (column_warp * kWarpColumnTiles + i) * kTileRows + ResultRow(lane, r);
+        const int row = row_warp * T::kWarpRows + j * kTileColumns + ResultColumn(lane, r);
+        if (n < p.n && row < work.tile.rows) body(work.tile.first_row + row, n, value);
+      });
+    };
+
+    for (int segment = first; segment < last; ++segment) {
+      if (split == MatMulSplit::kNone && depth > 0) {
+        total.ForEach(
+            [&](int i, int j, int r, float& value) { waiting_at(depth - 1, i, j, r) = value; });
+      }
+      total.Clear();
+      const GroupRange range = Walk::Range(p, split, segment);
+      for (int chunk = range.begin; chunk < range.end; chunk += kChunkGroups) {
+        const int end = chunk + kChunkGroups < range.end ? chunk + kChunkGroups : range.end;
+        sum.Clear();
+        for (int group = chunk; group < end; ++group) {
+          WaitForCopies<T::kStages - 2>();
+          // Everybody's copies of this group are here, and nobody reads the stage filled next.
+          __syncthreads();
+          copy_next();
+          MultiplyGroup<kRows>(stages + stage * T::kStageBytes, column_warp, row_warp, lane, sum);
+          stage = (stage + 1) % T::kStages;
+        }
+        total.ForEach(
+            [&](int i, int j, int r, float& value) { value = Add(value, sum.v[i][j][r]); });
+      }
+      if (split != MatMulSplit::kNone) {
+        for_each_output([&](int64_t row, int64_t n, float value) {
+          scratch[(work.unit * p.rows + row) * p.n + n] = value;
+        });
+        continue;
+      }
+      // The leaf is pushed; then what the programs say up to the next leaf.
+      ++depth;
+      for (++code; code < p.code_begin[part + 1] && p.codes[code] < 0; ++code) {
+        --depth;
+        total.ForEach([&](int i, int j, int r, float& value) {
+          value = Add(waiting_at(depth - 1, i, j, r), value);
+        });
+      }
+      if (code == p.code_begin[part + 1]) {
+        for_each_output([&](int64_t row, int64_t n, float value) {
+          p.outs[part][row * p.out_strides[part] + n] = value;
+        });
+        ++part;
+        depth = 0;
+      }
+    }
+    WaitForCopies<0>();
+  }
+}
+
+constexpr int kJoinThreads = 128;
+
+// Adds the units of a split: grid: columns / kJoinThreads, tiles.
+__global__ void __launch_bounds__(kJoinThreads)
+    JoinKernel(const __grid_constant__ MatMulParams p, MatMulSplit split, const float* scratch) {
+  extern __shared__ float stack_memory[];  // [depth][threads]
+  const MatMulTile tile = TileOf(p, blockIdx.y);
+  const int64_t n = int64_t{blockIdx.x} * kJoinThreads + threadIdx.x;
+  if (n >= p.n) return;
+  for (int64_t row = tile.first_row; row < tile.first_row + tile.rows; ++row) {
+    const auto unit_sum = [&](int64_t unit) { return scratch[(unit * p.rows + row) * p.n + n]; };
+    const auto leaf_sum = [&](int leaf) {
+      if (split == MatMulSplit::kLeaves) return unit_sum(leaf);
+      float total = 0.0f;
+      for (int c = p.first_chunk[leaf]; c < p.first_chunk[leaf + 1]; ++c) {
+        total = Add(total, unit_sum(c));
+      }
+      return total;
+    };
+    for (int part = 0; part < p.num_parts; ++part) {
+      p.outs[part][row * p.out_strides[part] + n] =
+          RunPart(p, part, stack_memory + threadIdx.x, kJoinThreads, leaf_sum);
+    }
+  }
+}
+
+template <int kRows>
+cudaError_t Launch(const MatMulParams& p, const MatMulPlan& plan, float* scratch,
+                   cudaStream_t stream) {
+  constexpr int kShared = Tiled<kRows>::kStages * Tiled<kRows>::kStageBytes;
+  cudaError_t error = cudaFuncSetAttribute(MatMulManyKernel<kRows>,
+                                           cudaFuncAttributeMaxDynamicSharedMemorySize, kShared);
+  if (error != cudaSuccess) return error;
+  const int64_t column_tiles = (p.n + kTiledColumns - 1) / kTiledColumns;
+  const int64_t items = column_tiles * p.num_tiles * plan.units;
+  MatMulManyKernel<kRows><<<static_cast<unsigned>(plan.grid), kThreads, kShared, stream>>>(
+      p, plan.split, items, static_cast<int>(plan.units), scratch);
+  error = cudaGetLastError();
+  if (error != cudaSuccess || plan.split == MatMulSplit::kNone) return error;
+  const dim3 grid(static_cast<unsigned>((p.n + kJoinThreads - 1) / kJoinThreads),
+                  static_cast<unsigned>(p.num_tiles));
+  // At most 64 levels: 32 KiB.
+  const size_t shared = sizeof(float) * kJoinThreads * p.depth;
+  JoinKernel<<<grid, kJoinThreads, shared, stream>>>(p, plan.split, scratch);
+  return cudaGetLastError();
+}
+
+}  // namespace
+
+cudaError_t MatMulMany(const MatMulParams& params, const MatMulPlan& plan, float* scratch,
+                       cudaStream_t stream) {
+  if (plan.tile_rows == 32) return Launch<32>(params, plan, scratch, stream);
+  if (plan.tile_rows == 64) return Launch<64>(params, plan, scratch, stream);
+  return Launch<128>(params, plan, scratch, stream);
+}
+
+}  // namespace phalanx::kernels::cuda

@@ -1,0 +1,47 @@
+// mma.sync.m16n8k16 and asynchronous copies to shared memory (sm_80 and newer).
+#ifndef PHALANX_KERNELS_CUDA_MMA_CUH_
+#define PHALANX_KERNELS_CUDA_MMA_CUH_
+
+#include <cstdint>
+
+namespace phalanx::kernels::cuda {
+
+// 16 bytes: eight BF16 of a lane.
+struct alignas(16) Words {
+  uint32_t w[4];
+};
+
+__device__ __forceinline__ Words LoadWords(const void* from) {
+  const uint4 v = *static_cast<const uint4*>(from);
+  return {{v.x, v.y, v.z, v.w}};
+}
+// c += A B. a: registers 0 .. 3, b: registers 0 and 1 of the operands' fragments.
+__device__ __forceinline__ void Mma(float (&c)[4], uint32_t a0, uint32_t a1, uint32_t a2,
+                                    uint32_t a3, uint32_t b0, uint32_t b1) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
+      "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+}
+
+// Copies 16 bytes to shared memory, or 16 zero bytes where `valid` is false (`from` must be a
+// pointer into memory of the device all the same).
+__device__ __forceinline__ void CopyAsync(void* shared, const void* from, bool valid) {
+  const auto to = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from),
+               "r"(valid ? 16 : 0)
+               : "memory");
+}
+__device__ __forceinline__ void CommitCopies() {
+  asm volatile("cp.async.commit_group;" ::: "memory");
+}
+// Until all but the last kPending groups of this thread have arrived.
+template <int kPending>
+__device__ __forceinline__ void WaitForCopies() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
+}
+
+}  // namespace phalanx::kernels::cuda
+
+#endif  // PHALANX_KERNELS_CUDA_MMA_CUH_

@@ -1,0 +1,138 @@
+#include "kernels/cuda/lane_math.h"
+#include "kernels/cuda/ordered_sum.cuh"
+#include "kernels/cuda/rows.h"
+
+namespace phalanx::kernels::cuda {
+namespace {
+
+constexpr int kThreads = 256;
+// Columns of one thread block of an elementwise op.
+constexpr int kColumns = 4 * kThreads;
+
+dim3 ElementGrid(int64_t rows, int64_t cols) {
+  return dim3(static_cast<unsigned>(rows), static_cast<unsigned>((cols + kColumns - 1) / kColumns));
+}
+
+// Runs body(column) for this thread's columns of [0, cols).
+template <typename Body>
+__device__ void ForColumns(int64_t cols, const Body& body) {
+  const int64_t begin = int64_t{blockIdx.y} * kColumns;
+  const int64_t end = begin + kColumns < cols ? begin + kColumns : cols;
+  for (int64_t j = begin + threadIdx.x; j < end; j += kThreads) body(j);
+}
+
+__global__ void __launch_bounds__(kThreads)
+    GatherRowsKernel(TensorView table, const int32_t* ids, int64_t first_id, TensorView out) {
+  const int64_t row = ids[blockIdx.x] - first_id;
+  const bool held = row >= 0 && row < table.rows;
+  float* to = static_cast<float*>(out.data) + blockIdx.x * out.stride;
+  ForColumns(out.cols, [&](int64_t j) {
+    to[j] = held ? Load(table.data, table.dtype, row * table.stride + j) : 0.0f;
+  });
+}
+
+__global__ void __launch_bounds__(kThreads)
+    AddResidualKernel(TensorView x, TensorView delta, const float* bias) {
+  float* to = static_cast<float*>(x.data) + blockIdx.x * x.stride;
+  const float* from = static_cast<const float*>(delta.data) + blockIdx.x * delta.stride;
+  ForColumns(x.cols, [&](int64_t j) { to[j] = Residual(to[j], from[j], bias, j); });
+}
+
+__global__ void __launch_bounds__(kThreads)
+    RmsNormKernel(TensorView x, TensorView delta, const float* bias, const float* weight, float eps,
+                  TensorView out) {
+  __shared__ float tile[kSumTile];
+  __shared__ float total;
+  float* row = static_cast<float*>(x.data) + blockIdx.x * x.stride;
+  const float* add = delta.data == nullptr
+                         ? nullptr
+                         : static_cast<const float*>(delta.data) + blockIdx.x * delta.stride;
+  // A column is always this thread's: what it writes here it reads again below.
+  const float sum = OrderedSum<true>(
+      x.cols,
+      [&](int64_t j) {
+        if (add == nullptr) return row[j];
+        const float value = Residual(row[j], add[j], bias, j);
+        row[j] = value;
+        return value;
+      },
+      tile, &total);
+  const float scale = RmsScale(sum, x.cols, eps);
+  const int64_t to = blockIdx.x * out.stride;
+  for (int64_t j = threadIdx.x; j < x.cols; j += blockDim.x) {
+    Store(out.data, out.dtype, to + j, Normed(row[j], scale, weight[j]));
+  }
+}
+
+__global__ void __launch_bounds__(kThreads)
+    SiluMulKernel(TensorView gate_up, const float* bias, int64_t n, TensorView out) {
+  const float* gate = static_cast<const float*>(gate_up.data) + blockIdx.x * gate_up.stride;
+  const int64_t to = blockIdx.x * out.stride;
+  ForColumns(out.cols, [&](int64_t j) {
+    float value = 0.0f;
+    if (j < n) {
+      float g = gate[j];
+      float u = gate[n + j];
+      if (bias != nullptr) {
+        g = Add(g, bias[j]);
+        u = Add(u, bias[n + j]);
+      }
+      value = SiluTimes(g, u);
+    }
+    Store(out.data, out.dtype, to + j, value);
+  });
+}
+
+template <typename Element>
+__global__ void __launch_bounds__(kThreads)
+    GatherTokensKernel(TensorView in, const int32_t* rows, TensorView out) {
+  const int64_t row = rows[blockIdx.x];
+  const Element* from = static_cast<const Element*>(in.data) + row * in.stride;
+  Element* to = static_cast<Element*>(out.data) + blockIdx.x * out.stride;
+  ForColumns(out.cols, [&](int64_t j) { to[j] = row < 0 ? Element{0} : from[j]; });
+}
+
+}  // namespace
+
+cudaError_t GatherRows(TensorView table, const int32_t* ids, int64_t first_id, TensorView out,
+                       cudaStream_t stream) {
+  if (out.rows == 0 || out.cols == 0) return cudaSuccess;
+  GatherRowsKernel<<<ElementGrid(out.rows, out.cols), kThreads, 0, stream>>>(table, ids, first_id,
+                                                                             out);
+  return cudaGetLastError();
+}
+
+cudaError_t AddResidual(TensorView x, TensorView delta, const float* bias, cudaStream_t stream) {
+  if (x.rows == 0 || x.cols == 0) return cudaSuccess;
+  AddResidualKernel<<<ElementGrid(x.rows, x.cols), kThreads, 0, stream>>>(x, delta, bias);
+  return cudaGetLastError();
+}
+
+cudaError_t RmsNorm(TensorView x, TensorView delta, const float* bias, const float* weight,
+                    float eps, TensorView out, cudaStream_t stream) {
+  if (x.rows == 0 || x.cols == 0) return cudaSuccess;
+  RmsNormKernel<<<static_cast<unsigned>(x.rows), kThreads, 0, stream>>>(x, delta, bias, weight, eps,
+                                                                        out);
+  return cudaGetLastError();
+}
+
+cudaError_t SiluMul(TensorView gate_up, const float* bias, int64_t n, TensorView out,
+                    cudaStream_t stream) {
+  if (gate_up.rows == 0 || out.cols == 0) return cudaSuccess;
+  SiluMulKernel<<<ElementGrid(gate_up.rows, out.cols), kThreads, 0, stream>>>(gate_up, bias, n,
+                                                                              out);
+  return cudaGetLastError();
+}
+
+cudaError_t GatherTokens(TensorView in, const int32_t* rows, TensorView out, cudaStream_t stream) {
+  if (out.rows == 0 || out.cols == 0) return cudaSuccess;
+  const dim3 grid = ElementGrid(out.rows, out.cols);
+  if (in.dtype == DType::kF32) {
+    GatherTokensKernel<uint32_t><<<grid, kThreads, 0, stream>>>(in, rows, out);
+  } else {
+    GatherTokensKernel<uint16_t><<<grid, kThreads, 0, stream>>>(in, rows, out);
+  }
+  return cudaGetLastError();
+}
+
+}  // namespace phalanx::kernels::cuda

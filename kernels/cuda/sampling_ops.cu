@@ -1,0 +1,81 @@
+#include "kernels/cuda/best.cuh"
+#include "kernels/cuda/lane_math.h"
+#include "kernels/cuda/log_sum_exp.cuh"
+#include "kernels/cuda/sampling_ops.h"
+
+namespace phalanx::kernels::cuda {
+namespace {
+
+constexpr int kThreads = 256;
+// Logits of one block of the argmax.
+constexpr int64_t kArgmaxColumns = 2048;
+
+__global__ void __launch_bounds__(kThreads)
+    LogSumExpKernel(TensorView logits, const int64_t* leaves, MaxSum* out) {
+  __shared__ LogSumExpMemory memory;
+  const int64_t begin = leaves[2 * blockIdx.y];
+  const int64_t end = leaves[2 * blockIdx.y + 1];
+  const float* row = static_cast<const float*>(logits.data) + blockIdx.x * logits.stride;
+  const MaxSum result = LogSumExp(row + begin, end - begin, &memory);
+  if (threadIdx.x == 0) out[int64_t{blockIdx.x} * gridDim.y + blockIdx.y] = result;
+}
+
+__global__ void __launch_bounds__(kThreads)
+    ArgmaxKernel(const float* logits, int64_t n, int32_t first_id, float temperature,
+                 float threshold, const GumbelKey key, Choice* out) {
+  __shared__ BestSlot best_of_warp[kThreads / kWarp];
+  const int64_t begin = blockIdx.x * kArgmaxColumns;
+  const int64_t end = begin + kArgmaxColumns < n ? begin + kArgmaxColumns : n;
+  Choice best = {-1, kNegativeInfinity};
+  for (int64_t j = begin + threadIdx.x; j < end; j += kThreads) {
+    const float logit = logits[j];
+    if (!(logit >= threshold)) continue;
+    const int32_t id = first_id + static_cast<int32_t>(j);
+    float value = logit;
+    if (temperature != 0.0f) {
+      value = Add(Div(logit, temperature), Gumbel(key, static_cast<uint32_t>(id)));
+    }
+    // Neither NaN nor -inf ever wins.
+    if (value > best.value) best = {id, value};
+  }
+  best = BestOfBlock(best, best_of_warp);
+  if (threadIdx.x == 0) out[blockIdx.x] = best;
+}
+
+__global__ void __launch_bounds__(kThreads)
+    BestKernel(const Choice* choices, int64_t count, Choice* out) {
+  __shared__ BestSlot best_of_warp[kThreads / kWarp];
+  Choice best = {-1, kNegativeInfinity};
+  for (int64_t i = threadIdx.x; i < count; i += kThreads) {
+    if (Before(choices[i], best)) best = choices[i];
+  }
+  best = BestOfBlock(best, best_of_warp);
+  if (threadIdx.x == 0) *out = best;
+}
+
+}  // namespace
+
+cudaError_t LogSumExpLeaves(TensorView logits, const int64_t* leaves, int64_t num_leaves,
+                            MaxSum* out, cudaStream_t stream) {
+  if (logits.rows == 0 || num_leaves == 0) return cudaSuccess;
+  const dim3 grid(static_cast<unsigned>(logits.rows), static_cast<unsigned>(num_leaves));
+  LogSumExpKernel<<<grid, kThreads, 0, stream>>>(logits, leaves, out);
+  return cudaGetLastError();
+}
+
+int64_t GumbelScratch(int64_t n) { return (n + kArgmaxColumns - 1) / kArgmaxColumns; }
+
+cudaError_t GumbelArgmax(const float* logits, int64_t n, int32_t first_id, float temperature,
+                         float threshold, const GumbelKey& key, Choice* scratch, Choice* out,
+                         cudaStream_t stream) {
+  const int64_t blocks = GumbelScratch(n);
+  if (blocks > 0) {
+    ArgmaxKernel<<<static_cast<unsigned>(blocks), kThreads, 0, stream>>>(
+        logits, n, first_id, temperature, threshold, key, scratch);
+    if (const cudaError_t error = cudaGetLastError(); error != cudaSuccess) return error;
+  }
+  BestKernel<<<1, kThreads, 0, stream>>>(scratch, blocks, out);
+  return cudaGetLastError();
+}
+
+}  // namespace phalanx::kernels::cuda

@@ -1,0 +1,68 @@
+// Which kernel, tile and split a matmul gets: arithmetic on shapes, which changes no bit of a
+// result (matmul.h). Free of CUDA, so that it is tested everywhere.
+#ifndef PHALANX_KERNELS_CUDA_TILING_H_
+#define PHALANX_KERNELS_CUDA_TILING_H_
+
+#include <cstdint>
+
+namespace phalanx::kernels::cuda {
+
+inline constexpr int kMaxLeaves = 64;
+// Output columns of one block of the tiled kernel.
+inline constexpr int kTiledColumns = 128;
+
+enum class MatMulKernel {
+  kFew,   // a warp a chunk, straight from memory: decode
+  kMany,  // tiles through shared memory
+};
+enum class MatMulSplit {
+  kNone,    // a block computes all leaves of its outputs
+  kLeaves,  // a leaf each, joined by a second pass
+  kChunks,  // a chunk each, joined by a second pass
+};
+
+struct MatMulPlan {
+  MatMulKernel kernel = MatMulKernel::kFew;
+  int tile_rows = 8;  // rows of x of a block: kFew 8, 16; kMany 32, 64, 128
+  MatMulSplit split = MatMulSplit::kNone;
+  int64_t units = 1;          // leaves, chunks or 1: what the split makes
+  int64_t grid = 1;           // blocks of kMany (persistent: each takes several tiles)
+  int warps = 0;              // of a block of kFew
+  int slots = 0;              // groups of k that a warp of kFew has in memory
+  int64_t shared_bytes = 0;   // of kFew
+  int64_t scratch_bytes = 0;  // of kMany: unit sums, or sums that wait for their partner
+};
+
+struct MatMulShape {
+  int64_t rows = 0;       // of x, all tiles together
+  int64_t most_rows = 0;  // of the tallest weight's run of rows (GroupedMatMul), else rows
+  int64_t num_runs = 1;   // runs of rows: weights of a GroupedMatMul
+  int64_t n = 0;
+  int64_t num_leaves = 1;
+  int64_t num_chunks = 1;
+  int depth = 1;
+};
+
+// `num_sms`: multiprocessors; `max_shared`: bytes of shared memory that a block may have.
+MatMulPlan PlanMatMul(const MatMulShape& shape, int num_sms, int64_t max_shared);
+
+// kFew: warps of a block at most, and groups of k that each has in memory: few where a block has
+// many warps.
+inline constexpr int kFewWarps = 8;
+inline constexpr int kFewSlots = 6;
+inline constexpr int kFewManySlots = 12;
+// Bytes of one group: weights of sixteen columns, and x.
+constexpr int64_t FewSlotBytes(int tile_rows) { return 1024 + 64 * int64_t{tile_rows}; }
+// Shared memory of kFew: slots, chunk sums (rows padded by one word), the programs' stack.
+int64_t FewSharedBytes(int tile_rows, int warps, int slots, int64_t num_chunks, int depth);
+
+// Rows that a block of the F32 and F16 kernel takes.
+int ChainRows(int64_t most_rows);
+
+// Rows of an attention call that are worked on before their partials are merged, so that partials
+// take at most `scratch_bytes`; at least one.
+int64_t AttentionRows(int64_t num_heads, int num_stripes, int64_t head_dim, int64_t scratch_bytes);
+
+}  // namespace phalanx::kernels::cuda
+
+#endif  // PHALANX_KERNELS_CUDA_TILING_H_
