@@ -2,6 +2,7 @@
 // over rising columns, a value one FMA chain over the block's 32 tokens. One warp takes a row, a
 // head and a stripe; a lane is a token of a block, then a column of the values.
 #include "kernels/cuda/attention_mma.cuh"
+#include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/qkv.h"
 
 namespace phalanx::kernels::cuda {
@@ -91,12 +92,9 @@ cudaError_t AttendChain(const AttentionParams& params, const RowTile* tiles, int
   }
   const dim3 grid(static_cast<unsigned>(num_tiles), static_cast<unsigned>(params.num_heads),
                   static_cast<unsigned>(params.stripe_end - params.stripe_begin));
-  if (params.layout.dtype == DType::kF32) {
-    AttendChainKernel<DType::kF32><<<grid, kWarp, 0, stream>>>(params, tiles);
-  } else {
-    AttendChainKernel<DType::kF16><<<grid, kWarp, 0, stream>>>(params, tiles);
-  }
-  return cudaGetLastError();
+  const auto kernel = params.layout.dtype == DType::kF32 ? AttendChainKernel<DType::kF32>
+                                                         : AttendChainKernel<DType::kF16>;
+  return Launch(kernel, grid, kWarp, 0, stream, params, tiles);
 }
 
 }  // namespace phalanx::kernels::cuda

@@ -7,6 +7,7 @@
 #include <cstddef>
 
 #include "kernels/cuda/attention_mma.cuh"
+#include "kernels/cuda/launch.cuh"
 
 namespace phalanx::kernels::cuda {
 namespace {
@@ -21,7 +22,7 @@ template <int kD>
 __global__ void __launch_bounds__(kThreads)
     AttendFewKernel(const AttentionParams p, const RowTile* tiles, int most_rows) {
   constexpr int kElements = kFewRows * kD / kThreads;
-  extern __shared__ float products[];
+  PHALANX_DYNAMIC_SHARED(float, products);
   __shared__ float block_max[kWarps][kFewRows];
   __shared__ float new_max[kWarps][kFewRows];
   __shared__ float alpha[kWarps][kFewRows];
@@ -168,16 +169,12 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 template <int kD>
-cudaError_t Launch(const AttentionParams& p, const RowTile* tiles, int64_t num_tiles, int most_rows,
-                   cudaStream_t stream) {
+cudaError_t LaunchFor(const AttentionParams& p, const RowTile* tiles, int64_t num_tiles,
+                      int most_rows, cudaStream_t stream) {
   const size_t shared = sizeof(float) * kWarps * most_rows * p.layout.dv;
-  const cudaError_t error = cudaFuncSetAttribute(
-      AttendFewKernel<kD>, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared));
-  if (error != cudaSuccess) return error;
   const dim3 grid(static_cast<unsigned>(num_tiles), static_cast<unsigned>(p.num_groups),
                   static_cast<unsigned>(p.stripe_end - p.stripe_begin));
-  AttendFewKernel<kD><<<grid, kThreads, shared, stream>>>(p, tiles, most_rows);
-  return cudaGetLastError();
+  return Launch(AttendFewKernel<kD>, grid, kThreads, shared, stream, p, tiles, most_rows);
 }
 
 }  // namespace
@@ -187,9 +184,9 @@ cudaError_t AttendFew(const AttentionParams& params, const RowTile* tiles, int64
   if (num_tiles == 0 || params.num_groups == 0 || params.stripe_end <= params.stripe_begin) {
     return cudaSuccess;
   }
-  if (params.head_dim <= 64) return Launch<64>(params, tiles, num_tiles, most_rows, stream);
-  if (params.head_dim <= 128) return Launch<128>(params, tiles, num_tiles, most_rows, stream);
-  return Launch<256>(params, tiles, num_tiles, most_rows, stream);
+  if (params.head_dim <= 64) return LaunchFor<64>(params, tiles, num_tiles, most_rows, stream);
+  if (params.head_dim <= 128) return LaunchFor<128>(params, tiles, num_tiles, most_rows, stream);
+  return LaunchFor<256>(params, tiles, num_tiles, most_rows, stream);
 }
 
 }  // namespace phalanx::kernels::cuda

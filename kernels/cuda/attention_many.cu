@@ -4,6 +4,7 @@
 #include <cstddef>
 
 #include "kernels/cuda/attention_mma.cuh"
+#include "kernels/cuda/launch.cuh"
 
 namespace phalanx::kernels::cuda {
 namespace {
@@ -26,7 +27,7 @@ template <int kD>
 __global__ void __launch_bounds__(kThreads)
     AttendManyKernel(const AttentionParams p, const RowTile* tiles) {
   constexpr int kTiles = kD / kTileColumns;
-  extern __shared__ __align__(16) uint8_t blocks[];
+  PHALANX_DYNAMIC_SHARED(uint8_t, blocks);
   const RowTile tile = tiles[blockIdx.x];
   const SequenceRows sequence = p.sequences[tile.sequence];
   const HeadGroup group = p.groups[blockIdx.y];
@@ -150,16 +151,12 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 template <int kD>
-cudaError_t Launch(const AttentionParams& p, const RowTile* tiles, int64_t num_tiles,
-                   cudaStream_t stream) {
+cudaError_t LaunchFor(const AttentionParams& p, const RowTile* tiles, int64_t num_tiles,
+                      cudaStream_t stream) {
   const size_t shared = kStages * p.layout.head_bytes;
-  const cudaError_t error = cudaFuncSetAttribute(
-      AttendManyKernel<kD>, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared));
-  if (error != cudaSuccess) return error;
   const dim3 grid(static_cast<unsigned>(num_tiles), static_cast<unsigned>(p.num_groups),
                   static_cast<unsigned>(p.stripe_end - p.stripe_begin));
-  AttendManyKernel<kD><<<grid, kThreads, shared, stream>>>(p, tiles);
-  return cudaGetLastError();
+  return Launch(AttendManyKernel<kD>, grid, kThreads, shared, stream, p, tiles);
 }
 
 }  // namespace
@@ -169,9 +166,9 @@ cudaError_t AttendMany(const AttentionParams& params, const RowTile* tiles, int6
   if (num_tiles == 0 || params.num_groups == 0 || params.stripe_end <= params.stripe_begin) {
     return cudaSuccess;
   }
-  if (params.head_dim <= 64) return Launch<64>(params, tiles, num_tiles, stream);
-  if (params.head_dim <= 128) return Launch<128>(params, tiles, num_tiles, stream);
-  return Launch<256>(params, tiles, num_tiles, stream);
+  if (params.head_dim <= 64) return LaunchFor<64>(params, tiles, num_tiles, stream);
+  if (params.head_dim <= 128) return LaunchFor<128>(params, tiles, num_tiles, stream);
+  return LaunchFor<256>(params, tiles, num_tiles, stream);
 }
 
 }  // namespace phalanx::kernels::cuda

@@ -1,6 +1,7 @@
 #include "kernels/cuda/best.cuh"
 #include "kernels/cuda/experts.h"
 #include "kernels/cuda/lane_math.h"
+#include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/log_sum_exp.cuh"
 
 namespace phalanx::kernels::cuda {
@@ -49,7 +50,7 @@ __global__ void __launch_bounds__(kRouteThreads)
   for (int64_t k = 0; k < top_k; ++k) {
     float& weight = weights[row * top_k + k];
     if (!sound) {
-      weight = __uint_as_float(kQuietNan);
+      weight = __builtin_bit_cast(float, kQuietNan);
     } else if (normalise) {
       weight = Div(weight, chosen);
     }
@@ -58,7 +59,7 @@ __global__ void __launch_bounds__(kRouteThreads)
 
 // Column blockIdx.y * kCombineThreads + threadIdx.x of row blockIdx.x.
 __global__ void __launch_bounds__(kCombineThreads) CombineKernel(const CombineParams p) {
-  extern __shared__ float stack_memory[];
+  PHALANX_DYNAMIC_SHARED(float, stack_memory);
   // [depth][threads]: a thread's stack is its own column.
   float* stack = stack_memory + threadIdx.x;
   const int64_t row = blockIdx.x;
@@ -95,9 +96,8 @@ __global__ void __launch_bounds__(kCombineThreads) CombineKernel(const CombinePa
 cudaError_t RouteTopK(TensorView logits, int64_t top_k, bool normalise, int32_t* experts,
                       float* weights, cudaStream_t stream) {
   if (logits.rows == 0) return cudaSuccess;
-  RouteKernel<<<static_cast<unsigned>(logits.rows), kRouteThreads, 0, stream>>>(
-      logits, top_k, normalise, experts, weights);
-  return cudaGetLastError();
+  return Launch(RouteKernel, dim3(static_cast<unsigned>(logits.rows)), kRouteThreads, 0, stream,
+                logits, top_k, normalise, experts, weights);
 }
 
 cudaError_t CombineExperts(const CombineParams& params, cudaStream_t stream) {
@@ -106,8 +106,7 @@ cudaError_t CombineExperts(const CombineParams& params, cudaStream_t stream) {
                   static_cast<unsigned>((params.hidden + kCombineThreads - 1) / kCombineThreads));
   // At most 64 levels: 32 KiB.
   const size_t shared = params.depth * kCombineThreads * sizeof(float);
-  CombineKernel<<<grid, kCombineThreads, shared, stream>>>(params);
-  return cudaGetLastError();
+  return Launch(CombineKernel, grid, kCombineThreads, shared, stream, params);
 }
 
 }  // namespace phalanx::kernels::cuda

@@ -4,6 +4,7 @@
 
 #include <cstddef>
 
+#include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/matmul_device.cuh"
 
 namespace phalanx::kernels::cuda {
@@ -26,7 +27,7 @@ __device__ __forceinline__ float LoadWeight(const void* weight, int64_t index) {
 template <DType kType, int kRows>
 __global__ void __launch_bounds__(kMaxWarps* kWarp)
     MatMulChainKernel(const __grid_constant__ MatMulParams p) {
-  extern __shared__ float memory[];
+  PHALANX_DYNAMIC_SHARED(float, memory);
   constexpr int kTile = kRows * kChainColumns;
   const int warp = threadIdx.x / kWarp;
   const int lane = threadIdx.x % kWarp;
@@ -71,19 +72,12 @@ __global__ void __launch_bounds__(kMaxWarps* kWarp)
 }
 
 template <DType kType, int kRows>
-cudaError_t Launch(const MatMulParams& p, cudaStream_t stream) {
+cudaError_t LaunchFor(const MatMulParams& p, cudaStream_t stream) {
   const int warps = p.num_leaves < kMaxWarps ? p.num_leaves : kMaxWarps;
   const size_t shared = sizeof(float) * (p.num_leaves + p.depth + warps) * kRows * kChainColumns;
-  if (shared > 48 * 1024) {
-    const cudaError_t error =
-        cudaFuncSetAttribute(MatMulChainKernel<kType, kRows>,
-                             cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared));
-    if (error != cudaSuccess) return error;
-  }
   const dim3 grid(static_cast<unsigned>((p.n + kChainColumns - 1) / kChainColumns),
                   static_cast<unsigned>(p.num_tiles));
-  MatMulChainKernel<kType, kRows><<<grid, warps * kWarp, shared, stream>>>(p);
-  return cudaGetLastError();
+  return Launch(MatMulChainKernel<kType, kRows>, grid, warps * kWarp, shared, stream, p);
 }
 
 }  // namespace
@@ -91,11 +85,11 @@ cudaError_t Launch(const MatMulParams& p, cudaStream_t stream) {
 cudaError_t MatMulChain(const MatMulParams& params, int rows_at_once, cudaStream_t stream) {
   if (params.n == 0 || params.num_tiles == 0) return cudaSuccess;
   if (params.weight_type == DType::kF32) {
-    return rows_at_once == 1 ? Launch<DType::kF32, 1>(params, stream)
-                             : Launch<DType::kF32, 4>(params, stream);
+    return rows_at_once == 1 ? LaunchFor<DType::kF32, 1>(params, stream)
+                             : LaunchFor<DType::kF32, 4>(params, stream);
   }
-  return rows_at_once == 1 ? Launch<DType::kF16, 1>(params, stream)
-                           : Launch<DType::kF16, 4>(params, stream);
+  return rows_at_once == 1 ? LaunchFor<DType::kF16, 1>(params, stream)
+                           : LaunchFor<DType::kF16, 4>(params, stream);
 }
 
 }  // namespace phalanx::kernels::cuda

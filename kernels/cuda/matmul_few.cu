@@ -7,6 +7,7 @@
 // just the bytes that it reads back, so no barrier is needed on the way.
 #include <cstddef>
 
+#include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/matmul_device.cuh"
 #include "kernels/cuda/mma.cuh"
 
@@ -57,7 +58,7 @@ template <int kRowTiles, int kSlots>
 __global__ void __launch_bounds__(kMaxWarps* kWarp)
     MatMulFewKernel(const __grid_constant__ MatMulParams p) {
   constexpr int kRows = kRowTiles * kTileColumns;
-  extern __shared__ __align__(16) uint8_t memory[];
+  PHALANX_DYNAMIC_SHARED(uint8_t, memory);
   const int warp = threadIdx.x / kWarp;
   const int lane = threadIdx.x % kWarp;
   const int num_warps = blockDim.x / kWarp;
@@ -153,27 +154,23 @@ __global__ void __launch_bounds__(kMaxWarps* kWarp)
 }
 
 template <int kRowTiles, int kSlots>
-cudaError_t Launch(const MatMulParams& p, const MatMulPlan& plan, cudaStream_t stream) {
+cudaError_t LaunchFor(const MatMulParams& p, const MatMulPlan& plan, cudaStream_t stream) {
   static_assert(sizeof(Slot<kRowTiles>) == FewSlotBytes(kRowTiles * kTileColumns));
-  const auto kernel = MatMulFewKernel<kRowTiles, kSlots>;
-  const cudaError_t error = cudaFuncSetAttribute(
-      kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(plan.shared_bytes));
-  if (error != cudaSuccess) return error;
   const dim3 grid(static_cast<unsigned>((p.n + kTileRows - 1) / kTileRows),
                   static_cast<unsigned>(p.num_tiles));
-  kernel<<<grid, plan.warps * kWarp, static_cast<size_t>(plan.shared_bytes), stream>>>(p);
-  return cudaGetLastError();
+  return Launch(MatMulFewKernel<kRowTiles, kSlots>, grid, plan.warps * kWarp,
+                static_cast<size_t>(plan.shared_bytes), stream, p);
 }
 
 }  // namespace
 
 cudaError_t MatMulFew(const MatMulParams& params, const MatMulPlan& plan, cudaStream_t stream) {
   if (plan.tile_rows == 8) {
-    return plan.slots == kFewSlots ? Launch<1, kFewSlots>(params, plan, stream)
-                                   : Launch<1, kFewManySlots>(params, plan, stream);
+    return plan.slots == kFewSlots ? LaunchFor<1, kFewSlots>(params, plan, stream)
+                                   : LaunchFor<1, kFewManySlots>(params, plan, stream);
   }
-  return plan.slots == kFewSlots ? Launch<2, kFewSlots>(params, plan, stream)
-                                 : Launch<2, kFewManySlots>(params, plan, stream);
+  return plan.slots == kFewSlots ? LaunchFor<2, kFewSlots>(params, plan, stream)
+                                 : LaunchFor<2, kFewManySlots>(params, plan, stream);
 }
 
 cudaError_t MatMulMma(const MatMulParams& params, const MatMulPlan& plan, void* scratch,

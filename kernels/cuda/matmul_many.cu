@@ -6,6 +6,7 @@
 // conflicts and nothing is swizzled.
 #include <cstddef>
 
+#include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/matmul_device.cuh"
 #include "kernels/cuda/mma.cuh"
 
@@ -149,7 +150,7 @@ __global__ void __launch_bounds__(kThreads, kRows == 128 ? 1 : 2)
     MatMulManyKernel(const __grid_constant__ MatMulParams p, MatMulSplit split, int64_t items,
                      int units, float* scratch) {
   using T = Tiled<kRows>;
-  extern __shared__ __align__(16) uint8_t stages[];
+  PHALANX_DYNAMIC_SHARED(uint8_t, stages);
   const int warp = threadIdx.x / kWarp;
   const int lane = threadIdx.x % kWarp;
   const int column_warp = warp % 2;
@@ -250,7 +251,7 @@ constexpr int kJoinThreads = 128;
 // Adds the units of a split: grid: columns / kJoinThreads, tiles.
 __global__ void __launch_bounds__(kJoinThreads)
     JoinKernel(const __grid_constant__ MatMulParams p, MatMulSplit split, const float* scratch) {
-  extern __shared__ float stack_memory[];  // [depth][threads]
+  PHALANX_DYNAMIC_SHARED(float, stack_memory);  // [depth][threads]
   const MatMulTile tile = TileOf(p, blockIdx.y);
   const int64_t n = int64_t{blockIdx.x} * kJoinThreads + threadIdx.x;
   if (n >= p.n) return;
@@ -272,33 +273,29 @@ __global__ void __launch_bounds__(kJoinThreads)
 }
 
 template <int kRows>
-cudaError_t Launch(const MatMulParams& p, const MatMulPlan& plan, float* scratch,
-                   cudaStream_t stream) {
+cudaError_t LaunchFor(const MatMulParams& p, const MatMulPlan& plan, float* scratch,
+                      cudaStream_t stream) {
   constexpr int kShared = Tiled<kRows>::kStages * Tiled<kRows>::kStageBytes;
-  cudaError_t error = cudaFuncSetAttribute(MatMulManyKernel<kRows>,
-                                           cudaFuncAttributeMaxDynamicSharedMemorySize, kShared);
-  if (error != cudaSuccess) return error;
   const int64_t column_tiles = (p.n + kTiledColumns - 1) / kTiledColumns;
   const int64_t items = column_tiles * p.num_tiles * plan.units;
-  MatMulManyKernel<kRows><<<static_cast<unsigned>(plan.grid), kThreads, kShared, stream>>>(
-      p, plan.split, items, static_cast<int>(plan.units), scratch);
-  error = cudaGetLastError();
+  const cudaError_t error =
+      Launch(MatMulManyKernel<kRows>, dim3(static_cast<unsigned>(plan.grid)), kThreads, kShared,
+             stream, p, plan.split, items, static_cast<int>(plan.units), scratch);
   if (error != cudaSuccess || plan.split == MatMulSplit::kNone) return error;
   const dim3 grid(static_cast<unsigned>((p.n + kJoinThreads - 1) / kJoinThreads),
                   static_cast<unsigned>(p.num_tiles));
   // At most 64 levels: 32 KiB.
   const size_t shared = sizeof(float) * kJoinThreads * p.depth;
-  JoinKernel<<<grid, kJoinThreads, shared, stream>>>(p, plan.split, scratch);
-  return cudaGetLastError();
+  return Launch(JoinKernel, grid, kJoinThreads, shared, stream, p, plan.split, scratch);
 }
 
 }  // namespace
 
 cudaError_t MatMulMany(const MatMulParams& params, const MatMulPlan& plan, float* scratch,
                        cudaStream_t stream) {
-  if (plan.tile_rows == 32) return Launch<32>(params, plan, scratch, stream);
-  if (plan.tile_rows == 64) return Launch<64>(params, plan, scratch, stream);
-  return Launch<128>(params, plan, scratch, stream);
+  if (plan.tile_rows == 32) return LaunchFor<32>(params, plan, scratch, stream);
+  if (plan.tile_rows == 64) return LaunchFor<64>(params, plan, scratch, stream);
+  return LaunchFor<128>(params, plan, scratch, stream);
 }
 
 }  // namespace phalanx::kernels::cuda

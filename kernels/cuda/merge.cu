@@ -4,6 +4,7 @@
 
 #include "kernels/cuda/attention.h"
 #include "kernels/cuda/lane_math.h"
+#include "kernels/cuda/launch.cuh"
 
 namespace phalanx::kernels::cuda {
 namespace {
@@ -44,7 +45,7 @@ __device__ void RunProgram(const float* partials, int64_t width, int64_t column,
 __global__ void __launch_bounds__(kThreads)
     MergeAttentionKernel(const float* partials, int64_t num_heads, int64_t d, int num_in,
                          DeviceProgram program, const int32_t* out_column, TensorView out) {
-  extern __shared__ float memory[];
+  PHALANX_DYNAMIC_SHARED(float, memory);
   const Stack stack = {memory + threadIdx.x};
   const int64_t unit = blockIdx.x * num_heads + blockIdx.y;
   const int64_t width = 2 + d;
@@ -59,7 +60,7 @@ __global__ void __launch_bounds__(kThreads)
 __global__ void __launch_bounds__(kThreads)
     MergePartialsKernel(const float* partials, int64_t d, int num_in, DeviceProgram program,
                         int index, int num_programs, float* out) {
-  extern __shared__ float memory[];
+  PHALANX_DYNAMIC_SHARED(float, memory);
   const Stack stack = {memory + threadIdx.x};
   const int64_t unit = blockIdx.x;
   const int64_t width = 2 + d;
@@ -78,14 +79,6 @@ size_t StackBytes(const DeviceProgram& program) {
   return sizeof(float) * 3 * kThreads * program.depth;
 }
 
-// More than 48 KiB, which a depth of 33 and above needs, must be asked for.
-template <typename Kernel>
-cudaError_t AllowStack(Kernel kernel, size_t bytes) {
-  if (bytes <= 48 * 1024) return cudaSuccess;
-  return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                              static_cast<int>(bytes));
-}
-
 }  // namespace
 
 cudaError_t ZeroMatrix(TensorView m, cudaStream_t stream) {
@@ -99,12 +92,9 @@ cudaError_t MergeAttention(const float* partials, int64_t num_heads, int64_t hea
                            cudaStream_t stream) {
   if (out.rows == 0 || num_heads == 0) return cudaSuccess;
   const size_t shared = StackBytes(program);
-  const cudaError_t error = AllowStack(MergeAttentionKernel, shared);
-  if (error != cudaSuccess) return error;
   const dim3 grid(static_cast<unsigned>(out.rows), static_cast<unsigned>(num_heads));
-  MergeAttentionKernel<<<grid, kThreads, shared, stream>>>(partials, num_heads, head_dim, num_in,
-                                                           program, out_column, out);
-  return cudaGetLastError();
+  return Launch(MergeAttentionKernel, grid, kThreads, shared, stream, partials, num_heads, head_dim,
+                num_in, program, out_column, out);
 }
 
 cudaError_t MergePartials(const float* partials, int64_t count, int64_t head_dim, int num_in,
@@ -112,11 +102,8 @@ cudaError_t MergePartials(const float* partials, int64_t count, int64_t head_dim
                           cudaStream_t stream) {
   if (count == 0) return cudaSuccess;
   const size_t shared = StackBytes(program);
-  const cudaError_t error = AllowStack(MergePartialsKernel, shared);
-  if (error != cudaSuccess) return error;
-  MergePartialsKernel<<<static_cast<unsigned>(count), kThreads, shared, stream>>>(
-      partials, head_dim, num_in, program, index, num_programs, out);
-  return cudaGetLastError();
+  return Launch(MergePartialsKernel, dim3(static_cast<unsigned>(count)), kThreads, shared, stream,
+                partials, head_dim, num_in, program, index, num_programs, out);
 }
 
 }  // namespace phalanx::kernels::cuda

@@ -1,4 +1,5 @@
 #include "kernels/cuda/lane_math.h"
+#include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/ordered_sum.cuh"
 #include "kernels/cuda/qkv.h"
 
@@ -74,8 +75,7 @@ cudaError_t QkvToCache(const QkvParams& params, cudaStream_t stream) {
   if (params.qkv.rows == 0) return cudaSuccess;
   const int64_t heads = params.num_heads + 2 * params.layout.num_heads;
   const dim3 grid(static_cast<unsigned>(params.qkv.rows), static_cast<unsigned>(heads));
-  QkvToCacheKernel<<<grid, kThreads, 0, stream>>>(params);
-  return cudaGetLastError();
+  return Launch(QkvToCacheKernel, grid, kThreads, 0, stream, params);
 }
 
 }  // namespace phalanx::kernels::cuda

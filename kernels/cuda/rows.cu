@@ -1,4 +1,5 @@
 #include "kernels/cuda/lane_math.h"
+#include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/ordered_sum.cuh"
 #include "kernels/cuda/rows.h"
 
@@ -97,42 +98,36 @@ __global__ void __launch_bounds__(kThreads)
 cudaError_t GatherRows(TensorView table, const int32_t* ids, int64_t first_id, TensorView out,
                        cudaStream_t stream) {
   if (out.rows == 0 || out.cols == 0) return cudaSuccess;
-  GatherRowsKernel<<<ElementGrid(out.rows, out.cols), kThreads, 0, stream>>>(table, ids, first_id,
-                                                                             out);
-  return cudaGetLastError();
+  return Launch(GatherRowsKernel, ElementGrid(out.rows, out.cols), kThreads, 0, stream, table, ids,
+                first_id, out);
 }
 
 cudaError_t AddResidual(TensorView x, TensorView delta, const float* bias, cudaStream_t stream) {
   if (x.rows == 0 || x.cols == 0) return cudaSuccess;
-  AddResidualKernel<<<ElementGrid(x.rows, x.cols), kThreads, 0, stream>>>(x, delta, bias);
-  return cudaGetLastError();
+  return Launch(AddResidualKernel, ElementGrid(x.rows, x.cols), kThreads, 0, stream, x, delta,
+                bias);
 }
 
 cudaError_t RmsNorm(TensorView x, TensorView delta, const float* bias, const float* weight,
                     float eps, TensorView out, cudaStream_t stream) {
   if (x.rows == 0 || x.cols == 0) return cudaSuccess;
-  RmsNormKernel<<<static_cast<unsigned>(x.rows), kThreads, 0, stream>>>(x, delta, bias, weight, eps,
-                                                                        out);
-  return cudaGetLastError();
+  return Launch(RmsNormKernel, dim3(static_cast<unsigned>(x.rows)), kThreads, 0, stream, x, delta,
+                bias, weight, eps, out);
 }
 
 cudaError_t SiluMul(TensorView gate_up, const float* bias, int64_t n, TensorView out,
                     cudaStream_t stream) {
   if (gate_up.rows == 0 || out.cols == 0) return cudaSuccess;
-  SiluMulKernel<<<ElementGrid(gate_up.rows, out.cols), kThreads, 0, stream>>>(gate_up, bias, n,
-                                                                              out);
-  return cudaGetLastError();
+  return Launch(SiluMulKernel, ElementGrid(gate_up.rows, out.cols), kThreads, 0, stream, gate_up,
+                bias, n, out);
 }
 
 cudaError_t GatherTokens(TensorView in, const int32_t* rows, TensorView out, cudaStream_t stream) {
   if (out.rows == 0 || out.cols == 0) return cudaSuccess;
   const dim3 grid = ElementGrid(out.rows, out.cols);
-  if (in.dtype == DType::kF32) {
-    GatherTokensKernel<uint32_t><<<grid, kThreads, 0, stream>>>(in, rows, out);
-  } else {
-    GatherTokensKernel<uint16_t><<<grid, kThreads, 0, stream>>>(in, rows, out);
-  }
-  return cudaGetLastError();
+  const auto kernel =
+      in.dtype == DType::kF32 ? GatherTokensKernel<uint32_t> : GatherTokensKernel<uint16_t>;
+  return Launch(kernel, grid, kThreads, 0, stream, in, rows, out);
 }
 
 }  // namespace phalanx::kernels::cuda

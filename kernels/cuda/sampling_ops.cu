@@ -1,5 +1,6 @@
 #include "kernels/cuda/best.cuh"
 #include "kernels/cuda/lane_math.h"
+#include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/log_sum_exp.cuh"
 #include "kernels/cuda/sampling_ops.h"
 
@@ -59,8 +60,7 @@ cudaError_t LogSumExpLeaves(TensorView logits, const int64_t* leaves, int64_t nu
                             MaxSum* out, cudaStream_t stream) {
   if (logits.rows == 0 || num_leaves == 0) return cudaSuccess;
   const dim3 grid(static_cast<unsigned>(logits.rows), static_cast<unsigned>(num_leaves));
-  LogSumExpKernel<<<grid, kThreads, 0, stream>>>(logits, leaves, out);
-  return cudaGetLastError();
+  return Launch(LogSumExpKernel, grid, kThreads, 0, stream, logits, leaves, out);
 }
 
 int64_t GumbelScratch(int64_t n) { return (n + kArgmaxColumns - 1) / kArgmaxColumns; }
@@ -70,12 +70,12 @@ cudaError_t GumbelArgmax(const float* logits, int64_t n, int32_t first_id, float
                          cudaStream_t stream) {
   const int64_t blocks = GumbelScratch(n);
   if (blocks > 0) {
-    ArgmaxKernel<<<static_cast<unsigned>(blocks), kThreads, 0, stream>>>(
-        logits, n, first_id, temperature, threshold, key, scratch);
-    if (const cudaError_t error = cudaGetLastError(); error != cudaSuccess) return error;
+    const cudaError_t error =
+        Launch(ArgmaxKernel, dim3(static_cast<unsigned>(blocks)), kThreads, 0, stream, logits, n,
+               first_id, temperature, threshold, key, scratch);
+    if (error != cudaSuccess) return error;
   }
-  BestKernel<<<1, kThreads, 0, stream>>>(scratch, blocks, out);
-  return cudaGetLastError();
+  return Launch(BestKernel, dim3(1), kThreads, 0, stream, scratch, blocks, out);
 }
 
 }  // namespace phalanx::kernels::cuda

@@ -133,11 +133,27 @@ void ExpectSameBits(const std::vector<std::vector<float>>& a,
   }
 }
 
+// Against the reference: by bits, or within two units in the last place of BF16 where a device adds
+// BF16 products in an order of its own.
+void ExpectReference(DType type, const std::vector<std::vector<float>>& rows,
+                     const std::vector<std::vector<float>>& expected, const std::string& what) {
+  if (HasCpuBits(type)) return ExpectSameBits(rows, expected, what);
+  ASSERT_EQ(rows.size(), expected.size()) << what;
+  for (size_t i = 0; i < rows.size(); ++i) {
+    for (size_t j = 0; j < rows[i].size(); ++j) {
+      ASSERT_NEAR(rows[i][j], expected[i][j], 0.01 + std::abs(expected[i][j]) / 64)
+          << what << ", row " << i << ", column " << j;
+    }
+  }
+}
+
 TEST(QkvToCache, EqualsReferenceInEveryByteOfTheCache) {
   for (const Shape& shape : Shapes()) {
     const Layer layer(shape);
     for (const auto& [name, kernels] : AllKernels()) {
-      Cache expected(*kernels, layer.kv(), 6), cache(*kernels, layer.kv(), 6);
+      const auto plain = CreateCpuKernels({});
+      ASSERT_TRUE(plain.ok());
+      Cache expected(**plain, layer.kv(), 6), cache(*kernels, layer.kv(), 6);
       for (const int64_t rows : {1, 2, 45}) {
         Random random(3);
         Matrix qkv = Matrix::Of(DType::kF32, rows, layer.Cols(), random);
@@ -152,7 +168,10 @@ TEST(QkvToCache, EqualsReferenceInEveryByteOfTheCache) {
             layer.Qkv(qkv.view(), positions, slots, expected.view(), expected_q.view()));
         kernels->QkvToCache(layer.Qkv(qkv.view(), positions, slots, cache.view(), q.view()));
         EXPECT_EQ(q.Difference(expected_q), "") << name << " " << Describe(shape);
-        EXPECT_TRUE(cache == expected) << name << " " << Describe(shape);
+        // A device's layout of BF16 blocks is its own.
+        if (HasCpuBits(shape.type)) {
+          EXPECT_TRUE(cache == expected) << name << " " << Describe(shape);
+        }
       }
     }
   }
@@ -165,13 +184,12 @@ TEST(QkvToCache, RotatesPairsAsHuggingFaceDoes) {
   shape.dim = 6;
   shape.rotary = 4;
   const Layer layer(shape);
-  const auto kernels = CreateCpuKernels({});
-  ASSERT_TRUE(kernels.ok());
-  Cache cache(**kernels, layer.kv(), 1);
+  const auto kernels = KernelSets().back().make(1);
+  Cache cache(*kernels, layer.kv(), 1);
   Matrix qkv(DType::kF32, 1, layer.Cols()), q(DType::kF32, 1, 32);
   for (int64_t j = 0; j < layer.Cols(); ++j) qkv.Set(0, j, static_cast<float>(j + 1));
   const std::vector<int32_t> positions = {9}, slots = {4};
-  (*kernels)->QkvToCache(layer.Qkv(qkv.view(), positions, slots, cache.view(), q.view()));
+  kernels->QkvToCache(layer.Qkv(qkv.view(), positions, slots, cache.view(), q.view()));
   const double a = 9.0, b = 9.0 / 100.0;
   EXPECT_NEAR(q.Get(0, 0), 1 * std::cos(a) - 3 * std::sin(a), 1e-5);
   EXPECT_NEAR(q.Get(0, 2), 3 * std::cos(a) + 1 * std::sin(a), 1e-5);
@@ -197,12 +215,14 @@ TEST(Attention, EqualsReferenceWithStaleSlotsFullOfNan) {
                                                      {{2, 90, 1}, {0, 83, 1}, {1, 2, 1}},
                                                      {{0, 84, 70}, {2, 91, 230}, {1, 3, 31}}};
       if (expected.empty()) {
-        Session plain(*kernels, layer, tables, 20);
+        const auto cpu = CreateCpuKernels({});
+        ASSERT_TRUE(cpu.ok());
+        Session plain(**cpu, layer, tables, 20);
         for (const std::vector<Chunk>& step : steps) expected.push_back(plain.Step(step, true));
       }
       for (size_t i = 0; i < steps.size(); ++i) {
         const auto out = session.Step(steps[i]);
-        ExpectSameBits(out, expected[i], name + " " + Describe(shape));
+        ExpectReference(shape.type, out, expected[i], name + " " + Describe(shape));
         for (const auto& row : out) {
           for (const float value : row) ASSERT_TRUE(std::isfinite(value)) << Describe(shape);
         }
@@ -221,10 +241,9 @@ TEST(Attention, IsCloseToTheFormulaInDouble) {
     shape.kv_heads = 1;
     shape.window = 150;
     const Layer layer(shape);
-    const auto kernels = CreateCpuKernels({});
-    ASSERT_TRUE(kernels.ok());
+    const auto kernels = KernelSets().back().make(1);
     constexpr int64_t kTokens = 300;
-    Session session(**kernels, layer, {ShuffledBlocks(10, 1)}, 10);
+    Session session(*kernels, layer, {ShuffledBlocks(10, 1)}, 10);
     const auto out = session.Step({{0, 0, kTokens}});
     // Rotated q and k, from an F32 twin of the layer's tables.
     std::vector<std::vector<double>> rows;
@@ -336,14 +355,13 @@ TEST(AttentionPartials, OfAnEmptyStripeAreTheIdentity) {
 TEST(CopyBlocks, CopiesKeysAndValuesOfEveryHead) {
   for (const Shape& shape : Shapes()) {
     const Layer layer(shape);
-    const auto kernels = CreateCpuKernels({});
-    ASSERT_TRUE(kernels.ok());
-    Session original(**kernels, layer, {{0, 1, 2}}, 8);
-    Session copied(**kernels, layer, {{0, 1, 2}, {5, 7, 4}}, 8);
+    const auto kernels = KernelSets().back().make(1);
+    Session original(*kernels, layer, {{0, 1, 2}}, 8);
+    Session copied(*kernels, layer, {{0, 1, 2}, {5, 7, 4}}, 8);
     original.Step({{0, 0, 70}});
     copied.Step({{0, 0, 70}});
-    (*kernels)->CopyBlocks(copied.cache().view(), std::vector<std::pair<int32_t, int32_t>>{
-                                                      {0, 6}, {1, 7}, {2, 4}, {6, 5}});
+    kernels->CopyBlocks(copied.cache().view(),
+                        std::vector<std::pair<int32_t, int32_t>>{{0, 6}, {1, 7}, {2, 4}, {6, 5}});
     // The copy, read through another table, gives the original's outputs for the original's token.
     Session& view = copied;
     const auto expected = original.Step({{0, 70, 1}});
@@ -355,9 +373,9 @@ TEST(CopyBlocks, CopiesKeysAndValuesOfEveryHead) {
     Matrix q(Activation(shape), 1, shape.heads * RoundUp(shape.dim, kDotGroup));
     Matrix out(Activation(shape), 1, twin.OutCols());
     const std::vector<int32_t> positions = {70}, slots = {4 * 32 + 6};
-    (*kernels)->QkvToCache(twin.Qkv(qkv.view(), positions, slots, view.cache().view(), q.view()));
+    kernels->QkvToCache(twin.Qkv(qkv.view(), positions, slots, view.cache().view(), q.view()));
     const std::vector<AttentionSequence> sequences = {{0, 1, 70, view.table(1).data()}};
-    (*kernels)->Attention(twin.Attention(q.view(), view.cache().view(), sequences, out.view()));
+    kernels->Attention(twin.Attention(q.view(), view.cache().view(), sequences, out.view()));
     for (int64_t j = 0; j < twin.OutCols(); ++j) EXPECT_EQ(out.Get(0, j), expected[0][j]);
   }
 }

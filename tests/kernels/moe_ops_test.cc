@@ -1,4 +1,4 @@
-// Routing, combining and grouping of experts: every CPU path and thread count against the plain
+// Routing, combining and grouping of experts: every device, path and thread count against the plain
 // reference, by bits.
 #include <algorithm>
 #include <cmath>

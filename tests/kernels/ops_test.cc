@@ -1,4 +1,4 @@
-// Row-wise ops: every CPU path and thread count against the plain reference, by bits.
+// Row-wise ops: every device, path and thread count against the plain reference, by bits.
 #include <cmath>
 #include <cstdint>
 #include <limits>

@@ -1,45 +1,19 @@
-// Shared by the tests of the CPU ops: random inputs, padded matrices and every kernel set that the
-// machine can run.
+// Shared by the tests of the ops: random inputs and padded matrices.
 #ifndef PHALANX_TESTS_KERNELS_OPS_TESTING_H_
 #define PHALANX_TESTS_KERNELS_OPS_TESTING_H_
 
 #include <cstdint>
 #include <cstring>
-#include <memory>
 #include <random>
 #include <string>
-#include <utility>
 #include <vector>
 
 #include "gtest/gtest.h"
 #include "kernels/kernels.h"
 #include "kernels/scalar_math.h"
+#include "tests/kernels/kernel_sets.h"
 
 namespace phalanx::kernels {
-
-struct NamedKernels {
-  std::string name;
-  std::unique_ptr<Kernels> kernels;
-};
-
-// Every path of this machine with 1, 2 and 3 threads.
-inline std::vector<NamedKernels> AllKernels() {
-  std::vector<NamedKernels> all;
-  for (const CpuPath path : AvailableCpuPaths()) {
-    for (const int threads : {1, 2, 3}) {
-      CpuOptions options;
-      options.path = path;
-      options.threads = threads;
-      auto kernels = CreateCpuKernels(options);
-      EXPECT_TRUE(kernels.ok()) << kernels.status();
-      if (kernels.ok()) {
-        all.push_back(
-            {std::string(Name(path)) + " x" + std::to_string(threads), *std::move(kernels)});
-      }
-    }
-  }
-  return all;
-}
 
 class Random {
  public:

@@ -1,0 +1,283 @@
+// The host side of the CUDA backend: packing, staging, tiles, attention plans, texts.
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "absl/strings/match.h"
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "kernels/cuda/attention_plan.h"
+#include "kernels/cuda/cuda_device.h"
+#include "kernels/cuda/device_errors.h"
+#include "kernels/cuda/fragment.h"
+#include "kernels/cuda/pack.h"
+#include "kernels/cuda/staging.h"
+#include "kernels/cuda/tiling.h"
+
+namespace phalanx::kernels::cuda {
+namespace {
+
+using testing::HasSubstr;
+
+TEST(Pack, F32AndF16AreColumnsOf32WithZeroPadding) {
+  const auto check = [](DType type, auto element) {
+    using Element = decltype(element);
+    constexpr int64_t kN = 40, kK = 70;
+    std::vector<Element> source(kN * kK);
+    for (size_t i = 0; i < source.size(); ++i) source[i] = static_cast<Element>(i % 1000 + 1);
+    WeightSpec spec;
+    spec.dtype = type;
+    spec.rows = {{source.data(), kN, kK}};
+    spec.leaves = {{40, 70}, {0, 33}};
+    spec.parts = {{0}, {1}};
+    const WeightPlan plan = PlanWeight(spec);
+    ASSERT_EQ(plan.k, 96);
+    std::vector<Element> packed(NumUnits(plan) * UnitBytes(plan) / sizeof(Element), Element(77));
+    for (int64_t unit = 0; unit < NumUnits(plan); ++unit) {
+      EXPECT_FALSE(PackUnit(spec, plan, unit,
+                            reinterpret_cast<char*>(packed.data()) + unit * UnitBytes(plan)));
+    }
+    for (int64_t row = 0; row < 64; ++row) {
+      for (int64_t k = 0; k < 96; ++k) {
+        const int64_t column = k < 30 ? 40 + k : k >= 32 && k < 65 ? k - 32 : -1;
+        const Element expected = row < kN && column >= 0 ? source[row * kK + column] : Element(0);
+        ASSERT_EQ(packed[ChainOffset(row, k, 96)], expected) << "row " << row << ", k " << k;
+      }
+    }
+  };
+  check(DType::kF32, 0.0f);
+  check(DType::kF16, uint16_t{0});
+}
+
+TEST(Pack, FindsTheFirstBadValueOfAUnitByRowThenColumn) {
+  std::vector<uint16_t> source(50 * 100, 0x3f80);
+  source[37 * 100 + 90] = 0x7f80;
+  source[33 * 100 + 80] = 0xffc0;
+  source[33 * 100 + 41] = 0x7fc0;
+  WeightSpec spec;
+  spec.rows = {{source.data(), 50, 100}};
+  spec.leaves = {{50, 100}, {0, 50}};
+  spec.parts = {{0, 1, -1}};
+  const WeightPlan plan = PlanWeight(spec);
+  std::vector<char> unit(UnitBytes(plan));
+  EXPECT_FALSE(PackUnit(spec, plan, 1, unit.data()));
+  EXPECT_TRUE(PackUnit(spec, plan, 2, unit.data()));
+  const BadValue bad = FindBadValue(spec, plan, 2);
+  EXPECT_EQ(bad.row, 33);
+  EXPECT_EQ(bad.column, 41);
+  EXPECT_EQ(FindBadValue(spec, plan, 1).row, -1);
+  EXPECT_THAT(std::string(NotFinite(spec, bad.row, bad.column).message()),
+              HasSubstr("row 33, column 41;"));
+}
+
+TEST(Pack, RefusesMoreLeavesThanTheKernelsTake) {
+  WeightSpec spec;
+  spec.rows = {{nullptr, 16, 65 * 32}};
+  spec.parts = {{}};
+  for (int i = 0; i < 65; ++i) {
+    spec.leaves.push_back({i * 32, (i + 1) * 32});
+    spec.parts[0].push_back(i);
+    if (i > 0) spec.parts[0].push_back(-1);
+  }
+  const absl::Status status = CheckPackable(PlanWeight(spec));
+  EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(std::string(status.message()), HasSubstr("65 leaves"));
+  EXPECT_THAT(std::string(status.message()), HasSubstr("64 at most"));
+}
+
+TEST(StagingRing, GivesRoomThatNobodyInTheSameHalfHasAndSaysWhenAHalfIsEntered) {
+  StagingRing ring(1000);  // halves of 1024
+  EXPECT_EQ(ring.bytes(), 2048);
+  StagingRing::Placement p = ring.Place(1);
+  EXPECT_EQ(p.offset, 0);
+  EXPECT_FALSE(p.entered);
+  p = ring.Place(300);
+  EXPECT_EQ(p.offset, 256);
+  p = ring.Place(256);
+  EXPECT_EQ(p.offset, 768);
+  EXPECT_FALSE(p.entered);
+  p = ring.Place(1);
+  EXPECT_EQ(p.offset, 1024);
+  EXPECT_TRUE(p.entered);
+  EXPECT_EQ(p.half, 1);
+  p = ring.Place(0);
+  EXPECT_EQ(p.offset, 1280);
+  EXPECT_FALSE(p.entered);
+  p = ring.Place(1024);
+  EXPECT_EQ(p.offset, 0);
+  EXPECT_TRUE(p.entered);
+  EXPECT_EQ(p.half, 0);
+  EXPECT_EQ(ring.Place(1025).offset, -1);
+  EXPECT_EQ(StagingRing::GrownHalf(1025), 2048);
+  EXPECT_EQ(StagingRing::GrownHalf(1), 256);
+}
+
+TEST(PlanMatMul, TakesTheKernelThatTheRowsAskForAndFillsTheDevice) {
+  MatMulShape decode;
+  decode.rows = decode.most_rows = 1;
+  decode.n = 4096;
+  decode.num_leaves = 8;
+  decode.num_chunks = 32;
+  decode.depth = 4;
+  MatMulPlan plan = PlanMatMul(decode, 132, 227 << 10);
+  EXPECT_EQ(plan.kernel, MatMulKernel::kFew);
+  EXPECT_EQ(plan.tile_rows, 8);
+  EXPECT_EQ(plan.warps, 8);
+  // Two blocks share a multiprocessor of 227 KiB.
+  EXPECT_LE(2 * (plan.shared_bytes + 1024), 227 << 10);
+  decode.rows = decode.most_rows = 16;
+  EXPECT_EQ(PlanMatMul(decode, 132, 227 << 10).tile_rows, 16);
+
+  MatMulShape batch = decode;
+  batch.rows = batch.most_rows = 64;
+  plan = PlanMatMul(batch, 132, 227 << 10);
+  EXPECT_EQ(plan.kernel, MatMulKernel::kMany);
+  EXPECT_EQ(plan.tile_rows, 64);
+  EXPECT_EQ(plan.split, MatMulSplit::kLeaves);
+  EXPECT_EQ(plan.units, 8);
+  EXPECT_EQ(plan.scratch_bytes, int64_t{8} * 64 * 4096 * 4);
+  batch.num_leaves = 1;
+  batch.depth = 1;
+  EXPECT_EQ(PlanMatMul(batch, 132, 227 << 10).split, MatMulSplit::kChunks);
+
+  MatMulShape prefill = decode;
+  prefill.rows = prefill.most_rows = 8192;
+  plan = PlanMatMul(prefill, 132, 227 << 10);
+  EXPECT_EQ(plan.split, MatMulSplit::kNone);
+  EXPECT_EQ(plan.tile_rows, 128);
+  EXPECT_EQ(plan.grid, 132);
+  EXPECT_EQ(plan.scratch_bytes, int64_t{132} * 3 * 128 * 128 * 4);
+}
+
+TEST(PlanMatMul, GoesToTheTiledKernelWhereChunkSumsDoNotFit) {
+  MatMulShape wide;
+  wide.rows = wide.most_rows = 1;
+  wide.n = 64;
+  wide.num_chunks = 1000;
+  EXPECT_EQ(PlanMatMul(wide, 80, 99 << 10).kernel, MatMulKernel::kMany);
+  wide.num_chunks = 20;
+  EXPECT_EQ(PlanMatMul(wide, 80, 99 << 10).kernel, MatMulKernel::kFew);
+}
+
+TEST(AttentionRows, KeepsPartialsInsideTheScratch) {
+  EXPECT_EQ(AttentionRows(32, 8, 126, int64_t{32} * 8 * 128 * 4 * 10), 10);
+  EXPECT_EQ(AttentionRows(1000, 64, 256, 1), 1);
+}
+
+TEST(GroupHeads, SortsQueryHeadsByTheirKvHead) {
+  const HeadGroups groups = GroupHeads(std::vector<int32_t>{1, 0, 1, 3}, 4);
+  EXPECT_EQ(groups.heads, (std::vector<int32_t>{1, 0, 2, 3}));
+  ASSERT_EQ(groups.groups.size(), 3u);
+  EXPECT_EQ(groups.groups[1].kv_head, 1);
+  EXPECT_EQ(groups.groups[1].begin, 1);
+  EXPECT_EQ(groups.groups[1].end, 3);
+  EXPECT_EQ(groups.groups[2].kv_head, 3);
+  EXPECT_EQ(groups.widest, 2);
+}
+
+TEST(PlanAttention, CoversEveryRowOnceInTilesOfTheRightKernel) {
+  std::vector<int32_t> tables(200);
+  for (int i = 0; i < 200; ++i) tables[i] = 199 - i;
+  const std::vector<AttentionSequence> sequences = {
+      {0, 1, 100, tables.data()}, {1, 100, 0, tables.data()}, {105, 3, 33, tables.data() + 7}};
+  for (const auto& [begin, end] : {std::pair{0, 108}, std::pair{0, 50}, std::pair{50, 108}}) {
+    for (const int64_t heads : {1, 4, 40}) {
+      const AttentionPlan plan = PlanAttention(sequences, begin, end, heads, true);
+      // Query rows of each sequence, by tile.
+      for (size_t s = 0; s < plan.sequences.size(); ++s) {
+        const SequenceRows& rows = plan.sequences[s];
+        std::set<int64_t> covered;
+        for (const auto& [tiles, step] :
+             {std::pair{&plan.few, kFewRows}, std::pair{&plan.many, kManyRows}}) {
+          for (const RowTile& tile : *tiles) {
+            if (tile.sequence != static_cast<int>(s)) continue;
+            for (int64_t r = tile.first;
+                 r < std::min<int64_t>(tile.first + step, rows.row_count * heads); ++r) {
+              EXPECT_TRUE(covered.insert(r).second);
+            }
+          }
+        }
+        EXPECT_EQ(static_cast<int64_t>(covered.size()), rows.row_count * heads);
+        EXPECT_LT(rows.row_begin + rows.row_count, end - begin + 1);
+      }
+      EXPECT_GE(plan.most_few_rows, 1);
+      EXPECT_LE(plan.most_few_rows, kFewRows);
+    }
+  }
+  const AttentionPlan whole = PlanAttention(sequences, 0, 108, 4, true);
+  EXPECT_EQ(whole.runs, (std::vector<std::pair<int64_t, int64_t>>{{0, 101}, {105, 108}}));
+  ASSERT_EQ(whole.sequences.size(), 3u);
+  EXPECT_EQ(whole.sequences[2].table_begin, 4 + 4);
+  EXPECT_EQ(whole.tables[8], tables[7]);
+  // The second half of the prefill begins where the first ended.
+  const AttentionPlan half = PlanAttention(sequences, 50, 108, 4, true);
+  EXPECT_EQ(half.sequences[0].row_begin, 0);
+  EXPECT_EQ(half.sequences[0].start, 49);
+  EXPECT_EQ(half.sequences[0].row_count, 51);
+  // F32 and F16: a tile a token.
+  EXPECT_EQ(PlanAttention(sequences, 0, 108, 4, false).tokens.size(), 104u);
+}
+
+TEST(ProgramDepth, CountsOperandsAliveAtOnce) {
+  EXPECT_EQ(ProgramDepth(std::vector<int>{0}, 1), 1);
+  EXPECT_EQ(ProgramDepth(std::vector<int>{0, 1, -1, 2, 3, -1, -1}, 4), 3);
+  EXPECT_EQ(ProgramDepth(std::vector<int>{0, 1, 2, 3, -1, -1, -1}, 4), 4);
+  EXPECT_DEATH(ProgramDepth(std::vector<int>{0, -1}, 1), "postfix");
+  EXPECT_DEATH(ProgramDepth(std::vector<int>{0, 2, -1}, 2), "operand 2 of 2");
+}
+
+TEST(DeviceErrors, SayWhatIsMissingAndWhatToDo) {
+  DeviceQuery query;
+  query.runtime_version = 13000;
+  EXPECT_TRUE(ExplainDevices(query).ok());
+  query.no_driver = true;
+  EXPECT_EQ(
+      ExplainDevices(query).message(),
+      "no CUDA device: this machine has no NVIDIA driver; install one for CUDA 13.0 or newer, "
+      "or use --device cpu");
+  query.driver_version = 12080;
+  EXPECT_EQ(
+      ExplainDevices(query).message(),
+      "no CUDA device: the NVIDIA driver is for CUDA 12.8, this binary needs 13.0; update the "
+      "driver, or use --device cpu");
+  query.no_driver = false;
+  query.no_device = true;
+  EXPECT_EQ(ExplainDevices(query).code(), absl::StatusCode::kNotFound);
+  EXPECT_THAT(std::string(ExplainDevices(query).message()), HasSubstr("no CUDA device: "));
+  query.no_device = false;
+  query.error = "unknown error";
+  EXPECT_THAT(std::string(ExplainDevices(query).message()),
+              HasSubstr("no CUDA device: the CUDA runtime says: unknown error"));
+
+  EXPECT_TRUE(CheckDeviceIndex(0, 1).ok());
+  EXPECT_EQ(CheckDeviceIndex(2, 2).message(),
+            "no CUDA device 2: this machine has 2 (numbers 0 to 1)");
+  EXPECT_EQ(CheckDeviceIndex(-1, 1).message(), "no CUDA device -1: this machine has 1 (number 0)");
+  EXPECT_TRUE(CheckCapability(0, 8, 0).ok());
+  EXPECT_THAT(std::string(CheckCapability(0, 7, 5).message()),
+              HasSubstr("compute capability 7.5; the kernels need 8.0"));
+}
+
+// Whatever this machine and build have: an answer, and never a crash.
+TEST(CudaDevice, AnswersOnEveryMachine) {
+  const absl::StatusOr<int> count = CudaDeviceCount();
+  const auto kernels = CreateCudaKernels({});
+  EXPECT_EQ(count.ok(), kernels.ok());
+  if (count.ok()) {
+    EXPECT_GE(*count, 1);
+    EXPECT_FALSE(CreateCudaKernels({.device = *count}).ok());
+  } else {
+    EXPECT_TRUE(absl::StartsWith(count.status().message(), "no CUDA device: ")) << count.status();
+    EXPECT_THAT(std::string(count.status().message()), HasSubstr("--device cpu"));
+    EXPECT_EQ(kernels.status(), count.status());
+    if (!BuiltWithCuda()) {
+      EXPECT_THAT(std::string(count.status().message()), HasSubstr("built without CUDA"));
+    }
+  }
+}
+
+}  // namespace
+}  // namespace phalanx::kernels::cuda

@@ -1,0 +1,38 @@
+// Which op sets a test's body runs on. Each test executable links one kernel_sets_*.cc: the CPU's
+// paths, a CPU behind HostMemoryKernels (which checks that adapter without a GPU), or a GPU.
+#ifndef PHALANX_TESTS_KERNELS_KERNEL_SETS_H_
+#define PHALANX_TESTS_KERNELS_KERNEL_SETS_H_
+
+#include <functional>
+#include <memory>
+#include <ostream>
+#include <string>
+#include <vector>
+
+#include "kernels/kernels.h"
+
+namespace phalanx::kernels {
+
+// Whether products of BF16 (matmul, attention) have the reference's bits here, too. Everything else
+// has them on every device.
+extern const bool kBf16HasCpuBits;
+inline bool HasCpuBits(DType type) { return kBf16HasCpuBits || type != DType::kBF16; }
+
+struct NamedKernels {
+  std::string name;
+  std::unique_ptr<Kernels> kernels;
+};
+// For the CPU: every path of this machine with 1, 2 and 3 threads.
+std::vector<NamedKernels> AllKernels();
+
+struct KernelSet {
+  std::string name;  // letters and digits
+  std::function<std::unique_ptr<Kernels>(int threads)> make;
+};
+// One of each path or device.
+std::vector<KernelSet> KernelSets();
+inline std::ostream& operator<<(std::ostream& out, const KernelSet& set) { return out << set.name; }
+
+}  // namespace phalanx::kernels
+
+#endif  // PHALANX_TESTS_KERNELS_KERNEL_SETS_H_
