@@ -3,8 +3,8 @@
 // Every member calls the same collectives in the same order with matching arguments. No call blocks
 // beyond its deadline or an abort: it then returns DEADLINE_EXCEEDED or ABORTED, the message naming
 // this rank, the operation, its sequence number and, where known, the peer that is missing. After
-// an error the communicator stays aborted. An instance is used by one thread at a time; Abort() and
-// collective_number() may be called from any thread.
+// an error the communicator stays aborted. An instance is used by one thread at a time; Abort(),
+// abort_reason() and collective_number() may be called from any thread.
 //
 // Reductions are ordered (rule R2 of the design): the bits of a sum depend on the leaves, never on
 // how many members hold them.
@@ -13,6 +13,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -80,6 +81,11 @@ class Communicator {
   // Ends every call of every member that is waiting or comes later, here and in communicators made
   // by Split, with ABORTED and `reason`. From any thread, idempotent.
   virtual void Abort(std::string_view reason) = 0;
+  // Why this group, or one that it was split from, was aborted, as far as this process knows;
+  // nothing if it was not. From any thread, and never waits. Where calls only enqueue work
+  // (comm/nccl), what they wrote may be believed if this says nothing after the work was waited
+  // for.
+  virtual std::optional<std::string> abort_reason() const = 0;
   // Collectives begun so far: what a hang is named by.
   virtual uint64_t collective_number() const = 0;
 };

@@ -166,6 +166,9 @@ struct AttentionArgs {
 // ---------------------------------------------------------------------------------------------
 // Mixture of experts
 
+// The most operands of AddParts.
+inline constexpr int kMaxAddends = 64;
+
 // The widest router that the ops take.
 inline constexpr int64_t kMaxExperts = 4096;
 
@@ -202,6 +205,14 @@ struct ExpertRows {
   int64_t count = 0;  // rows; 0: the expert got no token
 };
 
+// See Kernels::Mark. Outlived by the instance that made it.
+class Marker {
+ public:
+  virtual ~Marker() = default;
+  // Whether everything enqueued before it has finished. From any thread; never waits.
+  virtual bool Passed() const { return true; }
+};
+
 class Kernels {
  public:
   virtual ~Kernels() = default;
@@ -215,6 +226,47 @@ class Kernels {
   virtual void CopyOut(void* host, const void* device, int64_t bytes) = 0;
   // Returns when everything enqueued so far has finished.
   virtual void Synchronize() = 0;
+  // Whether the host may read and write memory of Allocate, once Synchronize has returned.
+  virtual bool host_accessible() const { return true; }
+  // Bytes that one Allocate could still give. UNIMPLEMENTED where the device's memory is the
+  // host's.
+  virtual absl::StatusOr<int64_t> FreeBytes() const {
+    return absl::UnimplementedError("the device's memory is the host's");
+  }
+
+  // Memory of the host from which and to which CopyIn and CopyOut are fast: pinned, on a GPU.
+  // Aligned to 64 bytes; what it holds is undefined. RESOURCE_EXHAUSTED names the bytes.
+  virtual absl::StatusOr<Buffer> AllocateHost(int64_t bytes);
+  // Which piece of hardware this is: equal for two instances, in whatever processes, only if they
+  // share one device. Empty where the device is the host.
+  virtual std::string DeviceId() const { return ""; }
+  // The cudaStream_t on which ops are enqueued, with nothing put off, for libraries that enqueue
+  // there themselves: to be asked for each time. Null where ops have finished when they return.
+  virtual void* native_stream() { return nullptr; }
+  // A place in the order of what is enqueued, or null while a graph is being captured.
+  virtual std::unique_ptr<Marker> Mark() { return std::make_unique<Marker>(); }
+  // The ops of one step of `rows` rows follow, until EndStep. A device may put off what they
+  // enqueue until the step ends or somebody needs a result, and takes it that block tables named by
+  // attention calls stay as they are. CopyIn and the ops' other host arrays may go when the call
+  // returns, as ever. Without the two every op stands for itself.
+  virtual void BeginStep(int64_t /*rows*/) {}
+  virtual void EndStep() {}
+  // Enqueues what was put off.
+  virtual void Flush() {}
+  // Called once the largest step has run, before the rest of the memory is given away: from here on
+  // ops make do with the scratch memory that they have.
+  virtual void FreezeScratch() {}
+
+  // memory[0:bytes] = 0.
+  virtual void Zero(void* memory, int64_t bytes) = 0;
+  // out[i, j] = in[i, j] for i < out.rows, j < out.cols; one dtype. They don't overlap.
+  virtual void CopyRows(TensorView in, TensorView out) = 0;
+  // out[i] = the postfix program (as WeightSpec::parts) over operands[.][i] in F32 additions, i <
+  // count: how ranks' parts of a sum are finished. At most kMaxAddends operands; `out` may be one.
+  virtual void AddParts(absl::Span<const float* const> operands, absl::Span<const int> program,
+                        float* out, int64_t count) = 0;
+  // data[i] |= other[i], i < count.
+  virtual void OrInto(uint32_t* data, const uint32_t* other, int64_t count) = 0;
 
   // Packs a weight; rows are read once, in order. INVALID_ARGUMENT names a NaN or infinity found in
   // the source by row and column.
@@ -319,6 +371,15 @@ class Kernels {
   // argmax of the logits. NaN logits never win.
   virtual Choice GumbelArgmax(absl::Span<const float> logits, int32_t first_id, float temperature,
                               float threshold, const GumbelKey& key) = 0;
+  // out[i] = GumbelArgmax of rows[i]; the id of column 0 is 0. A row may be named many times.
+  virtual void GumbelArgmaxRows(TensorView logits, absl::Span<const GumbelRow> rows,
+                                absl::Span<Choice> out) {
+    for (size_t i = 0; i < rows.size(); ++i) {
+      const GumbelRow& r = rows[i];
+      out[i] = GumbelArgmax(absl::MakeConstSpan(logits.f32() + r.row * logits.stride, logits.cols),
+                            0, r.temperature, r.threshold, r.key);
+    }
+  }
 };
 
 enum class CpuPath { kPortable, kAvx2, kAvx512, kAmx };

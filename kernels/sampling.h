@@ -24,6 +24,14 @@ struct Choice {
   float value = 0;
 };
 
+// One choice from row `row` of a matrix of logits.
+struct GumbelRow {
+  int64_t row = 0;
+  float temperature = 0;
+  float threshold = 0;  // logits below it can't be chosen
+  GumbelKey key;
+};
+
 }  // namespace phalanx::kernels
 
 #endif  // PHALANX_KERNELS_SAMPLING_H_

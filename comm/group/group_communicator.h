@@ -20,6 +20,7 @@
 #include "comm/group/messenger.h"
 #include "comm/group/reduce.h"
 #include "comm/shm/member.h"
+#include "kernels/tree_sum.h"
 
 namespace phalanx::comm {
 
@@ -83,6 +84,7 @@ class GroupCommunicator : public Communicator {
   absl::Status Barrier() override;
   absl::StatusOr<std::unique_ptr<Communicator>> Split(int color, int key) override;
   void Abort(std::string_view reason) override;
+  std::optional<std::string> abort_reason() const override { return scope_->Reason(); }
   uint64_t collective_number() const override { return collectives_.load(); }
 
   // As Split, with the nodes of the new group's members given anew: `node` of this rank. If the
@@ -154,7 +156,7 @@ class GroupCommunicator : public Communicator {
   bool one_node_ = true;
   absl::Duration timeout_;
   std::atomic<uint64_t> collectives_{0};
-  TreeReducer reducer_;
+  kernels::TreeSum reducer_;
   std::vector<const float*> operands_;
 };
 

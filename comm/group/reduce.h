@@ -1,4 +1,4 @@
-// Running a reduction plan: validation and the vectorised loop.
+// Reduction plans: validation, digests.
 #ifndef PHALANX_COMM_GROUP_REDUCE_H_
 #define PHALANX_COMM_GROUP_REDUCE_H_
 
@@ -21,19 +21,6 @@ int TotalParts(const ReducePlan& plan);
 // A digest of a plan and some counts, to compare between members (FNV-1a).
 uint64_t Digest(uint64_t seed, absl::Span<const int64_t> values);
 uint64_t Digest(uint64_t seed, const ReducePlan& plan);
-
-// Runs checked programs; keeps its scratch memory from call to call. For one thread.
-class TreeReducer {
- public:
-  // out[i] = the program's sum over operands[.][i], i < count, in fp32, by the calling thread's
-  // floating-point mode. `out` may be one of the operands.
-  void Run(const std::vector<int>& program, absl::Span<const float* const> operands, float* out,
-           int64_t count);
-
- private:
-  std::vector<float> scratch_;
-  std::vector<const float*> stack_;
-};
 
 // data[i] |= other[i].
 void OrInto(uint32_t* data, const uint32_t* other, int64_t count);

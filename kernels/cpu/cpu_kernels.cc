@@ -6,6 +6,7 @@
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "kernels/check.h"
 #include "kernels/cpu/cpu_features.h"
 #include "kernels/cpu/memory.h"
 
@@ -30,6 +31,31 @@ void CpuKernels::CopyIn(void* device, const void* host, int64_t bytes) {
 
 void CpuKernels::CopyOut(void* host, const void* device, int64_t bytes) {
   if (bytes > 0) std::memcpy(host, device, bytes);
+}
+
+void CpuKernels::Zero(void* memory, int64_t bytes) {
+  if (bytes > 0) std::memset(memory, 0, bytes);
+}
+
+void CpuKernels::CopyRows(TensorView in, TensorView out) {
+  PHALANX_CHECK(in.dtype == out.dtype) << Name(out.dtype) << " from " << Name(in.dtype);
+  const int64_t size = SizeOf(in.dtype);
+  const auto* from = static_cast<const char*>(in.data);
+  auto* to = static_cast<char*>(out.data);
+  for (int64_t i = 0; i < out.rows && out.cols > 0; ++i) {
+    std::memcpy(to + i * out.stride * size, from + i * in.stride * size, out.cols * size);
+  }
+}
+
+void CpuKernels::AddParts(absl::Span<const float* const> operands, absl::Span<const int> program,
+                          float* out, int64_t count) {
+  PHALANX_CHECK(static_cast<int>(operands.size()) <= kMaxAddends)
+      << operands.size() << " operands, at most " << kMaxAddends;
+  tree_sum_.Run(program, operands, out, count);
+}
+
+void CpuKernels::OrInto(uint32_t* data, const uint32_t* other, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) data[i] |= other[i];
 }
 
 absl::StatusOr<std::unique_ptr<PackedWeight>> CpuKernels::Pack(const WeightSpec& spec) {
@@ -169,5 +195,8 @@ absl::StatusOr<std::unique_ptr<Kernels>> CreateCpuKernels(const CpuOptions& opti
   }
   return std::make_unique<CpuKernels>(options);
 }
+
+// Of every device whose copies don't mind where in the host's memory they begin.
+absl::StatusOr<Buffer> Kernels::AllocateHost(int64_t bytes) { return cpu::AllocateHost(bytes); }
 
 }  // namespace phalanx::kernels

@@ -11,6 +11,7 @@
 #include "kernels/cpu/ops.h"
 #include "kernels/cpu/thread_pool.h"
 #include "kernels/kernels.h"
+#include "kernels/tree_sum.h"
 
 namespace phalanx::kernels {
 
@@ -25,6 +26,11 @@ class CpuKernels : public Kernels {
   void CopyIn(void* device, const void* host, int64_t bytes) override;
   void CopyOut(void* host, const void* device, int64_t bytes) override;
   void Synchronize() override {}
+  void Zero(void* memory, int64_t bytes) override;
+  void CopyRows(TensorView in, TensorView out) override;
+  void AddParts(absl::Span<const float* const> operands, absl::Span<const int> program, float* out,
+                int64_t count) override;
+  void OrInto(uint32_t* data, const uint32_t* other, int64_t count) override;
   absl::StatusOr<std::unique_ptr<PackedWeight>> Pack(const WeightSpec& spec) override;
   int64_t PackedBytes(const WeightSpec& spec) const override;
   absl::StatusOr<std::unique_ptr<PackedWeight>> PackInto(const WeightSpec& spec,
@@ -64,6 +70,7 @@ class CpuKernels : public Kernels {
   const cpu::OpTable& ops_;
   const cpu::MatMulTable& matmul_;
   cpu::AttentionScratch attention_scratch_;
+  TreeSum tree_sum_;
   Buffer packed_x_;  // MatMul's left operand as the path's kernels want it
 };
 

@@ -56,9 +56,6 @@ struct DeviceProgram {
   int depth = 1;  // operands alive at once
 };
 
-// Every element becomes +0; what is between the rows stays.
-cudaError_t ZeroMatrix(TensorView m, cudaStream_t stream);
-
 // out[row][out_column[head] ..] = the merged values over the merged sum; rows = out.rows. Columns
 // of no head are not touched. partials: [row][head][num_in][2 + head_dim].
 cudaError_t MergeAttention(const float* partials, int64_t num_heads, int64_t head_dim, int num_in,

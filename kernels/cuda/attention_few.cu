@@ -155,9 +155,10 @@ __global__ void __launch_bounds__(kThreads)
     const QueryRow r = RowOfTile(p, sequence, group, tile.first + row);
     return p.partials + ((r.row * p.num_heads + r.head) * stripes + blockIdx.z) * width;
   };
-  if (threadIdx.x < num_rows) {
-    float* state = state_of(static_cast<int>(threadIdx.x));
-    state[0] = running_max[threadIdx.x];
+  const int thread = static_cast<int>(threadIdx.x);
+  if (thread < num_rows) {
+    float* state = state_of(thread);
+    state[0] = running_max[thread];
     state[1] = running_sum;
   }
 #pragma unroll

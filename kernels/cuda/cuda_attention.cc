@@ -3,6 +3,7 @@
 
 #include "kernels/check.h"
 #include "kernels/cuda/cuda_kernels.h"
+#include "kernels/cuda/moves.h"
 #include "kernels/cuda/qkv.h"
 #include "kernels/cuda/tiling.h"
 
@@ -10,6 +11,7 @@ namespace phalanx::kernels {
 namespace {
 
 using cuda::CheckCuda;
+using cuda::Staged;
 
 // Partials of an attention call that are in memory at once.
 constexpr int64_t kPartialBytes = int64_t{64} << 20;
@@ -26,6 +28,14 @@ void CheckArgs(const AttentionArgs& args) {
       << "num_partials " << args.num_partials << ", at most " << cuda::kMaxPartials;
 }
 
+// Attention plans that a step remembers: one for each run of rows that a call is cut into.
+constexpr size_t kMostPlans = 32;
+
+bool SameRows(const AttentionSequence& a, const AttentionSequence& b) {
+  return a.row_begin == b.row_begin && a.row_count == b.row_count && a.start == b.start &&
+         a.block_table == b.block_table;
+}
+
 TensorView Rows(TensorView t, int64_t begin, int64_t end) {
   t.data = static_cast<char*>(t.data) + begin * t.stride * SizeOf(t.dtype);
   t.rows = end - begin;
@@ -37,44 +47,100 @@ TensorView Rows(TensorView t, int64_t begin, int64_t end) {
 cuda::DeviceProgram CudaKernels::PutProgram(absl::Span<const int> program, int num_in) {
   cuda::DeviceProgram out;
   out.depth = cuda::ProgramDepth(program, num_in);
-  out.codes = staging_->Put(program);
+  out.codes = staging_.Put(Staged::kProgram, program);
   out.steps = static_cast<int>(program.size());
   return out;
 }
 
-void CudaKernels::PartialsOf(const AttentionArgs& args, const cuda::AttentionPlan& plan,
-                             int64_t row_begin, const cuda::HeadGroups& groups, float* partials) {
+const cuda::HeadGroups& CudaKernels::GroupsOf(const AttentionArgs& args) {
+  const int64_t num_kv_heads = args.cache.shape.num_kv_heads;
+  if (grouped_kv_heads_ != num_kv_heads ||
+      absl::MakeConstSpan(grouped_kv_head_of_) != args.kv_head_of) {
+    head_groups_ = cuda::GroupHeads(args.kv_head_of, num_kv_heads);
+    grouped_kv_head_of_.assign(args.kv_head_of.begin(), args.kv_head_of.end());
+    grouped_kv_heads_ = num_kv_heads;
+  }
+  return head_groups_;
+}
+
+const CudaKernels::StagedPlan& CudaKernels::PlanRows(const AttentionArgs& args, int64_t row_begin,
+                                                     int64_t row_end,
+                                                     const cuda::HeadGroups& groups) {
+  const bool bf16 = args.cache.shape.dtype == DType::kBF16;
+  const auto wanted = [&](const StagedPlan& plan) {
+    return plan.row_begin == row_begin && plan.row_end == row_end &&
+           plan.widest_group == groups.widest && plan.bf16 == bf16 &&
+           std::equal(plan.sequences.begin(), plan.sequences.end(), args.sequences.begin(),
+                      args.sequences.end(), SameRows);
+  };
+  const auto known = plans_.begin() + static_cast<int64_t>(num_plans_);
+  auto found = std::find_if(plans_.begin(), known, wanted);
+  if (found == known) {
+    if (num_plans_ == kMostPlans) num_plans_ = 0;
+    if (num_plans_ == plans_.size()) plans_.emplace_back();
+    found = plans_.begin() + static_cast<int64_t>(num_plans_);
+    // Outside a step tables may change from call to call, so nothing is remembered.
+    if (in_step_) ++num_plans_;
+    found->sequences.assign(args.sequences.begin(), args.sequences.end());
+    found->row_begin = row_begin;
+    found->row_end = row_end;
+    found->widest_group = groups.widest;
+    found->bf16 = bf16;
+    found->plan = cuda::PlanAttention(args.sequences, row_begin, row_end, groups.widest, bf16);
+    found->turn = -1;
+  }
+  // Whatever turns the staging while these are put leaves them good for this op.
+  if (found->turn == staging_.turns()) return *found;
+  found->turn = staging_.turns();
+  const cuda::AttentionPlan& plan = found->plan;
+  found->sequence_rows = staging_.Put(Staged::kSequences, absl::MakeConstSpan(plan.sequences));
+  found->tables = staging_.Put(Staged::kTables, absl::MakeConstSpan(plan.tables));
+  found->few = staging_.Put(Staged::kFewTiles, absl::MakeConstSpan(plan.few));
+  found->many = staging_.Put(Staged::kManyTiles, absl::MakeConstSpan(plan.many));
+  found->tokens = staging_.Put(Staged::kTokenTiles, absl::MakeConstSpan(plan.tokens));
+  return *found;
+}
+
+void CudaKernels::PartialsOf(const AttentionArgs& args, const StagedPlan& staged,
+                             const cuda::HeadGroups& groups, float* partials) {
   cuda::AttentionParams p;
-  p.q = Rows(args.q, row_begin, args.q.rows);
+  p.q = Rows(args.q, staged.row_begin, args.q.rows);
   p.num_heads = args.num_heads;
   p.head_dim = args.cache.shape.head_dim;
   p.scale = args.scale;
   p.window = args.window;
   p.layout = cuda::KvLayout(args.cache.shape.dtype, args.cache.shape.num_kv_heads, p.head_dim);
   p.cache = args.cache.data;
-  p.sequences = staging_->Put(absl::MakeConstSpan(plan.sequences));
-  p.tables = staging_->Put(absl::MakeConstSpan(plan.tables));
-  p.groups = staging_->Put(absl::MakeConstSpan(groups.groups));
-  p.heads = staging_->Put(absl::MakeConstSpan(groups.heads));
+  p.sequences = staged.sequence_rows;
+  p.tables = staged.tables;
+  p.groups = staging_.Put(Staged::kHeadGroups, absl::MakeConstSpan(groups.groups));
+  p.heads = staging_.Put(Staged::kHeads, absl::MakeConstSpan(groups.heads));
   p.num_groups = static_cast<int>(groups.groups.size());
   p.num_stripes = args.num_stripes;
   p.stripe_begin = args.stripe_begin;
   p.stripe_end = args.stripe_end;
   p.partials = partials;
-  const auto put = [&](const std::vector<cuda::RowTile>& tiles) {
-    return staging_->Put(absl::MakeConstSpan(tiles));
-  };
+  const cuda::AttentionPlan& plan = staged.plan;
   const auto count = [](const auto& tiles) { return static_cast<int64_t>(tiles.size()); };
   if (!plan.many.empty()) {
-    CheckCuda(cuda::AttendMany(p, put(plan.many), count(plan.many), stream_), "Attention");
+    CheckCuda(cuda::AttendMany(p, staged.many, count(plan.many), stream_), "Attention");
   }
   if (!plan.few.empty()) {
-    CheckCuda(cuda::AttendFew(p, put(plan.few), count(plan.few), plan.most_few_rows, stream_),
+    CheckCuda(cuda::AttendFew(p, staged.few, count(plan.few), plan.most_few_rows, stream_),
               "Attention");
   }
   if (!plan.tokens.empty()) {
-    CheckCuda(cuda::AttendChain(p, put(plan.tokens), count(plan.tokens), stream_), "Attention");
+    CheckCuda(cuda::AttendChain(p, staged.tokens, count(plan.tokens), stream_), "Attention");
   }
+}
+
+void CudaKernels::ClearOutput(const AttentionArgs& args, bool all_rows_are_written) {
+  const int64_t d = args.cache.shape.head_dim;
+  bool whole = all_rows_are_written && args.num_heads * d == args.out.cols;
+  for (int64_t head = 0; whole && head < args.num_heads; ++head) {
+    whole = args.out_column[head] == head * d;
+  }
+  if (!whole) CheckCuda(cuda::ZeroBytes(cuda::BytesOf(args.out), stream_), "Attention");
 }
 
 void CudaKernels::MergeRows(const AttentionArgs& args, const float* partials, int num_in,
@@ -91,25 +157,26 @@ void CudaKernels::Attention(const AttentionArgs& given) {
   AttentionArgs args = given;
   args.stripe_begin = 0;
   args.stripe_end = args.num_stripes;
-  const bool bf16 = args.cache.shape.dtype == DType::kBF16;
-  if (bf16) args.q = AlignedRows(args.q);
-  CheckCuda(cuda::ZeroMatrix(args.out, stream_), "Attention");
+  if (args.cache.shape.dtype == DType::kBF16) args.q = AlignedRows(args.q);
+  int64_t attending = 0;
+  for (const AttentionSequence& sequence : args.sequences) attending += sequence.row_count;
+  ClearOutput(args, attending == args.out.rows);
   if (args.num_heads == 0) return;
   const int64_t d = args.cache.shape.head_dim;
-  const cuda::HeadGroups groups = cuda::GroupHeads(args.kv_head_of, args.cache.shape.num_kv_heads);
-  const int64_t step = cuda::AttentionRows(args.num_heads, args.num_stripes, d, kPartialBytes);
+  const cuda::HeadGroups& groups = GroupsOf(args);
   const int64_t row_floats = args.num_heads * args.num_stripes * (2 + d);
+  // How many rows are taken at once changes no bit.
+  const int64_t step = cuda::AttentionRows(args.num_heads, args.num_stripes, d,
+                                           scratch_frozen_ ? partials_.bytes() : kPartialBytes);
   auto* partials = static_cast<float*>(
-      partials_.AtLeast(std::min(step, args.q.rows) * row_floats * SizeOf(DType::kF32)));
+      AtLeast(partials_, std::min(step, args.q.rows) * row_floats * SizeOf(DType::kF32)));
   for (int64_t begin = 0; begin < args.q.rows; begin += step) {
-    const int64_t end = std::min(args.q.rows, begin + step);
-    const cuda::AttentionPlan plan =
-        cuda::PlanAttention(args.sequences, begin, end, groups.widest, bf16);
-    PartialsOf(args, plan, begin, groups, partials);
+    const StagedPlan& plan = PlanRows(args, begin, std::min(args.q.rows, begin + step), groups);
+    PartialsOf(args, plan, groups, partials);
     // Staged anew for each run of rows: what is staged lives for an op or two only.
     const cuda::DeviceProgram program = PutProgram(args.stripe_program, args.num_stripes);
-    const int32_t* out_column = staging_->Put(args.out_column);
-    for (const auto& [from, to] : plan.runs) {
+    const int32_t* out_column = staging_.Put(Staged::kColumns, args.out_column);
+    for (const auto& [from, to] : plan.plan.runs) {
       MergeRows(args, partials + from * row_floats, args.num_stripes, begin + from, begin + to,
                 program, out_column);
     }
@@ -120,22 +187,20 @@ void CudaKernels::AttentionPartials(const AttentionArgs& given, float* partials)
   CheckArgs(given);
   Enter();
   AttentionArgs args = given;
-  const bool bf16 = args.cache.shape.dtype == DType::kBF16;
-  if (bf16) args.q = AlignedRows(args.q);
-  const cuda::HeadGroups groups = cuda::GroupHeads(args.kv_head_of, args.cache.shape.num_kv_heads);
-  const cuda::AttentionPlan plan =
-      cuda::PlanAttention(args.sequences, 0, args.q.rows, groups.widest, bf16);
-  PartialsOf(args, plan, 0, groups, partials);
+  if (args.cache.shape.dtype == DType::kBF16) args.q = AlignedRows(args.q);
+  const cuda::HeadGroups& groups = GroupsOf(args);
+  PartialsOf(args, PlanRows(args, 0, args.q.rows, groups), groups, partials);
 }
 
 void CudaKernels::MergeAttention(const AttentionArgs& args, const float* partials) {
   CheckArgs(args);
   Enter();
-  CheckCuda(cuda::ZeroMatrix(args.out, stream_), "MergeAttention");
+  ClearOutput(args, /*all_rows_are_written=*/true);
   if (args.num_heads == 0) return;
   const int num_in = args.num_partials > 0 ? args.num_partials : args.num_stripes;
   const cuda::DeviceProgram program = PutProgram(args.stripe_program, num_in);
-  MergeRows(args, partials, num_in, 0, args.out.rows, program, staging_->Put(args.out_column));
+  MergeRows(args, partials, num_in, 0, args.out.rows, program,
+            staging_.Put(Staged::kColumns, args.out_column));
 }
 
 void CudaKernels::MergePartials(const float* partials, int64_t count, int64_t d, int num_in,

@@ -6,7 +6,9 @@
 
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
+#include "kernels/cuda/arena.h"
 #include "kernels/cuda/cuda_kernels.h"
+#include "kernels/cuda/cuda_memory.h"
 #include "kernels/cuda/device_errors.h"
 
 namespace phalanx::kernels {
@@ -47,7 +49,22 @@ absl::StatusOr<std::unique_ptr<Kernels>> CreateCudaKernels(const CudaOptions& op
   if (absl::Status status = cuda::CheckCapability(options.device, major, minor); !status.ok()) {
     return status;
   }
-  return std::make_unique<CudaKernels>(options);
+  size_t available = 0;
+  size_t total = 0;
+  cudaError_t error = cudaSetDevice(options.device);
+  if (error == cudaSuccess) error = cudaMemGetInfo(&available, &total);
+  if (error != cudaSuccess) {
+    return absl::FailedPreconditionError(absl::StrCat("CUDA device ", options.device,
+                                                      " can't be used: ", cudaGetErrorString(error),
+                                                      "; check nvidia-smi for who holds it"));
+  }
+  const absl::StatusOr<int64_t> arena_bytes =
+      cuda::ArenaBytes({options.memory_bytes, options.memory_fraction}, options.device,
+                       static_cast<int64_t>(available), static_cast<int64_t>(total));
+  if (!arena_bytes.ok()) return arena_bytes.status();
+  auto memory = cuda::DeviceMemory::Create(options.device, *arena_bytes);
+  if (!memory.ok()) return memory.status();
+  return std::make_unique<CudaKernels>(options, *std::move(memory));
 }
 
 }  // namespace phalanx::kernels

@@ -2,12 +2,14 @@
 
 #include <algorithm>
 #include <cstring>
+#include <iterator>
 #include <limits>
 
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
 #include "kernels/check.h"
 #include "kernels/cuda/experts.h"
+#include "kernels/cuda/moves.h"
 #include "kernels/cuda/qkv.h"
 #include "kernels/cuda/rows.h"
 #include "kernels/cuda/sampling_ops.h"
@@ -16,8 +18,19 @@ namespace phalanx::kernels {
 namespace {
 
 using cuda::CheckCuda;
+using cuda::Staged;
 
+// What a decode step stages is a few KiB.
 constexpr int64_t kStagingHalf = int64_t{4} << 20;
+// Room for results from the start, more than most steps bring.
+constexpr int64_t kResultBytes = int64_t{64} << 10;
+
+cudaStream_t MakeStream(int device) {
+  CheckCuda(cudaSetDevice(device), "choosing the device");
+  cudaStream_t stream = nullptr;
+  CheckCuda(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "creating a stream");
+  return stream;
+}
 
 cuda::KvLayout LayoutOf(const KvShape& shape) {
   return cuda::KvLayout(shape.dtype, shape.num_kv_heads, shape.head_dim);
@@ -25,61 +38,128 @@ cuda::KvLayout LayoutOf(const KvShape& shape) {
 
 }  // namespace
 
-CudaKernels::CudaKernels(const CudaOptions& options)
+CudaKernels::CudaKernels(const CudaOptions& options, std::shared_ptr<cuda::DeviceMemory> memory,
+                         const cuda::StepGraphsOptions& graphs)
     : device_(options.device),
+      use_graphs_(options.graphs),
+      memory_(std::move(memory)),
+      stream_(MakeStream(options.device)),
       pack_pool_(std::max(1, options.pack_threads)),
-      matmul_scratch_(options.device),
-      aligned_x_(options.device),
-      partials_(options.device),
-      results_(options.device),
-      host_rows_(options.device) {
-  Enter();
+      graph_api_(stream_),
+      graphs_(graph_api_, graphs),
+      recorder_(stream_),
+      staging_(device_, stream_, memory_, kStagingHalf, [this] { Flush(); }),
+      matmul_scratch_(memory_, "matmuls"),
+      aligned_x_(memory_, "rows that aren't aligned to 16 bytes"),
+      partials_(memory_, "partial softmaxes"),
+      results_(memory_, "results on their way to the host"),
+      host_rows_(memory_, "logits that the host brings") {
   cudaDeviceProp properties;
   CheckCuda(cudaGetDeviceProperties(&properties, device_), "asking for its properties");
   num_sms_ = properties.multiProcessorCount;
   max_shared_ = static_cast<int64_t>(properties.sharedMemPerBlockOptin);
+  // As nvidia-smi -L prints it.
+  device_id_ = cuda::UuidText(properties.uuid);
   name_ = absl::StrCat("cuda ", device_, ": ", properties.name, ", sm_", properties.major,
                        properties.minor, ", ", num_sms_, " multiprocessors");
-  CheckCuda(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "creating a stream");
-  staging_ = std::make_unique<cuda::Staging>(device_, stream_, kStagingHalf);
+  results_.Grow(kResultBytes);
 }
 
 CudaKernels::~CudaKernels() {
   (void)cudaSetDevice(device_);
   (void)cudaStreamSynchronize(stream_);
   for (char* buffer : pack_buffers_) (void)cudaFreeHost(buffer);
-  staging_.reset();
+  // Memory and graphs, which go after this, don't use the stream.
   (void)cudaStreamDestroy(stream_);
 }
 
-void CudaKernels::Enter() const { CheckCuda(cudaSetDevice(device_), "choosing the device"); }
+void CudaKernels::Enter() {
+  if (recording_) {
+    recorder_.Enter();
+    return;
+  }
+  CheckCuda(cudaSetDevice(device_), "choosing the device");
+}
+
+void CudaKernels::EnterStream() {
+  Flush();
+  CheckCuda(cudaSetDevice(device_), "choosing the device");
+}
+
+void CudaKernels::BeginStep(int64_t rows) {
+  EndStep();
+  CheckCuda(cudaSetDevice(device_), "choosing the device");
+  in_step_ = true;
+  recording_ = use_graphs_;
+  num_plans_ = 0;
+  graphs_.BeginStep(rows);
+  staging_.BeginStep(recording_);
+}
+
+void CudaKernels::EndStep() {
+  if (!in_step_) return;
+  Flush();
+  staging_.EndStep();
+  recorder_.Leave();
+  in_step_ = recording_ = false;
+  num_plans_ = 0;  // outside a step tables may change
+}
+
+void CudaKernels::Flush() {
+  if (!recording_) return;
+  cuda::Segment& segment = recorder_.segment();
+  segment.upload = staging_.TakeUpload();
+  if (segment.empty()) return;
+  CheckCuda(cudaSetDevice(device_), "choosing the device");
+  graphs_.Run(segment);
+  segment.Clear();
+}
+
+void* CudaKernels::AtLeast(cuda::DeviceScratch& scratch, int64_t bytes) {
+  if (bytes == 0) return nullptr;
+  if (!scratch.Holds(bytes)) {
+    EnterStream();
+    scratch.Grow(bytes);
+  }
+  return scratch.data();
+}
 
 std::string CudaKernels::Describe() const { return name_; }
 
 absl::StatusOr<Buffer> CudaKernels::Allocate(int64_t bytes) {
-  return cuda::AllocateDevice(device_, bytes, stream_);
+  EnterStream();
+  absl::StatusOr<Buffer> buffer = memory_->Allocate(bytes);
+  if (buffer.ok() && bytes > 0) {
+    CheckCuda(cudaMemsetAsync(buffer->data(), 0, static_cast<size_t>(bytes), stream_),
+              "zeroing memory");
+  }
+  return buffer;
 }
 
 void CudaKernels::CopyIn(void* device, const void* host, int64_t bytes) {
-  if (bytes <= 0) return;
-  Enter();
-  if (bytes <= staging_->half_bytes()) {
-    staging_->CopyTo(device, host, bytes);
-    return;
+  // Through pinned memory piece by piece: nobody waits unless the device is far behind.
+  for (int64_t done = 0; done < bytes; done += staging_.most_bytes()) {
+    const int64_t size = std::min(bytes - done, staging_.most_bytes());
+    const char* from = static_cast<const char*>(host) + done;
+    char* to = static_cast<char*>(device) + done;
+    Enter();
+    if (recording_) {
+      CheckCuda(cuda::CopyBytes(staging_.Put(Staged::kCopied, from, size), size,
+                                cuda::OneRun(to, size), stream_),
+                "CopyIn");
+    } else {
+      staging_.CopyTo(to, from, size);
+    }
   }
-  CheckCuda(
-      cudaMemcpyAsync(device, host, static_cast<size_t>(bytes), cudaMemcpyHostToDevice, stream_),
-      "copying to the device");
-  CheckCuda(cudaStreamSynchronize(stream_), "copying to the device");
 }
 
 void CudaKernels::CopyOut(void* host, const void* device, int64_t bytes) {
   if (bytes <= 0) return;
-  Enter();
   Fetch(host, device, bytes);
 }
 
 void CudaKernels::Fetch(void* host, const void* device, int64_t bytes) {
+  EnterStream();
   CheckCuda(
       cudaMemcpyAsync(host, device, static_cast<size_t>(bytes), cudaMemcpyDeviceToHost, stream_),
       "copying to the host");
@@ -87,8 +167,60 @@ void CudaKernels::Fetch(void* host, const void* device, int64_t bytes) {
 }
 
 void CudaKernels::Synchronize() {
-  Enter();
+  EnterStream();
   CheckCuda(cudaStreamSynchronize(stream_), "synchronizing");
+}
+
+absl::StatusOr<int64_t> CudaKernels::FreeBytes() const { return memory_->LargestFree(); }
+
+absl::StatusOr<Buffer> CudaKernels::AllocateHost(int64_t bytes) {
+  Enter();
+  return cuda::AllocatePinned(bytes);
+}
+
+std::unique_ptr<Marker> CudaKernels::Mark() {
+  Enter();
+  Flush();
+  cudaStreamCaptureStatus capture = cudaStreamCaptureStatusNone;
+  CheckCuda(cudaStreamIsCapturing(stream_, &capture), "asking whether a graph is captured");
+  if (capture != cudaStreamCaptureStatusNone) return nullptr;
+  return std::make_unique<cuda::EventMarker>(device_, stream_);
+}
+
+void CudaKernels::Zero(void* memory, int64_t bytes) {
+  if (bytes <= 0) return;
+  Enter();
+  CheckCuda(cuda::ZeroBytes(cuda::OneRun(memory, bytes), stream_), "Zero");
+}
+
+void CudaKernels::CopyRows(TensorView in, TensorView out) {
+  PHALANX_CHECK(in.dtype == out.dtype) << Name(out.dtype) << " from " << Name(in.dtype);
+  Enter();
+  in.rows = out.rows;
+  in.cols = out.cols;
+  CheckCuda(cuda::CopyBytes(in.data, cuda::BytesOf(in).pitch, cuda::BytesOf(out), stream_),
+            "CopyRows");
+}
+
+void CudaKernels::AddParts(absl::Span<const float* const> operands, absl::Span<const int> program,
+                           float* out, int64_t count) {
+  static_assert(kMaxAddends == cuda::kMaxKernelAddends);
+  PHALANX_CHECK(static_cast<int>(operands.size()) <= kMaxAddends)
+      << operands.size() << " operands, at most " << kMaxAddends;
+  const int depth = cuda::ProgramDepth(program, static_cast<int>(operands.size()));
+  cuda::SumProgram params = {};
+  PHALANX_CHECK(program.size() <= std::size(params.codes))
+      << "a program of " << program.size() << " steps, at most " << std::size(params.codes);
+  std::copy(operands.begin(), operands.end(), params.operands);
+  std::copy(program.begin(), program.end(), params.codes);
+  params.steps = static_cast<int>(program.size());
+  Enter();
+  CheckCuda(cuda::AddParts(params, depth, out, count, stream_), "AddParts");
+}
+
+void CudaKernels::OrInto(uint32_t* data, const uint32_t* other, int64_t count) {
+  Enter();
+  CheckCuda(cuda::OrInto(data, other, count, stream_), "OrInto");
 }
 
 const float* CudaKernels::OnDevice(const float* data, int64_t floats) {
@@ -97,7 +229,7 @@ const float* CudaKernels::OnDevice(const float* data, int64_t floats) {
   if (attributes.type == cudaMemoryTypeDevice || attributes.type == cudaMemoryTypeManaged) {
     return data;
   }
-  void* copy = host_rows_.AtLeast(floats * 4);
+  void* copy = AtLeast(host_rows_, floats * 4);
   CopyIn(copy, data, floats * 4);
   return static_cast<const float*>(copy);
 }
@@ -106,7 +238,8 @@ void CudaKernels::GatherRows(TensorView table, absl::Span<const int32_t> ids, in
                              TensorView out) {
   Enter();
   out.rows = static_cast<int64_t>(ids.size());
-  CheckCuda(cuda::GatherRows(table, staging_->Put(ids), first_id, out, stream_), "GatherRows");
+  CheckCuda(cuda::GatherRows(table, staging_.Put(Staged::kIds, ids), first_id, out, stream_),
+            "GatherRows");
 }
 
 void CudaKernels::AddResidual(TensorView x, TensorView delta, const float* bias) {
@@ -152,8 +285,8 @@ void CudaKernels::QkvToCache(const QkvArgs& args) {
   p.cos = args.cos;
   p.sin = args.sin;
   p.rotary_dim = args.rotary_dim;
-  p.positions = staging_->Put(args.positions);
-  p.slots = staging_->Put(args.slots);
+  p.positions = staging_.Put(Staged::kPositions, args.positions);
+  p.slots = staging_.Put(Staged::kSlots, args.slots);
   p.layout = LayoutOf(args.cache.shape);
   p.cache = args.cache.data;
   p.q = args.q;
@@ -168,8 +301,8 @@ void CudaKernels::CopyBlocks(const KvView& cache,
   // In order: a destination may be a later pair's source.
   for (const auto& [source, destination] : blocks) {
     if (source == destination) continue;
-    CheckCuda(cudaMemcpyAsync(base + destination * bytes, base + source * bytes,
-                              static_cast<size_t>(bytes), cudaMemcpyDeviceToDevice, stream_),
+    CheckCuda(cuda::CopyBytes(base + source * bytes, bytes,
+                              cuda::OneRun(base + destination * bytes, bytes), stream_),
               "CopyBlocks");
   }
 }
@@ -187,12 +320,14 @@ void CudaKernels::RouteTopK(const RouterArgs& args) {
   static_assert(kMaxExperts == cuda::kMaxRouterWidth);
   if (slots == 0) return;
   Enter();
-  auto* experts = static_cast<int32_t*>(results_.AtLeast(slots * 8));
+  auto* experts = static_cast<int32_t*>(AtLeast(results_, slots * 8));
   auto* weights = reinterpret_cast<float*>(experts + slots);
   CheckCuda(cuda::RouteTopK(args.logits, args.top_k, args.normalise, experts, weights, stream_),
             "RouteTopK");
-  Fetch(args.experts.data(), experts, slots * 4);
-  Fetch(args.weights.data(), weights, slots * 4);
+  fetched_.resize(static_cast<size_t>(slots * 8));
+  Fetch(fetched_.data(), experts, slots * 8);
+  std::memcpy(args.experts.data(), fetched_.data(), static_cast<size_t>(slots * 4));
+  std::memcpy(args.weights.data(), fetched_.data() + slots * 4, static_cast<size_t>(slots * 4));
 }
 
 void CudaKernels::CombineExperts(const CombineExpertsArgs& args) {
@@ -209,8 +344,9 @@ void CudaKernels::CombineExperts(const CombineExpertsArgs& args) {
   p.hidden = args.hidden;
   p.top_k = args.top_k;
   p.weights =
-      staging_->Put(absl::MakeConstSpan(args.weights, static_cast<size_t>(args.rows * args.top_k)));
-  p.parts = staging_->Put(args.parts);
+      staging_.Put(Staged::kExpertWeights,
+                   absl::MakeConstSpan(args.weights, static_cast<size_t>(args.rows * args.top_k)));
+  p.parts = staging_.Put(Staged::kExpertParts, args.parts);
   p.num_parts = args.num_parts;
   p.program = program.codes;
   p.steps = program.steps;
@@ -227,7 +363,8 @@ void CudaKernels::GatherTokens(TensorView in, absl::Span<const int32_t> rows, Te
       << Name(in.dtype);
   Enter();
   out.rows = static_cast<int64_t>(rows.size());
-  CheckCuda(cuda::GatherTokens(in, staging_->Put(rows), out, stream_), "GatherTokens");
+  CheckCuda(cuda::GatherTokens(in, staging_.Put(Staged::kRows, rows), out, stream_),
+            "GatherTokens");
 }
 
 void CudaKernels::LogSumExpLeaves(TensorView logits,
@@ -244,10 +381,11 @@ void CudaKernels::LogSumExpLeaves(TensorView logits,
   logits.data =
       const_cast<float*>(OnDevice(logits.f32(), (logits.rows - 1) * logits.stride + logits.cols));
   auto* results = static_cast<MaxSum*>(
-      results_.AtLeast(logits.rows * count * static_cast<int64_t>(sizeof(MaxSum))));
-  CheckCuda(cuda::LogSumExpLeaves(logits, staging_->Put(absl::MakeConstSpan(bounds)), count,
-                                  results, stream_),
-            "LogSumExpLeaves");
+      AtLeast(results_, logits.rows * count * static_cast<int64_t>(sizeof(MaxSum))));
+  CheckCuda(
+      cuda::LogSumExpLeaves(logits, staging_.Put(Staged::kLeaves, absl::MakeConstSpan(bounds)),
+                            count, results, stream_),
+      "LogSumExpLeaves");
   Fetch(out.data(), results, logits.rows * count * static_cast<int64_t>(sizeof(MaxSum)));
 }
 
@@ -257,15 +395,30 @@ Choice CudaKernels::GumbelArgmax(absl::Span<const float> logits, int32_t first_i
   if (logits.empty()) return choice;
   Enter();
   const auto n = static_cast<int64_t>(logits.size());
-  const float* data = OnDevice(logits.data(), n);
-  const int64_t scratch = cuda::GumbelScratch(n);
-  auto* results =
-      static_cast<Choice*>(results_.AtLeast((scratch + 1) * static_cast<int64_t>(sizeof(Choice))));
-  CheckCuda(cuda::GumbelArgmax(data, n, first_id, temperature, threshold, key, results + 1, results,
-                               stream_),
-            "GumbelArgmax");
-  Fetch(&choice, results, sizeof choice);
+  const TensorView row = {const_cast<float*>(OnDevice(logits.data(), n)), DType::kF32, 1, n, n};
+  ChooseRows(row, first_id, {{0, temperature, threshold, key}}, absl::MakeSpan(&choice, 1));
   return choice;
+}
+
+void CudaKernels::GumbelArgmaxRows(TensorView logits, absl::Span<const GumbelRow> rows,
+                                   absl::Span<Choice> out) {
+  if (rows.empty()) return;
+  Enter();
+  logits.data =
+      const_cast<float*>(OnDevice(logits.f32(), (logits.rows - 1) * logits.stride + logits.cols));
+  ChooseRows(logits, 0, rows, out);
+}
+
+void CudaKernels::ChooseRows(TensorView logits, int32_t first_id, absl::Span<const GumbelRow> rows,
+                             absl::Span<Choice> out) {
+  const auto count = static_cast<int64_t>(rows.size());
+  const int64_t scratch = cuda::GumbelScratch(logits.cols);
+  auto* results = static_cast<Choice*>(
+      AtLeast(results_, count * (scratch + 1) * static_cast<int64_t>(sizeof(Choice))));
+  CheckCuda(cuda::GumbelArgmaxRows(logits, first_id, staging_.Put(Staged::kGumbelRows, rows), count,
+                                   results + count, results, stream_),
+            "GumbelArgmax");
+  Fetch(out.data(), results, count * static_cast<int64_t>(sizeof(Choice)));
 }
 
 }  // namespace phalanx::kernels

@@ -4,6 +4,9 @@
 // LogSumExpLeaves, GumbelArgmax) wait for them; every other op returns once it is enqueued, having
 // copied what it needs of host memory. An op that fails ends the process: a CUDA error in a step
 // has cost the device's context.
+//
+// Between BeginStep and EndStep ops are recorded (recorder.h), and enqueued by Flush: at the step's
+// end, before anything else touches the stream, and where a result is waited for.
 #ifndef PHALANX_KERNELS_CUDA_CUDA_KERNELS_H_
 #define PHALANX_KERNELS_CUDA_CUDA_KERNELS_H_
 
@@ -19,8 +22,11 @@
 #include "kernels/cuda/attention.h"
 #include "kernels/cuda/attention_plan.h"
 #include "kernels/cuda/cuda_device.h"
+#include "kernels/cuda/cuda_graph.h"
 #include "kernels/cuda/cuda_memory.h"
 #include "kernels/cuda/matmul.h"
+#include "kernels/cuda/recorder.h"
+#include "kernels/cuda/step_graphs.h"
 #include "kernels/kernels.h"
 #include "kernels/weight_plan.h"
 
@@ -41,7 +47,8 @@ class CudaPackedWeight : public PackedWeight {
 // Made by CreateCudaKernels, which checks that the device is there.
 class CudaKernels : public Kernels {
  public:
-  explicit CudaKernels(const CudaOptions& options);
+  CudaKernels(const CudaOptions& options, std::shared_ptr<cuda::DeviceMemory> memory,
+              const cuda::StepGraphsOptions& graphs = {});
   ~CudaKernels() override;
 
   std::string Describe() const override;
@@ -50,6 +57,24 @@ class CudaKernels : public Kernels {
   // Waits for the copy, and so for everything enqueued before it.
   void CopyOut(void* host, const void* device, int64_t bytes) override;
   void Synchronize() override;
+  void BeginStep(int64_t rows) override;
+  void EndStep() override;
+  void Flush() override;
+  void FreezeScratch() override { scratch_frozen_ = true; }
+  bool host_accessible() const override { return false; }
+  absl::StatusOr<int64_t> FreeBytes() const override;
+  absl::StatusOr<Buffer> AllocateHost(int64_t bytes) override;
+  std::string DeviceId() const override { return device_id_; }
+  void* native_stream() override {
+    Flush();
+    return stream_;
+  }
+  std::unique_ptr<Marker> Mark() override;
+  void Zero(void* memory, int64_t bytes) override;
+  void CopyRows(TensorView in, TensorView out) override;
+  void AddParts(absl::Span<const float* const> operands, absl::Span<const int> program, float* out,
+                int64_t count) override;
+  void OrInto(uint32_t* data, const uint32_t* other, int64_t count) override;
   absl::StatusOr<std::unique_ptr<PackedWeight>> Pack(const WeightSpec& spec) override;
   int64_t PackedBytes(const WeightSpec& spec) const override;
   absl::StatusOr<std::unique_ptr<PackedWeight>> PackInto(const WeightSpec& spec,
@@ -84,13 +109,47 @@ class CudaKernels : public Kernels {
                        absl::Span<MaxSum> out) override;
   Choice GumbelArgmax(absl::Span<const float> logits, int32_t first_id, float temperature,
                       float threshold, const GumbelKey& key) override;
+  void GumbelArgmaxRows(TensorView logits, absl::Span<const GumbelRow> rows,
+                        absl::Span<Choice> out) override;
 
-  // For timing and graphs: where everything is enqueued.
-  cudaStream_t stream() const { return stream_; }
+  // Where everything is enqueued, with all that was asked for so far: for timing and communicators.
+  cudaStream_t stream() {
+    Flush();
+    return stream_;
+  }
+  cuda::StepGraphsCounts graph_counts() const { return graphs_.counts(); }
 
  private:
-  // Before any call of CUDA: ranks may be threads with devices of their own.
-  void Enter() const;
+  // An attention call's plan and where its arrays lie on the device, which every layer of a step
+  // shares.
+  struct StagedPlan {
+    std::vector<AttentionSequence> sequences;
+    int64_t row_begin = 0;
+    int64_t row_end = 0;
+    int64_t widest_group = 0;
+    bool bf16 = false;
+    cuda::AttentionPlan plan;
+    int64_t turn = -1;  // of the staging: the pointers are good while it lasts
+    const cuda::SequenceRows* sequence_rows = nullptr;
+    const int32_t* tables = nullptr;
+    const cuda::RowTile* few = nullptr;
+    const cuda::RowTile* many = nullptr;
+    const cuda::RowTile* tokens = nullptr;
+  };
+
+  // Before an op: what it launches goes to this instance's recorder in a step, else to its device.
+  // Ranks may be threads with devices of their own, and a thread may have several instances.
+  void Enter();
+  // Before any call of CUDA but launches: in the stream's order after what was recorded.
+  void EnterStream();
+  // `scratch` with room for `bytes`.
+  void* AtLeast(cuda::DeviceScratch& scratch, int64_t bytes);
+  // The plan of rows [row_begin, row_end); good until the next call.
+  const StagedPlan& PlanRows(const AttentionArgs& args, int64_t row_begin, int64_t row_end,
+                             const cuda::HeadGroups& groups);
+  const cuda::HeadGroups& GroupsOf(const AttentionArgs& args);
+  // Clears what MergeRows won't write.
+  void ClearOutput(const AttentionArgs& args, bool all_rows_are_written);
   absl::Status FillPacked(const WeightSpec& spec, CudaPackedWeight& weight);
   // `x` with rows aligned to 16 bytes: itself, or a copy.
   TensorView AlignedRows(TensorView x);
@@ -100,27 +159,47 @@ class CudaKernels : public Kernels {
   void RunMatMul(TensorView x, const CudaPackedWeight& w, absl::Span<const TensorView> outs,
                  absl::Span<const ExpertRows> groups);
   // Attention of rows [row_begin, row_end) to partials, [row - row_begin][head][stripe][2 + d].
-  void PartialsOf(const AttentionArgs& args, const cuda::AttentionPlan& plan, int64_t row_begin,
-                  const cuda::HeadGroups& groups, float* partials);
+  void PartialsOf(const AttentionArgs& args, const StagedPlan& plan, const cuda::HeadGroups& groups,
+                  float* partials);
   cuda::DeviceProgram PutProgram(absl::Span<const int> program, int num_in);
   void MergeRows(const AttentionArgs& args, const float* partials, int num_in, int64_t row_begin,
                  int64_t row_end, cuda::DeviceProgram program, const int32_t* out_column);
+  // `logits` are on the device.
+  void ChooseRows(TensorView logits, int32_t first_id, absl::Span<const GumbelRow> rows,
+                  absl::Span<Choice> out);
   // Copies results to the host and waits for them.
   void Fetch(void* host, const void* device, int64_t bytes);
 
   const int device_;
+  const bool use_graphs_;
+  const std::shared_ptr<cuda::DeviceMemory> memory_;
+  const cudaStream_t stream_;
   std::string name_;
+  std::string device_id_;
   int num_sms_ = 0;
   int64_t max_shared_ = 0;  // bytes a block may have
-  cudaStream_t stream_ = nullptr;
   ThreadPool pack_pool_;
-  std::unique_ptr<cuda::Staging> staging_;
+  cuda::CudaGraphApi graph_api_;
+  cuda::StepGraphs graphs_;
+  cuda::Recorder recorder_;
+  cuda::Staging staging_;
+  bool in_step_ = false;
+  bool recording_ = false;  // in a step, and with graphs
+  bool scratch_frozen_ = false;
   cuda::DeviceScratch matmul_scratch_;
   cuda::DeviceScratch aligned_x_;
   cuda::DeviceScratch partials_;
   cuda::DeviceScratch results_;                 // what goes back to the host
   cuda::DeviceScratch host_rows_;               // logits that came from the host
+  std::vector<char> fetched_;                   // results of an op that brings several
   char* pack_buffers_[2] = {nullptr, nullptr};  // pinned, made when first needed
+  std::vector<cuda::MatMulTile> tiles_;         // of the GroupedMatMul at hand
+  // The step's attention plans: as many as it has runs of rows, at most kMostPlans.
+  std::vector<StagedPlan> plans_;
+  size_t num_plans_ = 0;
+  std::vector<int32_t> grouped_kv_head_of_;
+  int64_t grouped_kv_heads_ = -1;
+  cuda::HeadGroups head_groups_;  // of the two above
 };
 
 }  // namespace phalanx::kernels

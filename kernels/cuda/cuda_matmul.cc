@@ -7,6 +7,7 @@
 #include "kernels/check.h"
 #include "kernels/cuda/cuda_kernels.h"
 #include "kernels/cuda/fragment.h"
+#include "kernels/cuda/moves.h"
 #include "kernels/cuda/pack.h"
 
 namespace phalanx::kernels {
@@ -87,7 +88,7 @@ std::unique_ptr<PackedWeight> CudaKernels::WrapPacked(const WeightSpec& spec, Bu
 }
 
 absl::Status CudaKernels::FillPacked(const WeightSpec& spec, CudaPackedWeight& weight) {
-  Enter();
+  EnterStream();
   const int64_t unit_bytes = weight.unit_bytes();
   const int64_t units = weight.num_units();
   if (unit_bytes == 0) return absl::OkStatus();
@@ -141,9 +142,8 @@ TensorView CudaKernels::AlignedRows(TensorView x) {
   const int64_t size = SizeOf(x.dtype);
   TensorView copy = x;
   copy.stride = RoundUp(x.cols, 16 / size);
-  copy.data = aligned_x_.AtLeast(copy.rows * copy.stride * size);
-  CheckCuda(cudaMemcpy2DAsync(copy.data, copy.stride * size, x.data, x.stride * size, x.cols * size,
-                              x.rows, cudaMemcpyDeviceToDevice, stream_),
+  copy.data = AtLeast(aligned_x_, copy.rows * copy.stride * size);
+  CheckCuda(cuda::CopyBytes(x.data, x.stride * size, cuda::BytesOf(copy), stream_),
             "aligning rows");
   return copy;
 }
@@ -194,26 +194,34 @@ void CudaKernels::RunMatMul(TensorView x, const CudaPackedWeight& w,
   shape.num_leaves = p.num_leaves;
   shape.num_chunks = p.num_chunks;
   shape.depth = p.depth;
-  const cuda::MatMulPlan plan = cuda::PlanMatMul(shape, num_sms_, max_shared_);
+  // The first steps, which may be any, ask at once for what all of as many rows can need.
+  cuda::MatMulPlan plan;
+  void* scratch = nullptr;
+  if (mma && scratch_frozen_) {
+    plan = cuda::PlanMatMul(shape, num_sms_, max_shared_, matmul_scratch_.bytes());
+    scratch = AtLeast(matmul_scratch_, plan.scratch_bytes);
+  } else if (mma) {
+    plan = cuda::PlanMatMul(shape, num_sms_, max_shared_);
+    scratch = AtLeast(matmul_scratch_, cuda::MostScratchBytes(shape, num_sms_, max_shared_));
+  }
   p.tile_rows = mma ? plan.tile_rows : cuda::ChainRows(shape.most_rows);
 
   if (groups.empty()) {
     p.num_tiles = (x.rows + p.tile_rows - 1) / p.tile_rows;
   } else {
-    std::vector<cuda::MatMulTile> tiles;
+    tiles_.clear();
     for (const ExpertRows& group : groups) {
       const void* weight = static_cast<const CudaPackedWeight*>(group.w)->data.data();
       for (int64_t row = 0; row < group.count; row += p.tile_rows) {
-        tiles.push_back({weight, group.begin + row,
-                         static_cast<int32_t>(std::min<int64_t>(p.tile_rows, group.count - row))});
+        tiles_.push_back({weight, group.begin + row,
+                          static_cast<int32_t>(std::min<int64_t>(p.tile_rows, group.count - row))});
       }
     }
-    p.num_tiles = static_cast<int64_t>(tiles.size());
-    p.tiles = staging_->Put(absl::MakeConstSpan(tiles));
+    p.num_tiles = static_cast<int64_t>(tiles_.size());
+    p.tiles = staging_.Put(cuda::Staged::kMatMulTiles, absl::MakeConstSpan(tiles_));
   }
   if (mma) {
-    CheckCuda(cuda::MatMulMma(p, plan, matmul_scratch_.AtLeast(plan.scratch_bytes), stream_),
-              "MatMul");
+    CheckCuda(cuda::MatMulMma(p, plan, scratch, stream_), "MatMul");
   } else {
     CheckCuda(cuda::MatMulChain(p, p.tile_rows, stream_), "MatMul");
   }

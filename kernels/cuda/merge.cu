@@ -81,12 +81,6 @@ size_t StackBytes(const DeviceProgram& program) {
 
 }  // namespace
 
-cudaError_t ZeroMatrix(TensorView m, cudaStream_t stream) {
-  if (m.rows == 0 || m.cols == 0) return cudaSuccess;
-  const int64_t element = SizeOf(m.dtype);
-  return cudaMemset2DAsync(m.data, m.stride * element, 0, m.cols * element, m.rows, stream);
-}
-
 cudaError_t MergeAttention(const float* partials, int64_t num_heads, int64_t head_dim, int num_in,
                            DeviceProgram program, const int32_t* out_column, TensorView out,
                            cudaStream_t stream) {

@@ -93,7 +93,55 @@ __global__ void __launch_bounds__(kThreads)
   ForColumns(out.cols, [&](int64_t j) { to[j] = row < 0 ? Element{0} : from[j]; });
 }
 
+// A thread's stack is its column of `memory`, [depth][threads].
+__global__ void __launch_bounds__(kThreads)
+    AddPartsKernel(SumProgram program, float* out, int64_t count) {
+  PHALANX_DYNAMIC_SHARED(float, memory);
+  float* const stack = memory + threadIdx.x;
+  for (int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x; i < count;
+       i += int64_t{gridDim.x} * kThreads) {
+    int depth = 0;
+    for (int step = 0; step < program.steps; ++step) {
+      const int code = program.codes[step];
+      if (code >= 0) {
+        stack[depth++ * kThreads] = program.operands[code][i];
+        continue;
+      }
+      --depth;
+      stack[(depth - 1) * kThreads] = Add(stack[(depth - 1) * kThreads], stack[depth * kThreads]);
+    }
+    out[i] = stack[0];
+  }
+}
+
+__global__ void __launch_bounds__(kThreads)
+    OrIntoKernel(uint32_t* data, const uint32_t* other, int64_t count) {
+  for (int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x; i < count;
+       i += int64_t{gridDim.x} * kThreads) {
+    data[i] |= other[i];
+  }
+}
+
+// Blocks of kernels whose threads stride over `count` elements.
+dim3 StridedGrid(int64_t count) {
+  constexpr int64_t kMostBlocks = 4096;
+  const int64_t blocks = (count + kThreads - 1) / kThreads;
+  return dim3(static_cast<unsigned>(blocks < kMostBlocks ? blocks : kMostBlocks));
+}
+
 }  // namespace
+
+cudaError_t AddParts(const SumProgram& program, int depth, float* out, int64_t count,
+                     cudaStream_t stream) {
+  if (count == 0) return cudaSuccess;
+  return Launch(AddPartsKernel, StridedGrid(count), kThreads, sizeof(float) * kThreads * depth,
+                stream, program, out, count);
+}
+
+cudaError_t OrInto(uint32_t* data, const uint32_t* other, int64_t count, cudaStream_t stream) {
+  if (count == 0) return cudaSuccess;
+  return Launch(OrIntoKernel, StridedGrid(count), kThreads, 0, stream, data, other, count);
+}
 
 cudaError_t GatherRows(TensorView table, const int32_t* ids, int64_t first_id, TensorView out,
                        cudaStream_t stream) {

@@ -22,6 +22,17 @@ cudaError_t SiluMul(TensorView gate_up, const float* bias, int64_t n, TensorView
                     cudaStream_t stream);
 // out.rows row numbers, -1: a row of zeros.
 cudaError_t GatherTokens(TensorView in, const int32_t* rows, TensorView out, cudaStream_t stream);
+// Operands and program of AddParts, by value in the launch: at most kMaxKernelAddends operands.
+inline constexpr int kMaxKernelAddends = 64;
+struct SumProgram {
+  const float* operands[kMaxKernelAddends];
+  int8_t codes[2 * kMaxKernelAddends];  // postfix: i >= 0 pushes operand i, -1 adds
+  int steps;
+};
+// `depth`: operands alive at once, at most kMaxKernelAddends.
+cudaError_t AddParts(const SumProgram& program, int depth, float* out, int64_t count,
+                     cudaStream_t stream);
+cudaError_t OrInto(uint32_t* data, const uint32_t* other, int64_t count, cudaStream_t stream);
 
 }  // namespace phalanx::kernels::cuda
 

@@ -21,37 +21,41 @@ __global__ void __launch_bounds__(kThreads)
   if (threadIdx.x == 0) out[int64_t{blockIdx.x} * gridDim.y + blockIdx.y] = result;
 }
 
+// grid: rows, blocks of columns. out: [row][block].
 __global__ void __launch_bounds__(kThreads)
-    ArgmaxKernel(const float* logits, int64_t n, int32_t first_id, float temperature,
-                 float threshold, const GumbelKey key, Choice* out) {
+    ArgmaxKernel(TensorView logits, int32_t first_id, const GumbelRow* rows, Choice* out) {
   __shared__ BestSlot best_of_warp[kThreads / kWarp];
-  const int64_t begin = blockIdx.x * kArgmaxColumns;
-  const int64_t end = begin + kArgmaxColumns < n ? begin + kArgmaxColumns : n;
+  const GumbelRow row = rows[blockIdx.x];
+  const float* from = static_cast<const float*>(logits.data) + row.row * logits.stride;
+  const int64_t begin = blockIdx.y * kArgmaxColumns;
+  const int64_t end = begin + kArgmaxColumns < logits.cols ? begin + kArgmaxColumns : logits.cols;
   Choice best = {-1, kNegativeInfinity};
   for (int64_t j = begin + threadIdx.x; j < end; j += kThreads) {
-    const float logit = logits[j];
-    if (!(logit >= threshold)) continue;
+    const float logit = from[j];
+    if (!(logit >= row.threshold)) continue;
     const int32_t id = first_id + static_cast<int32_t>(j);
     float value = logit;
-    if (temperature != 0.0f) {
-      value = Add(Div(logit, temperature), Gumbel(key, static_cast<uint32_t>(id)));
+    if (row.temperature != 0.0f) {
+      value = Add(Div(logit, row.temperature), Gumbel(row.key, static_cast<uint32_t>(id)));
     }
     // Neither NaN nor -inf ever wins.
     if (value > best.value) best = {id, value};
   }
   best = BestOfBlock(best, best_of_warp);
-  if (threadIdx.x == 0) out[blockIdx.x] = best;
+  if (threadIdx.x == 0) out[int64_t{blockIdx.x} * gridDim.y + blockIdx.y] = best;
 }
 
+// grid: rows. choices: [row][count].
 __global__ void __launch_bounds__(kThreads)
     BestKernel(const Choice* choices, int64_t count, Choice* out) {
   __shared__ BestSlot best_of_warp[kThreads / kWarp];
+  const Choice* of_row = choices + blockIdx.x * count;
   Choice best = {-1, kNegativeInfinity};
   for (int64_t i = threadIdx.x; i < count; i += kThreads) {
-    if (Before(choices[i], best)) best = choices[i];
+    if (Before(of_row[i], best)) best = of_row[i];
   }
   best = BestOfBlock(best, best_of_warp);
-  if (threadIdx.x == 0) *out = best;
+  if (threadIdx.x == 0) out[blockIdx.x] = best;
 }
 
 }  // namespace
@@ -63,19 +67,19 @@ cudaError_t LogSumExpLeaves(TensorView logits, const int64_t* leaves, int64_t nu
   return Launch(LogSumExpKernel, grid, kThreads, 0, stream, logits, leaves, out);
 }
 
-int64_t GumbelScratch(int64_t n) { return (n + kArgmaxColumns - 1) / kArgmaxColumns; }
+int64_t GumbelScratch(int64_t cols) { return (cols + kArgmaxColumns - 1) / kArgmaxColumns; }
 
-cudaError_t GumbelArgmax(const float* logits, int64_t n, int32_t first_id, float temperature,
-                         float threshold, const GumbelKey& key, Choice* scratch, Choice* out,
-                         cudaStream_t stream) {
-  const int64_t blocks = GumbelScratch(n);
+cudaError_t GumbelArgmaxRows(TensorView logits, int32_t first_id, const GumbelRow* rows,
+                             int64_t num_rows, Choice* scratch, Choice* out, cudaStream_t stream) {
+  if (num_rows == 0) return cudaSuccess;
+  const int64_t blocks = GumbelScratch(logits.cols);
+  const auto grid_rows = static_cast<unsigned>(num_rows);
   if (blocks > 0) {
-    const cudaError_t error =
-        Launch(ArgmaxKernel, dim3(static_cast<unsigned>(blocks)), kThreads, 0, stream, logits, n,
-               first_id, temperature, threshold, key, scratch);
+    const cudaError_t error = Launch(ArgmaxKernel, dim3(grid_rows, static_cast<unsigned>(blocks)),
+                                     kThreads, 0, stream, logits, first_id, rows, scratch);
     if (error != cudaSuccess) return error;
   }
-  return Launch(BestKernel, dim3(1), kThreads, 0, stream, scratch, blocks, out);
+  return Launch(BestKernel, dim3(grid_rows), kThreads, 0, stream, scratch, blocks, out);
 }
 
 }  // namespace phalanx::kernels::cuda

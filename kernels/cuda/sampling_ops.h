@@ -15,12 +15,12 @@ namespace phalanx::kernels::cuda {
 cudaError_t LogSumExpLeaves(TensorView logits, const int64_t* leaves, int64_t num_leaves,
                             MaxSum* out, cudaStream_t stream);
 
-// Choices that GumbelArgmax needs room for.
-int64_t GumbelScratch(int64_t n);
-// out[0]: the choice among n logits. `scratch`: GumbelScratch(n) choices.
-cudaError_t GumbelArgmax(const float* logits, int64_t n, int32_t first_id, float temperature,
-                         float threshold, const GumbelKey& key, Choice* scratch, Choice* out,
-                         cudaStream_t stream);
+// Choices that a row of GumbelArgmaxRows needs room for.
+int64_t GumbelScratch(int64_t cols);
+// out[i]: the choice that rows[i] asks for. `scratch`: num_rows * GumbelScratch(logits.cols)
+// choices. All on the device.
+cudaError_t GumbelArgmaxRows(TensorView logits, int32_t first_id, const GumbelRow* rows,
+                             int64_t num_rows, Choice* scratch, Choice* out, cudaStream_t stream);
 
 }  // namespace phalanx::kernels::cuda
 

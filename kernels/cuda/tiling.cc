@@ -10,6 +10,18 @@ constexpr int64_t kMostSplitBytes = int64_t{128} << 20;
 
 int64_t Ceil(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
+// Blocks of the tiled kernel that run at once.
+int64_t Slots(int tile_rows, int num_sms) { return int64_t{num_sms} * (tile_rows == 128 ? 1 : 2); }
+
+// What a split computes apart: leaves where there are enough of them, else chunks.
+bool SplitsByLeaf(const MatMulShape& shape) { return shape.num_leaves >= 4; }
+int64_t Units(const MatMulShape& shape) {
+  return SplitsByLeaf(shape) ? shape.num_leaves : shape.num_chunks;
+}
+
+// A tile's sums, one level of a program's stack.
+int64_t WaitingSumBytes(int tile_rows) { return int64_t{kTiledColumns} * tile_rows * 4; }
+
 }  // namespace
 
 int64_t FewSharedBytes(int tile_rows, int warps, int slots, int64_t num_chunks, int depth) {
@@ -17,7 +29,8 @@ int64_t FewSharedBytes(int tile_rows, int warps, int slots, int64_t num_chunks, 
   return warps * slots * FewSlotBytes(tile_rows) + floats * 4;
 }
 
-MatMulPlan PlanMatMul(const MatMulShape& shape, int num_sms, int64_t max_shared) {
+MatMulPlan PlanMatMul(const MatMulShape& shape, int num_sms, int64_t max_shared,
+                      int64_t max_scratch) {
   MatMulPlan plan;
   plan.warps =
       static_cast<int>(std::min<int64_t>(kFewWarps, std::max<int64_t>(1, shape.num_chunks)));
@@ -34,13 +47,11 @@ MatMulPlan PlanMatMul(const MatMulShape& shape, int num_sms, int64_t max_shared)
   // At most: each run may end in a tile of its own.
   const int64_t row_tiles = shape.rows / plan.tile_rows + shape.num_runs;
   const int64_t tiles = row_tiles * Ceil(shape.n, kTiledColumns);
-  const int64_t per_sm = plan.tile_rows == 128 ? 1 : 2;
-  const int64_t slots = num_sms * per_sm;
-  const bool by_leaf = shape.num_leaves >= 4;
-  const int64_t units = by_leaf ? shape.num_leaves : shape.num_chunks;
+  const int64_t slots = Slots(plan.tile_rows, num_sms);
+  const int64_t units = Units(shape);
   const int64_t split_bytes = units * shape.rows * shape.n * 4;
-  if (tiles < slots && units > 1 && split_bytes <= kMostSplitBytes) {
-    plan.split = by_leaf ? MatMulSplit::kLeaves : MatMulSplit::kChunks;
+  if (tiles < slots && units > 1 && split_bytes <= std::min(kMostSplitBytes, max_scratch)) {
+    plan.split = SplitsByLeaf(shape) ? MatMulSplit::kLeaves : MatMulSplit::kChunks;
     plan.units = units;
     plan.scratch_bytes = split_bytes;
     plan.grid = std::min(slots, tiles * units);
@@ -48,9 +59,36 @@ MatMulPlan PlanMatMul(const MatMulShape& shape, int num_sms, int64_t max_shared)
   }
   plan.grid = std::min(slots, tiles);
   // A thread's sums of a tile, for each level of the program's stack but the top one.
-  const int64_t sums = kTiledColumns * plan.tile_rows;
-  plan.scratch_bytes = plan.grid * (shape.depth - 1) * sums * 4;
+  const int64_t block_bytes = (shape.depth - 1) * WaitingSumBytes(plan.tile_rows);
+  if (block_bytes > 0) {
+    plan.grid = std::max<int64_t>(1, std::min(plan.grid, max_scratch / block_bytes));
+  }
+  plan.scratch_bytes = plan.grid * block_bytes;
   return plan;
+}
+
+int64_t MostScratchBytes(const MatMulShape& shape, int num_sms, int64_t max_shared) {
+  MatMulShape one_run = shape;
+  one_run.most_rows = shape.rows;
+  one_run.num_runs = 1;
+  // Then fewer rows get it, too.
+  if (PlanMatMul(one_run, num_sms, max_shared).kernel == MatMulKernel::kFew) return 0;
+  const int64_t column_tiles = std::max<int64_t>(1, Ceil(shape.n, kTiledColumns));
+  int64_t most = 0;
+  int64_t split_rows = 0;  // more are never split
+  for (const int tile_rows : {32, 64, 128}) {
+    const int64_t slots = Slots(tile_rows, num_sms);
+    most = std::max(most, slots * (shape.depth - 1) * WaitingSumBytes(tile_rows));
+    // rows / tile_rows + 1 runs of columns' tiles are fewer than the slots.
+    const int64_t row_tiles = (slots - 1) / column_tiles;
+    split_rows = std::max(split_rows, row_tiles * tile_rows - 1);
+  }
+  const int64_t units = Units(shape);
+  if (units > 1) {
+    most = std::max(
+        most, std::min(kMostSplitBytes, units * std::min(shape.rows, split_rows) * shape.n * 4));
+  }
+  return most;
 }
 
 int ChainRows(int64_t most_rows) { return most_rows <= 1 ? 1 : 4; }

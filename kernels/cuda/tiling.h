@@ -4,6 +4,7 @@
 #define PHALANX_KERNELS_CUDA_TILING_H_
 
 #include <cstdint>
+#include <limits>
 
 namespace phalanx::kernels::cuda {
 
@@ -43,8 +44,15 @@ struct MatMulShape {
   int depth = 1;
 };
 
-// `num_sms`: multiprocessors; `max_shared`: bytes of shared memory that a block may have.
-MatMulPlan PlanMatMul(const MatMulShape& shape, int num_sms, int64_t max_shared);
+// `num_sms`: multiprocessors; `max_shared`: bytes of shared memory that a block may have;
+// `max_scratch`: no split, and no more blocks, than fit it. One block that holds sums back for its
+// programs takes its scratch in any case.
+MatMulPlan PlanMatMul(const MatMulShape& shape, int num_sms, int64_t max_shared,
+                      int64_t max_scratch = std::numeric_limits<int64_t>::max());
+// The most that plans of this shape and up to as many rows, in any runs, have for scratch_bytes:
+// what is asked for once, in the largest step, serves all smaller ones. most_rows and num_runs of
+// `shape` are not looked at.
+int64_t MostScratchBytes(const MatMulShape& shape, int num_sms, int64_t max_shared);
 
 // kFew: warps of a block at most, and groups of k that each has in memory: few where a block has
 // many warps.

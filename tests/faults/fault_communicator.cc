@@ -1,5 +1,7 @@
 #include "tests/faults/fault_communicator.h"
 
+#include <optional>
+#include <string>
 #include <utility>
 
 namespace phalanx::faults {
@@ -72,6 +74,7 @@ class FaultCommunicator final : public comm::Communicator {
     return std::make_unique<FaultCommunicator>(inner, *std::move(split), injector_);
   }
   void Abort(std::string_view reason) override { inner_->Abort(reason); }
+  std::optional<std::string> abort_reason() const override { return inner_->abort_reason(); }
   uint64_t collective_number() const override { return inner_->collective_number(); }
 
  private:

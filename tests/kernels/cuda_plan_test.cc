@@ -4,6 +4,8 @@
 #include <cstring>
 #include <set>
 #include <string>
+#include <tuple>
+#include <utility>
 #include <vector>
 
 #include "absl/strings/match.h"
@@ -88,31 +90,86 @@ TEST(Pack, RefusesMoreLeavesThanTheKernelsTake) {
   EXPECT_THAT(std::string(status.message()), HasSubstr("64 at most"));
 }
 
-TEST(StagingRing, GivesRoomThatNobodyInTheSameHalfHasAndSaysWhenAHalfIsEntered) {
-  StagingRing ring(1000);  // halves of 1024
-  EXPECT_EQ(ring.bytes(), 2048);
-  StagingRing::Placement p = ring.Place(1);
-  EXPECT_EQ(p.offset, 0);
-  EXPECT_FALSE(p.entered);
-  p = ring.Place(300);
-  EXPECT_EQ(p.offset, 256);
-  p = ring.Place(256);
-  EXPECT_EQ(p.offset, 768);
-  EXPECT_FALSE(p.entered);
-  p = ring.Place(1);
-  EXPECT_EQ(p.offset, 1024);
-  EXPECT_TRUE(p.entered);
-  EXPECT_EQ(p.half, 1);
-  p = ring.Place(0);
-  EXPECT_EQ(p.offset, 1280);
-  EXPECT_FALSE(p.entered);
-  p = ring.Place(1024);
-  EXPECT_EQ(p.offset, 0);
-  EXPECT_TRUE(p.entered);
-  EXPECT_EQ(p.half, 0);
-  EXPECT_EQ(ring.Place(1025).offset, -1);
-  EXPECT_EQ(StagingRing::GrownHalf(1025), 2048);
-  EXPECT_EQ(StagingRing::GrownHalf(1), 256);
+TEST(StagingRing, GivesRoomThatNobodyInTheSameHalfHasAndTurnsBetweenHalves) {
+  StagingRing ring(4000);  // halves of 4096
+  EXPECT_EQ(ring.half_bytes(), 4096);
+  EXPECT_EQ(ring.most_bytes(), 256);
+  EXPECT_EQ(ring.Place(1), 0);
+  EXPECT_EQ(ring.Place(256), 256);
+  EXPECT_EQ(ring.Place(0), 512);
+  for (int64_t i = 2; i < 16; ++i) EXPECT_EQ(ring.Place(200), i * 256);
+  EXPECT_EQ(ring.used(), 4096);
+  EXPECT_EQ(ring.Place(1), -1);
+  EXPECT_EQ(ring.used(), 4096);
+  ring.Turn(/*step_begins=*/false);
+  EXPECT_EQ(ring.used(), 0);
+  EXPECT_EQ(ring.host_half(), 1);
+  EXPECT_EQ(ring.device_half(), 1);
+  EXPECT_EQ(ring.Place(1), 0);
+  // A step begins in half 0 of the device and in the other one of the host.
+  ring.Turn(/*step_begins=*/true);
+  EXPECT_EQ(ring.host_half(), 0);
+  EXPECT_EQ(ring.device_half(), 0);
+  ring.Turn(/*step_begins=*/true);
+  EXPECT_EQ(ring.host_half(), 1);
+  EXPECT_EQ(ring.device_half(), 0);
+}
+
+TEST(StagingRing, OneTurnIsEnoughForAllRequestsOfAnOp) {
+  for (const int64_t bytes : {1, 256, 257, 5000, 1 << 20}) {
+    StagingRing ring(StagingRing::HalfFor(bytes));
+    EXPECT_GE(ring.most_bytes(), bytes);
+    EXPECT_LT(StagingRing(StagingRing::HalfFor(bytes) / 2).most_bytes(), bytes);
+    // Whatever is in the half before the op.
+    for (int64_t before = 0; before < StagingRing::kRequestsOfOp; ++before) {
+      StagingRing op = ring;
+      for (int64_t i = 0; i < before; ++i) ASSERT_GE(op.Place(bytes), 0);
+      int turns = 0;
+      for (int64_t i = 0; i < StagingRing::kRequestsOfOp; ++i) {
+        if (op.Place(bytes) >= 0) continue;
+        ++turns;
+        op.Turn(/*step_begins=*/false);
+        ASSERT_GE(op.Place(bytes), 0);
+      }
+      EXPECT_LE(turns, 1);
+    }
+  }
+}
+
+// Against a list of all that was added, with contents that often agree in length and beginning.
+TEST(StagedContents, FindsEqualBytesUntilTheyAreCleared) {
+  StagedContents contents;
+  std::vector<char> half(1 << 20);
+  uint32_t state = 1;
+  const auto below = [&](uint32_t n) {
+    state = state * 1664525 + 1013904223;
+    return (state >> 8) % n;
+  };
+  for (int round = 0; round < 5; ++round) {
+    std::vector<std::tuple<int64_t, Staged, std::vector<char>>> added;
+    int64_t used = 0;
+    int found = 0;
+    for (int i = 0; i < 2000; ++i) {
+      std::vector<char> bytes(1 + below(20), 'x');
+      bytes[below(static_cast<uint32_t>(bytes.size()))] = static_cast<char>('a' + below(3));
+      const auto size = static_cast<int64_t>(bytes.size());
+      const Staged kind = below(2) == 0 ? Staged::kIds : Staged::kSlots;
+      int64_t expected = -1;
+      for (const auto& [offset, added_kind, content] : added) {
+        if (added_kind == kind && content == bytes) expected = offset;
+      }
+      ASSERT_EQ(contents.Find(kind, bytes.data(), size, half.data()), expected);
+      found += expected >= 0 ? 1 : 0;
+      if (expected >= 0) continue;
+      std::memcpy(half.data() + used, bytes.data(), bytes.size());
+      contents.Add(kind, bytes.data(), size, used);
+      added.emplace_back(used, kind, bytes);
+      used += 256;
+    }
+    EXPECT_GT(found, 1000);
+    EXPECT_GT(added.size(), 300u);
+    contents.Clear();
+  }
 }
 
 TEST(PlanMatMul, TakesTheKernelThatTheRowsAskForAndFillsTheDevice) {
@@ -150,6 +207,66 @@ TEST(PlanMatMul, TakesTheKernelThatTheRowsAskForAndFillsTheDevice) {
   EXPECT_EQ(plan.tile_rows, 128);
   EXPECT_EQ(plan.grid, 132);
   EXPECT_EQ(plan.scratch_bytes, int64_t{132} * 3 * 128 * 128 * 4);
+}
+
+TEST(PlanMatMul, MakesDoWithTheScratchThatThereIs) {
+  MatMulShape batch;
+  batch.rows = batch.most_rows = 64;
+  batch.n = 4096;
+  batch.num_leaves = 8;
+  batch.num_chunks = 32;
+  batch.depth = 4;
+  const MatMulPlan whole = PlanMatMul(batch, 132, 227 << 10);
+  ASSERT_EQ(whole.split, MatMulSplit::kLeaves);
+  EXPECT_EQ(PlanMatMul(batch, 132, 227 << 10, whole.scratch_bytes).split, MatMulSplit::kLeaves);
+  const MatMulPlan less = PlanMatMul(batch, 132, 227 << 10, whole.scratch_bytes - 1);
+  EXPECT_EQ(less.split, MatMulSplit::kNone);
+  EXPECT_LE(less.scratch_bytes, whole.scratch_bytes - 1);
+  batch.rows = batch.most_rows = 8192;
+  const MatMulPlan narrow = PlanMatMul(batch, 132, 227 << 10, int64_t{10} * 3 * 128 * 128 * 4);
+  EXPECT_EQ(narrow.grid, 10);
+  EXPECT_EQ(narrow.scratch_bytes, int64_t{10} * 3 * 128 * 128 * 4);
+  // One block runs in any case, and a program that holds nothing back needs no scratch.
+  EXPECT_EQ(PlanMatMul(batch, 132, 227 << 10, 0).grid, 1);
+  batch.depth = 1;
+  EXPECT_EQ(PlanMatMul(batch, 132, 227 << 10, 0).grid, 132);
+}
+
+TEST(MostScratchBytes, IsEnoughForFewerRowsInAnyRuns) {
+  constexpr int64_t kShared = 227 << 10;
+  for (const int num_sms : {3, 132}) {
+    for (const int64_t n : {1, 128, 1000, 4096, 128256}) {
+      for (const auto& [leaves, chunks, depth] :
+           {std::tuple{1, 1, 1}, {1, 64, 1}, {2, 8, 2}, {8, 32, 4}, {24, 24, 5}}) {
+        MatMulShape shape;
+        shape.n = n;
+        shape.num_leaves = leaves;
+        shape.num_chunks = chunks;
+        shape.depth = depth;
+        int64_t before = 0;
+        for (const int64_t rows : {1, 8, 16, 17, 32, 33, 64, 65, 127, 128, 500, 1056, 2048, 9000}) {
+          shape.rows = rows;
+          const int64_t most = MostScratchBytes(shape, num_sms, kShared);
+          EXPECT_GE(most, before);
+          before = most;
+          MatMulShape smaller = shape;
+          for (int64_t r = 1; r <= rows; r += 1 + r / 16) {
+            smaller.rows = r;
+            for (const int64_t runs : {1, 2, 64}) {
+              smaller.num_runs = runs;
+              for (int64_t tallest = std::max<int64_t>(1, r / runs); tallest <= r;
+                   tallest += 1 + r / 3) {
+                smaller.most_rows = tallest;
+                ASSERT_LE(PlanMatMul(smaller, num_sms, kShared).scratch_bytes, most)
+                    << r << " of " << rows << " rows, " << runs << " runs, tallest " << tallest
+                    << ", n " << n << ", " << leaves << " leaves";
+              }
+            }
+          }
+        }
+      }
+    }
+  }
 }
 
 TEST(PlanMatMul, GoesToTheTiledKernelWhereChunkSumsDoNotFit) {

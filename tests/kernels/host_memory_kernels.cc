@@ -9,8 +9,6 @@
 namespace phalanx::kernels {
 namespace {
 
-constexpr int64_t kArenaBytes = int64_t{64} << 20;
-
 int64_t Bytes(TensorView t) {
   return t.rows == 0 ? 0 : ((t.rows - 1) * t.stride + t.cols) * SizeOf(t.dtype);
 }
@@ -87,8 +85,10 @@ class HostMemoryKernels::Op {
   std::vector<Copy> copies_;
 };
 
-HostMemoryKernels::HostMemoryKernels(std::unique_ptr<Kernels> device) : device_(std::move(device)) {
-  absl::StatusOr<Buffer> arena = device_->Allocate(kArenaBytes);
+HostMemoryKernels::HostMemoryKernels(std::unique_ptr<Kernels> device, int64_t arena_bytes)
+    : device_(std::move(device)) {
+  if (arena_bytes == 0) return;
+  absl::StatusOr<Buffer> arena = device_->Allocate(arena_bytes);
   PHALANX_CHECK(arena.ok()) << arena.status().message();
   arena_ = *std::move(arena);
 }
@@ -101,6 +101,31 @@ void HostMemoryKernels::CopyIn(void* to, const void* from, int64_t bytes) {
 }
 void HostMemoryKernels::CopyOut(void* to, const void* from, int64_t bytes) {
   if (bytes > 0) std::memcpy(to, from, bytes);
+}
+
+void HostMemoryKernels::Zero(void* memory, int64_t bytes) {
+  Op op(*device_, arena_);
+  device_->Zero(op.Out(memory, bytes), bytes);
+}
+void HostMemoryKernels::CopyRows(TensorView in, TensorView out) {
+  Op op(*device_, arena_);
+  device_->CopyRows(op.In(in), op.Out(out));
+}
+void HostMemoryKernels::AddParts(absl::Span<const float* const> operands,
+                                 absl::Span<const int> program, float* out, int64_t count) {
+  Op op(*device_, arena_);
+  std::vector<const float*> on_device;
+  auto* to = static_cast<float*>(op.Out(out, count * 4));
+  for (const float* operand : operands) {
+    on_device.push_back(operand == out ? to : op.Put(operand, count));
+  }
+  device_->AddParts(on_device, program, to, count);
+}
+void HostMemoryKernels::OrInto(uint32_t* data, const uint32_t* other, int64_t count) {
+  Op op(*device_, arena_);
+  auto* to = static_cast<uint32_t*>(op.Out(data, count * 4));
+  device_->OrInto(
+      to, static_cast<const uint32_t*>(op.Put(static_cast<const void*>(other), count * 4)), count);
 }
 
 absl::StatusOr<std::unique_ptr<PackedWeight>> HostMemoryKernels::Pack(const WeightSpec& spec) {
@@ -274,6 +299,12 @@ Choice HostMemoryKernels::GumbelArgmax(absl::Span<const float> logits, int32_t f
   Op op(*device_, arena_);
   const float* on_device = op.Put(logits.data(), static_cast<int64_t>(logits.size()));
   return device_->GumbelArgmax({on_device, logits.size()}, first_id, temperature, threshold, key);
+}
+
+void HostMemoryKernels::GumbelArgmaxRows(TensorView logits, absl::Span<const GumbelRow> rows,
+                                         absl::Span<Choice> out) {
+  Op op(*device_, arena_);
+  device_->GumbelArgmaxRows(op.In(logits), rows, out);
 }
 
 }  // namespace phalanx::kernels

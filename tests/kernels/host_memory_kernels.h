@@ -16,7 +16,12 @@ namespace phalanx::kernels {
 
 class HostMemoryKernels : public Kernels {
  public:
-  explicit HostMemoryKernels(std::unique_ptr<Kernels> device);
+  // Where operands go that fit.
+  static constexpr int64_t kArenaBytes = int64_t{64} << 20;
+
+  // With an arena of 0 bytes every operand is an allocation of its own: what goes past its end
+  // shows where the device watches allocations, and an op takes longer.
+  explicit HostMemoryKernels(std::unique_ptr<Kernels> device, int64_t arena_bytes = kArenaBytes);
 
   std::string Describe() const override { return device_->Describe(); }
   // Memory of the host.
@@ -24,6 +29,11 @@ class HostMemoryKernels : public Kernels {
   void CopyIn(void* to, const void* from, int64_t bytes) override;
   void CopyOut(void* to, const void* from, int64_t bytes) override;
   void Synchronize() override { device_->Synchronize(); }
+  void Zero(void* memory, int64_t bytes) override;
+  void CopyRows(TensorView in, TensorView out) override;
+  void AddParts(absl::Span<const float* const> operands, absl::Span<const int> program, float* out,
+                int64_t count) override;
+  void OrInto(uint32_t* data, const uint32_t* other, int64_t count) override;
   // Weights lie on the device.
   absl::StatusOr<std::unique_ptr<PackedWeight>> Pack(const WeightSpec& spec) override;
   int64_t PackedBytes(const WeightSpec& spec) const override { return device_->PackedBytes(spec); }
@@ -57,6 +67,8 @@ class HostMemoryKernels : public Kernels {
                        absl::Span<MaxSum> out) override;
   Choice GumbelArgmax(absl::Span<const float> logits, int32_t first_id, float temperature,
                       float threshold, const GumbelKey& key) override;
+  void GumbelArgmaxRows(TensorView logits, absl::Span<const GumbelRow> rows,
+                        absl::Span<Choice> out) override;
 
  private:
   // One op's operands on the device: copied there as they are named, and back when the op is over.

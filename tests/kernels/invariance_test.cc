@@ -75,26 +75,30 @@ TEST_P(InvarianceTest, MatMulRowsDoNotDependOnTheNumberOfRowsOrTheirPlace) {
     int leaves;
   };
   // Chunks that end inside a leaf, leaves of one chunk, one leaf of many, few and many columns.
-  for (const Case& c : {Case{200, 2560, 1}, Case{72, 4096, 8}, Case{300, 1792, 3}, Case{17, 96, 2},
-                        Case{520, 1024, 5}}) {
+  const auto cases =
+      Sized<Case>({{40, 1280, 1}, {24, 2048, 8}, {17, 96, 2}},
+                  {{200, 2560, 1}, {72, 4096, 8}, {300, 1792, 3}, {17, 96, 2}, {520, 1024, 5}});
+  std::vector<int64_t> most;
+  for (int64_t m = 1; m <= 64; ++m) most.push_back(m);
+  const int64_t num_rows = kTestSize == TestSize::kSmall ? 140 : 300;
+  for (const Case& c : cases) {
     for (const DType type : kAllTypes) {
       const auto weight = MakeWeight(type, c.n, c.k, c.leaves, random);
       auto packed = kernels_->Pack(weight->spec);
       ASSERT_TRUE(packed.ok()) << packed.status();
-      constexpr int64_t kRows = 300;
-      Matrix x = Matrix::Of(ActivationType(type), kRows, (*packed)->k(), random);
+      Matrix x = Matrix::Of(ActivationType(type), num_rows, (*packed)->k(), random);
       const std::string what =
           absl::StrCat(std::string(Name(type)), " ", c.n, " x ", c.k, ", ", c.leaves, " leaves");
       const std::vector<float> all = Multiply(*kernels_, **packed, x.view());
-      for (int64_t m = 1; m <= 64; ++m) {
-        const int64_t first = m * 7 % (kRows - m);
+      for (const int64_t m : Sized<int64_t>({1, 2, 8, 9, 16, 17, 31, 33, 64}, most)) {
+        const int64_t first = m * 7 % (num_rows - m);
         const auto rows = Multiply(*kernels_, **packed, RowsOf(x.view(), first, m));
         ASSERT_EQ(FirstDifference(rows, all, first, c.n), -1)
-            << what << ": rows " << first << " + " << m << " of " << kRows;
+            << what << ": rows " << first << " + " << m << " of " << num_rows;
       }
-      for (const int64_t m : {65, 100, 127, 128, 129, 200, 257}) {
-        const auto rows = Multiply(*kernels_, **packed, RowsOf(x.view(), kRows - m, m));
-        ASSERT_EQ(FirstDifference(rows, all, kRows - m, c.n), -1) << what << ": the last " << m;
+      for (const int64_t m : Sized<int64_t>({65, 129}, {65, 100, 127, 128, 129, 200, 257})) {
+        const auto rows = Multiply(*kernels_, **packed, RowsOf(x.view(), num_rows - m, m));
+        ASSERT_EQ(FirstDifference(rows, all, num_rows - m, c.n), -1) << what << ": the last " << m;
       }
     }
   }
@@ -106,11 +110,13 @@ TEST_P(InvarianceTest, MatMulColumnsDoNotDependOnWhichColumnsARankHolds) {
     const auto weight = MakeWeight(type, 400, 1536, 2, random);
     auto packed = kernels_->Pack(weight->spec);
     ASSERT_TRUE(packed.ok()) << packed.status();
-    for (const int64_t m : {1, 9, 40, 150}) {
+    for (const int64_t m : Sized<int64_t>({1, 9, 40}, {1, 9, 40, 150})) {
       Matrix x = Matrix::Of(ActivationType(type), m, (*packed)->k(), random);
       const std::vector<float> all = Multiply(*kernels_, **packed, x.view());
-      for (const auto& [first, count] : std::vector<std::pair<int64_t, int64_t>>{
-               {0, 400}, {1, 399}, {13, 5}, {130, 128}, {37, 200}, {399, 1}}) {
+      using Columns = std::pair<int64_t, int64_t>;
+      for (const auto& [first, count] :
+           Sized<Columns>({{13, 5}, {37, 100}, {399, 1}},
+                          {{0, 400}, {1, 399}, {13, 5}, {130, 128}, {37, 200}, {399, 1}})) {
         WeightSpec some = weight->spec;
         some.rows[0].data = static_cast<const char*>(some.rows[0].data) +
                             first * some.rows[0].stride * SizeOf(type);
@@ -134,7 +140,7 @@ TEST_P(InvarianceTest, MatMulLeavesOnSeveralRanksGiveTheBitsOfOne) {
     const auto weight = MakeWeight(type, 150, 8 * 640, 8, random);
     auto whole = kernels_->Pack(weight->spec);
     ASSERT_TRUE(whole.ok()) << whole.status();
-    for (const int64_t m : {1, 8, 33, 140}) {
+    for (const int64_t m : Sized<int64_t>({8, 33}, {1, 8, 33, 140})) {
       Matrix x = Matrix::Of(ActivationType(type), m, (*whole)->k(), random);
       const std::vector<float> expected = Multiply(*kernels_, **whole, x.view());
       // Two ranks of four leaves; and three of three, three and two, whose subtrees are {0, 1},
@@ -183,7 +189,7 @@ TEST_P(InvarianceTest, AttentionOfARowIsTheSameInPrefillAndDecode) {
     int64_t heads, kv_heads, dim, window;
   };
   for (const Case& c : {Case{8, 2, 64, 0}, Case{4, 4, 128, 0}, Case{16, 1, 80, 0},
-                        Case{5, 1, 256, 0}, Case{8, 2, 64, 700}}) {
+                        Case{5, 1, 256, 0}, Case{8, 2, 64, 500}}) {
     for (const DType type : kAllTypes) {
       Shape shape;
       shape.type = type;
@@ -191,20 +197,25 @@ TEST_P(InvarianceTest, AttentionOfARowIsTheSameInPrefillAndDecode) {
       shape.kv_heads = c.kv_heads;
       shape.dim = c.dim;
       shape.window = c.window;
+      const bool small = kTestSize == TestSize::kSmall;
+      if (small && type != DType::kBF16 && c.dim != 64) continue;
+      // Several rounds of eight blocks of every stripe.
+      const int64_t num_tokens = small ? 650 : 2400;
+      if (small) shape.stripes = 2;
       const Layer layer(shape);
-      constexpr int64_t kTokens = 2400, kLast = 70;
-      constexpr int64_t kBlocks = (kTokens + 31) / 32;
-      const std::vector<int32_t> table = ShuffledBlocks(kBlocks, 3);
-      Cache cache(*kernels_, layer.kv(), kBlocks);
+      const int64_t last = small ? 35 : 70;
+      const int64_t num_blocks = (num_tokens + 31) / 32;
+      const std::vector<int32_t> table = ShuffledBlocks(num_blocks, 3);
+      Cache cache(*kernels_, layer.kv(), num_blocks);
       Random random(34);
-      Matrix qkv = Matrix::Of(DType::kF32, kTokens, layer.Cols(), random);
+      Matrix qkv = Matrix::Of(DType::kF32, num_tokens, layer.Cols(), random);
       std::vector<int32_t> positions, slots;
-      for (int32_t p = 0; p < kTokens; ++p) {
+      for (int32_t p = 0; p < num_tokens; ++p) {
         positions.push_back(p);
         slots.push_back(table[p / 32] * 32 + p % 32);
       }
       const int64_t q_cols = shape.heads * RoundUp(shape.dim, kDotGroup);
-      Matrix q(Activation(shape), kTokens, q_cols);
+      Matrix q(Activation(shape), num_tokens, q_cols);
       kernels_->QkvToCache(layer.Qkv(qkv.view(), positions, slots, cache.view(), q.view()));
       const auto attend = [&](int64_t first, int64_t count) {
         Matrix out(Activation(shape), count, layer.OutCols(), 0);
@@ -213,10 +224,10 @@ TEST_P(InvarianceTest, AttentionOfARowIsTheSameInPrefillAndDecode) {
             layer.Attention(RowsOf(q.view(), first, count), cache.view(), sequences, out.view()));
         return out;
       };
-      const int64_t first = kTokens - kLast;
-      const Matrix together = attend(first, kLast);
-      for (const int64_t count : {1, 2, 3, 5, 8, 33}) {
-        for (int64_t at = 0; at + count <= kLast; at += count == 1 ? 3 : 29) {
+      const int64_t first = num_tokens - last;
+      const Matrix together = attend(first, last);
+      for (const int64_t count : Sized<int64_t>({1, 6, 33}, {1, 2, 3, 5, 8, 33})) {
+        for (int64_t at = 0; at + count <= last; at += count == 1 && last > 35 ? 3 : 29) {
           const Matrix some = attend(first + at, count);
           for (int64_t r = 0; r < count; ++r) {
             for (int64_t j = 0; j < layer.OutCols(); ++j) {

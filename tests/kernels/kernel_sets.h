@@ -7,6 +7,7 @@
 #include <memory>
 #include <ostream>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "kernels/kernels.h"
@@ -17,6 +18,15 @@ namespace phalanx::kernels {
 // has them on every device.
 extern const bool kBf16HasCpuBits;
 inline bool HasCpuBits(DType type) { return kBf16HasCpuBits || type != DType::kBF16; }
+
+// How much of a large test is worth its time here.
+enum class TestSize { kSmall, kMedium, kLarge };
+extern const TestSize kTestSize;
+// `few` where a test has to be small, else `all`.
+template <typename T>
+std::vector<T> Sized(std::vector<T> few, std::vector<T> all) {
+  return kTestSize == TestSize::kSmall ? std::move(few) : std::move(all);
+}
 
 struct NamedKernels {
   std::string name;

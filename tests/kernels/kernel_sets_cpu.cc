@@ -5,6 +5,7 @@
 namespace phalanx::kernels {
 
 const bool kBf16HasCpuBits = true;
+const TestSize kTestSize = TestSize::kMedium;
 
 std::vector<KernelSet> KernelSets() {
   std::vector<KernelSet> sets;

@@ -187,6 +187,32 @@ TEST(GumbelArgmax, ShardsGiveTheWholeRowsChoice) {
 }
 
 // Chi-square of the drawn ids against softmax(logits / T), for fixed seeds.
+TEST(GumbelArgmaxRows, EqualsRowByRow) {
+  Random random(13);
+  for (const int64_t cols : {1, 33, 5000}) {
+    Matrix logits = Matrix::Of(DType::kF32, 5, cols, random, 3.0f);
+    std::vector<GumbelRow> rows;
+    for (const int64_t row : {4, 0, 2, 2, 2, 3}) {
+      const auto i = static_cast<uint32_t>(rows.size());
+      rows.push_back({row, i % 3 == 0 ? 0.0f : 0.8f, i == 4 ? 1e9f : -2.0f, {9, 40 + i, i % 2, 0}});
+    }
+    for (const auto& [name, kernels] : AllKernels()) {
+      std::vector<Choice> out(rows.size());
+      kernels->GumbelArgmaxRows(logits.view(), rows, absl::MakeSpan(out));
+      for (size_t i = 0; i < rows.size(); ++i) {
+        const GumbelRow& r = rows[i];
+        const Choice expected = reference::GumbelArgmax(
+            {logits.view().f32() + r.row * logits.view().stride, static_cast<size_t>(cols)}, 0,
+            r.temperature, r.threshold, r.key);
+        EXPECT_EQ(out[i].id, expected.id) << name << ", request " << i << " of " << cols;
+        EXPECT_EQ(Bits(out[i].value), Bits(expected.value)) << name << ", request " << i;
+      }
+      EXPECT_EQ(out[4].id, -1) << name;
+      kernels->GumbelArgmaxRows(logits.view(), {}, {});
+    }
+  }
+}
+
 TEST(GumbelArgmax, DrawsFromTheSoftmax) {
   const auto kernels = CreateCpuKernels({});
   ASSERT_TRUE(kernels.ok());

@@ -1,0 +1,17 @@
+// Dynamic shared memory beyond 48 KiB, which a kernel must be allowed first.
+#ifndef PHALANX_KERNELS_CUDA_SHARED_MEMORY_H_
+#define PHALANX_KERNELS_CUDA_SHARED_MEMORY_H_
+
+#include <cuda_runtime_api.h>
+
+#include <cstddef>
+
+namespace phalanx::kernels::cuda {
+
+// Lets blocks of `kernel` have `bytes` on the calling thread's device. What is allowed never
+// shrinks: other instances and other graphs of the process launch the same kernel.
+cudaError_t AllowShared(const void* kernel, size_t bytes);
+
+}  // namespace phalanx::kernels::cuda
+
+#endif  // PHALANX_KERNELS_CUDA_SHARED_MEMORY_H_

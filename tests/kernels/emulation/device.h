@@ -1,0 +1,99 @@
+// A device's threads on a CPU: what kernels see of blocks, barriers and warps (README.md).
+#ifndef PHALANX_TESTS_KERNELS_EMULATION_DEVICE_H_
+#define PHALANX_TESTS_KERNELS_EMULATION_DEVICE_H_
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+
+#define __global__
+#define __device__
+#define __forceinline__ inline
+#define __launch_bounds__(...)
+#define __grid_constant__
+// Blocks run one after the other, so one copy serves them all.
+#define __shared__ static
+#define __align__(bytes) alignas(bytes)
+
+struct dim3 {
+  unsigned x = 1;
+  unsigned y = 1;
+  unsigned z = 1;
+  constexpr dim3() = default;
+  constexpr explicit dim3(unsigned a, unsigned b = 1, unsigned c = 1) : x(a), y(b), z(c) {}
+};
+struct alignas(16) uint4 {
+  uint32_t x, y, z, w;
+};
+
+// Of the thread that runs.
+extern dim3 threadIdx, blockIdx, blockDim, gridDim;
+
+namespace phalanx::kernels::emulation {
+
+// Dynamic shared memory that a block may have: an H100's.
+inline constexpr size_t kMostShared = 227 << 10;
+
+// While it lives, this thread does the device's work.
+class OnDevice {
+ public:
+  OnDevice();
+  ~OnDevice();
+  OnDevice(const OnDevice&) = delete;
+  OnDevice& operator=(const OnDevice&) = delete;
+};
+bool RunsOnDevice();
+
+// runtime.cc: how a kernel is run that is known by its address alone. `bind` copies the arguments
+// and gives what one thread does.
+using Bind = std::function<void()> (*)(const void* kernel, void** arguments);
+void Know(const void* kernel, Bind bind);
+
+// Runs `thread` for every thread of every block. `shared_bytes` of dynamic shared memory hold a
+// pattern when a block begins.
+void RunGrid(dim3 grid, int threads, size_t shared_bytes, const std::function<void()>& thread);
+void* DynamicShared();
+
+// A step that all 32 lanes of a warp take together: `run` sees what each brought, in lane order.
+void WarpStep(void* mine, void (*run)(void* const* lanes));
+
+// mma.m16n8k16 of BF16: c += A B, what each lane holds of it.
+struct MmaLane {
+  float* c;  // [4]
+  uint32_t a[4];
+  uint32_t b[2];
+};
+void MultiplyTile(const MmaLane* const* lanes);
+
+// cp.async: the calling thread's.
+void QueueCopy(void* to, const void* from, bool valid);
+void CommitQueued();
+void LandAllBut(int groups);
+
+}  // namespace phalanx::kernels::emulation
+
+void __syncthreads();
+void __syncwarp();
+
+template <typename T>
+T __shfl_xor_sync(unsigned /*mask*/, T value, int step) {
+  static_assert(sizeof(T) == 4);
+  struct Lane {
+    T in;
+    T out;
+    int step;
+  } lane = {value, T{}, step};
+  phalanx::kernels::emulation::WarpStep(&lane, [](void* const* lanes) {
+    for (int i = 0; i < 32; ++i) {
+      auto* mine = static_cast<Lane*>(lanes[i]);
+      mine->out = static_cast<Lane*>(lanes[i ^ mine->step])->in;
+    }
+  });
+  return lane.out;
+}
+template <typename T>
+T __ldg(const T* from) {
+  return *from;
+}
+
+#endif  // PHALANX_TESTS_KERNELS_EMULATION_DEVICE_H_

@@ -1,0 +1,431 @@
+// The CUDA runtime of the emulated device. A stream does nothing until somebody waits for it: what
+// reads a result without waiting, or changes what a stream still reads, shows.
+#include <algorithm>
+#include <cstdlib>
+#include <cstring>
+#include <deque>
+#include <functional>
+#include <iterator>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <set>
+#include <vector>
+
+#include "cuda_runtime_api.h"
+#include "tests/kernels/emulation/memory.h"
+
+struct EmulatedStream {
+  std::deque<std::function<void()>> work;
+  uint64_t enqueued = 0;
+  uint64_t done = 0;
+};
+struct EmulatedEvent {
+  EmulatedStream* stream = nullptr;  // null: never recorded, or its stream is gone
+  uint64_t position = 0;
+};
+
+struct EmulatedNode {
+  size_t index;
+};
+struct EmulatedGraph {
+  std::vector<std::unique_ptr<EmulatedNode>> nodes;
+  std::vector<std::function<void()>> work;  // by node; each comes after the one before
+};
+struct EmulatedExec {
+  std::vector<std::function<void()>> work;
+};
+
+namespace phalanx::kernels::emulation {
+namespace {
+
+// Threads share the device; whoever waits for a stream runs it.
+std::mutex& Lock() {
+  static auto* lock = new std::mutex();
+  return *lock;
+}
+
+struct Runtime {
+  EmulatedStream legacy;  // the stream called nullptr, which waits for no other
+  std::set<EmulatedStream*> streams;
+  std::set<EmulatedEvent*> events;
+  std::map<const char*, size_t> pinned;
+  std::map<const void*, Bind> kernels;
+  std::map<const void*, size_t> shared;  // that a kernel was allowed beyond kDefaultShared
+};
+Runtime& State() {
+  static auto* state = new Runtime();
+  return *state;
+}
+
+// Dynamic shared memory that a block may have without asking.
+constexpr size_t kDefaultShared = 48 << 10;
+constexpr size_t kDeviceBytes = size_t{8} << 30;
+
+EmulatedStream& Of(cudaStream_t stream) { return stream == nullptr ? State().legacy : *stream; }
+
+void RunTo(EmulatedStream& stream, uint64_t position) {
+  if (stream.done >= position) return;
+  const OpenMemory open;
+  const OnDevice here;
+  while (stream.done < position) {
+    const std::function<void()> next = std::move(stream.work.front());
+    stream.work.pop_front();
+    next();
+    ++stream.done;
+  }
+}
+void RunAll() {
+  RunTo(State().legacy, State().legacy.enqueued);
+  for (EmulatedStream* stream : State().streams) RunTo(*stream, stream->enqueued);
+}
+
+void Push(cudaStream_t stream, std::function<void()> work) {
+  Of(stream).work.push_back(std::move(work));
+  ++Of(stream).enqueued;
+}
+
+bool IsPinned(const void* data, size_t bytes) {
+  const char* at = static_cast<const char*>(data);
+  const auto next = State().pinned.upper_bound(at);
+  if (next == State().pinned.begin()) return false;
+  const auto& [begin, size] = *std::prev(next);
+  return at + bytes <= begin + size;
+}
+
+struct Block {
+  const char* data;
+  size_t pitch;
+  size_t width;
+  size_t height;
+
+  size_t span() const { return height == 0 ? 0 : (height - 1) * pitch + width; }
+};
+
+void CopyBlock(char* to, size_t to_pitch, const Block& from) {
+  for (size_t row = 0; row < from.height; ++row) {
+    std::memcpy(to + row * to_pitch, from.data + row * from.pitch, from.width);
+  }
+}
+
+// What a launch does; null where the launch isn't valid. Under the lock.
+std::function<void()> LaunchOf(const void* kernel, dim3 grid, dim3 block, void** arguments,
+                               size_t shared_bytes) {
+  const auto known = State().kernels.find(kernel);
+  const auto asked = State().shared.find(kernel);
+  const size_t allowed = asked == State().shared.end() ? kDefaultShared : asked->second;
+  if (known == State().kernels.end() || grid.x == 0 || grid.y == 0 || grid.z == 0 ||
+      grid.y > 65535 || grid.z > 65535 || shared_bytes > allowed) {
+    return nullptr;
+  }
+  const std::function<void()> thread = known->second(kernel, arguments);
+  return [=] { RunGrid(grid, static_cast<int>(block.x), shared_bytes, thread); };
+}
+
+// What a copy of pinned memory to the device does; null where it isn't one.
+std::function<void()> UploadOf(void* to, const void* from, size_t bytes) {
+  if (!IsDeviceMemory(to, bytes) || !IsPinned(from, bytes)) return nullptr;
+  return [=] { std::memcpy(to, from, bytes); };
+}
+
+cudaError_t AddNode(cudaGraphNode_t* node, cudaGraph_t graph, const cudaGraphNode_t* before,
+                    size_t num_before, std::function<void()> work) {
+  // Chains alone.
+  const size_t index = graph->nodes.size();
+  const bool chained =
+      index == 0 ? num_before == 0 : num_before == 1 && before[0] == graph->nodes.back().get();
+  if (work == nullptr || !chained) return cudaErrorInvalidValue;
+  graph->nodes.push_back(std::make_unique<EmulatedNode>(EmulatedNode{index}));
+  graph->work.push_back(std::move(work));
+  *node = graph->nodes.back().get();
+  return cudaSuccess;
+}
+
+cudaError_t SetNode(cudaGraphExec_t exec, cudaGraphNode_t node, std::function<void()> work) {
+  if (work == nullptr) return cudaErrorInvalidValue;
+  exec->work[node->index] = std::move(work);
+  return cudaSuccess;
+}
+
+cudaError_t Copy(void* to, size_t to_pitch, const Block& from, cudaMemcpyKind kind,
+                 cudaStream_t stream) {
+  const std::lock_guard<std::mutex> lock(Lock());
+  if (from.width == 0 || from.height == 0) return cudaSuccess;
+  if (from.width > from.pitch || from.width > to_pitch) return cudaErrorInvalidValue;
+  const size_t to_span = Block{nullptr, to_pitch, from.width, from.height}.span();
+  const bool from_device = kind != cudaMemcpyHostToDevice;
+  const bool to_device = kind != cudaMemcpyDeviceToHost;
+  if (from_device != IsDeviceMemory(from.data, from.span()) ||
+      to_device != IsDeviceMemory(to, to_span)) {
+    return cudaErrorInvalidValue;
+  }
+  char* target = static_cast<char*>(to);
+  if (!from_device && !IsPinned(from.data, from.span())) {
+    // Such memory has been read when the call returns.
+    auto read = std::make_shared<std::vector<char>>(from.width * from.height);
+    CopyBlock(read->data(), from.width, from);
+    const Block held = {read->data(), from.width, from.width, from.height};
+    Push(stream, [read, held, target, to_pitch] { CopyBlock(target, to_pitch, held); });
+    return cudaSuccess;
+  }
+  Push(stream, [from, target, to_pitch] { CopyBlock(target, to_pitch, from); });
+  if (!to_device && !IsPinned(to, to_span)) RunTo(Of(stream), Of(stream).enqueued);
+  return cudaSuccess;
+}
+
+cudaError_t Fill(void* data, size_t pitch, int value, size_t width, size_t height,
+                 cudaStream_t stream) {
+  const std::lock_guard<std::mutex> lock(Lock());
+  if (width == 0 || height == 0) return cudaSuccess;
+  if (width > pitch || !IsDeviceMemory(data, (height - 1) * pitch + width)) {
+    return cudaErrorInvalidValue;
+  }
+  Push(stream, [=] {
+    for (size_t row = 0; row < height; ++row) {
+      std::memset(static_cast<char*>(data) + row * pitch, value, width);
+    }
+  });
+  return cudaSuccess;
+}
+
+}  // namespace
+
+void Know(const void* kernel, Bind bind) {
+  const std::lock_guard<std::mutex> lock(Lock());
+  State().kernels.emplace(kernel, bind);
+}
+
+}  // namespace phalanx::kernels::emulation
+
+using namespace phalanx::kernels::emulation;  // NOLINT: the runtime's functions are global
+
+cudaError_t cudaGetDeviceCount(int* count) {
+  *count = 1;
+  return cudaSuccess;
+}
+cudaError_t cudaDriverGetVersion(int* version) {
+  *version = CUDART_VERSION;
+  return cudaSuccess;
+}
+cudaError_t cudaGetDevice(int* device) {
+  *device = 0;
+  return cudaSuccess;
+}
+cudaError_t cudaSetDevice(int device) { return device == 0 ? cudaSuccess : cudaErrorNoDevice; }
+cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int /*device*/) {
+  *value = attribute == cudaDevAttrComputeCapabilityMajor ? 9 : 0;
+  return cudaSuccess;
+}
+cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int /*device*/) {
+  *properties = {};
+  std::strcpy(properties->name, "emulated");
+  properties->major = 9;
+  // Few enough that small tests meet every split and several work items a block.
+  properties->multiProcessorCount = 3;
+  properties->sharedMemPerBlockOptin = kMostShared;
+  return cudaSuccess;
+}
+cudaError_t cudaDeviceSynchronize() {
+  const std::lock_guard<std::mutex> lock(Lock());
+  RunAll();
+  return cudaSuccess;
+}
+cudaError_t cudaGetLastError() { return cudaSuccess; }
+const char* cudaGetErrorString(cudaError_t error) {
+  return error == cudaErrorInvalidValue       ? "invalid argument"
+         : error == cudaErrorMemoryAllocation ? "out of memory"
+                                              : "another emulated error";
+}
+const char* cudaGetErrorName(cudaError_t error) {
+  return error == cudaErrorInvalidValue       ? "cudaErrorInvalidValue"
+         : error == cudaErrorMemoryAllocation ? "cudaErrorMemoryAllocation"
+                                              : "cudaErrorOther";
+}
+
+cudaError_t cudaMalloc(void** data, size_t bytes) {
+  const std::lock_guard<std::mutex> lock(Lock());
+  if (bytes > kDeviceBytes) return cudaErrorMemoryAllocation;
+  *data = AllocateDeviceMemory(bytes);
+  return *data == nullptr ? cudaErrorMemoryAllocation : cudaSuccess;
+}
+cudaError_t cudaFree(void* data) {
+  const std::lock_guard<std::mutex> lock(Lock());
+  if (data == nullptr) return cudaSuccess;
+  RunAll();
+  FreeDeviceMemory(data);
+  return cudaSuccess;
+}
+cudaError_t cudaMemGetInfo(size_t* available, size_t* total) {
+  *available = *total = kDeviceBytes;
+  return cudaSuccess;
+}
+cudaError_t cudaHostAlloc(void** data, size_t bytes, unsigned /*flags*/) {
+  const std::lock_guard<std::mutex> lock(Lock());
+  *data = std::aligned_alloc(256, (bytes + 255) / 256 * 256);
+  State().pinned[static_cast<const char*>(*data)] = bytes;
+  return cudaSuccess;
+}
+cudaError_t cudaFreeHost(void* data) {
+  const std::lock_guard<std::mutex> lock(Lock());
+  if (data == nullptr) return cudaSuccess;
+  RunAll();
+  State().pinned.erase(static_cast<const char*>(data));
+  std::free(data);
+  return cudaSuccess;
+}
+
+cudaError_t cudaMemsetAsync(void* data, int value, size_t bytes, cudaStream_t stream) {
+  return Fill(data, bytes, value, bytes, 1, stream);
+}
+cudaError_t cudaMemset2DAsync(void* data, size_t pitch, int value, size_t width, size_t height,
+                              cudaStream_t stream) {
+  return Fill(data, pitch, value, width, height, stream);
+}
+cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind kind,
+                            cudaStream_t stream) {
+  return Copy(to, bytes, {static_cast<const char*>(from), bytes, bytes, 1}, kind, stream);
+}
+cudaError_t cudaMemcpy2DAsync(void* to, size_t to_pitch, const void* from, size_t from_pitch,
+                              size_t width, size_t height, cudaMemcpyKind kind,
+                              cudaStream_t stream) {
+  return Copy(to, to_pitch, {static_cast<const char*>(from), from_pitch, width, height}, kind,
+              stream);
+}
+cudaError_t cudaPointerGetAttributes(cudaPointerAttributes* attributes, const void* data) {
+  const std::lock_guard<std::mutex> lock(Lock());
+  attributes->type = IsDeviceMemory(data, 1) ? cudaMemoryTypeDevice
+                     : IsPinned(data, 1)     ? cudaMemoryTypeHost
+                                             : cudaMemoryTypeUnregistered;
+  return cudaSuccess;
+}
+
+cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned /*flags*/) {
+  const std::lock_guard<std::mutex> lock(Lock());
+  *stream = new EmulatedStream();
+  State().streams.insert(*stream);
+  return cudaSuccess;
+}
+cudaError_t cudaStreamDestroy(cudaStream_t stream) {
+  const std::lock_guard<std::mutex> lock(Lock());
+  RunTo(*stream, stream->enqueued);
+  for (EmulatedEvent* event : State().events) {
+    if (event->stream == stream) event->stream = nullptr;
+  }
+  State().streams.erase(stream);
+  delete stream;
+  return cudaSuccess;
+}
+cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
+  const std::lock_guard<std::mutex> lock(Lock());
+  RunTo(Of(stream), Of(stream).enqueued);
+  return cudaSuccess;
+}
+cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned /*flags*/) {
+  const std::lock_guard<std::mutex> lock(Lock());
+  EmulatedStream* other = event->stream;
+  if (other == nullptr || other == &Of(stream)) return cudaSuccess;
+  const uint64_t position = event->position;
+  Push(stream, [other, position] {
+    // A stream that is gone has run out.
+    if (State().streams.count(other) > 0 || other == &State().legacy) RunTo(*other, position);
+  });
+  return cudaSuccess;
+}
+cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned /*flags*/) {
+  const std::lock_guard<std::mutex> lock(Lock());
+  *event = new EmulatedEvent();
+  State().events.insert(*event);
+  return cudaSuccess;
+}
+cudaError_t cudaEventDestroy(cudaEvent_t event) {
+  const std::lock_guard<std::mutex> lock(Lock());
+  State().events.erase(event);
+  delete event;
+  return cudaSuccess;
+}
+cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
+  const std::lock_guard<std::mutex> lock(Lock());
+  *event = {&Of(stream), Of(stream).enqueued};
+  return cudaSuccess;
+}
+cudaError_t cudaEventSynchronize(cudaEvent_t event) {
+  const std::lock_guard<std::mutex> lock(Lock());
+  if (event->stream != nullptr) RunTo(*event->stream, event->position);
+  return cudaSuccess;
+}
+cudaError_t cudaEventQuery(cudaEvent_t event) {
+  const std::lock_guard<std::mutex> lock(Lock());
+  EmulatedStream* stream = event->stream;
+  if (stream == nullptr || stream->done >= event->position) return cudaSuccess;
+  // Whoever asks again and again gets on.
+  RunTo(*stream, stream->done + 1);
+  return cudaErrorNotReady;
+}
+cudaError_t cudaStreamIsCapturing(cudaStream_t /*stream*/, cudaStreamCaptureStatus* status) {
+  *status = cudaStreamCaptureStatusNone;
+  return cudaSuccess;
+}
+
+cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute /*attribute*/, int value) {
+  const std::lock_guard<std::mutex> lock(Lock());
+  if (static_cast<size_t>(value) > kMostShared) return cudaErrorInvalidValue;
+  State().shared[kernel] = std::max(kDefaultShared, static_cast<size_t>(value));
+  return cudaSuccess;
+}
+cudaError_t cudaLaunchKernel(const void* kernel, dim3 grid, dim3 block, void** arguments,
+                             size_t shared_bytes, cudaStream_t stream) {
+  const std::lock_guard<std::mutex> lock(Lock());
+  std::function<void()> launch = LaunchOf(kernel, grid, block, arguments, shared_bytes);
+  if (launch == nullptr) return cudaErrorInvalidValue;
+  Push(stream, std::move(launch));
+  return cudaSuccess;
+}
+cudaError_t cudaGraphCreate(cudaGraph_t* graph, unsigned /*flags*/) {
+  *graph = new EmulatedGraph();
+  return cudaSuccess;
+}
+cudaError_t cudaGraphDestroy(cudaGraph_t graph) {
+  delete graph;
+  return cudaSuccess;
+}
+cudaError_t cudaGraphAddMemcpyNode1D(cudaGraphNode_t* node, cudaGraph_t graph,
+                                     const cudaGraphNode_t* before, size_t num_before, void* to,
+                                     const void* from, size_t bytes, cudaMemcpyKind /*kind*/) {
+  const std::lock_guard<std::mutex> lock(Lock());
+  return AddNode(node, graph, before, num_before, UploadOf(to, from, bytes));
+}
+cudaError_t cudaGraphAddKernelNode(cudaGraphNode_t* node, cudaGraph_t graph,
+                                   const cudaGraphNode_t* before, size_t num_before,
+                                   const cudaKernelNodeParams* params) {
+  const std::lock_guard<std::mutex> lock(Lock());
+  return AddNode(node, graph, before, num_before,
+                 LaunchOf(params->func, params->gridDim, params->blockDim, params->kernelParams,
+                          params->sharedMemBytes));
+}
+cudaError_t cudaGraphInstantiate(cudaGraphExec_t* exec, cudaGraph_t graph,
+                                 unsigned long long /*flags*/) {
+  *exec = new EmulatedExec{graph->work};
+  return cudaSuccess;
+}
+cudaError_t cudaGraphExecDestroy(cudaGraphExec_t exec) {
+  delete exec;
+  return cudaSuccess;
+}
+cudaError_t cudaGraphExecMemcpyNodeSetParams1D(cudaGraphExec_t exec, cudaGraphNode_t node, void* to,
+                                               const void* from, size_t bytes,
+                                               cudaMemcpyKind /*kind*/) {
+  const std::lock_guard<std::mutex> lock(Lock());
+  return SetNode(exec, node, UploadOf(to, from, bytes));
+}
+cudaError_t cudaGraphExecKernelNodeSetParams(cudaGraphExec_t exec, cudaGraphNode_t node,
+                                             const cudaKernelNodeParams* params) {
+  const std::lock_guard<std::mutex> lock(Lock());
+  return SetNode(exec, node,
+                 LaunchOf(params->func, params->gridDim, params->blockDim, params->kernelParams,
+                          params->sharedMemBytes));
+}
+cudaError_t cudaGraphLaunch(cudaGraphExec_t exec, cudaStream_t stream) {
+  const std::lock_guard<std::mutex> lock(Lock());
+  for (const std::function<void()>& work : exec->work) Push(stream, work);
+  return cudaSuccess;
+}

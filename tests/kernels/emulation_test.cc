@@ -1,0 +1,110 @@
+// The emulated device catches what it is there to catch.
+#include <memory>
+
+#include "gtest/gtest.h"
+#include "kernels/cuda/cuda_device.h"
+#include "kernels/kernels.h"
+#include "tests/kernels/emulation/kernels/cuda/launch.cuh"
+
+namespace phalanx::kernels {
+namespace {
+
+std::unique_ptr<Kernels> Device() {
+  auto kernels = CreateCudaKernels({.device = 0, .pack_threads = 1});
+  EXPECT_TRUE(kernels.ok()) << kernels.status();
+  return *std::move(kernels);
+}
+
+Buffer Memory(Kernels& kernels, int64_t bytes) {
+  auto buffer = kernels.Allocate(bytes);
+  EXPECT_TRUE(buffer.ok()) << buffer.status();
+  return *std::move(buffer);
+}
+
+void Write(int* data, int index) { data[index] = 1; }
+void LeaveALaneOut(int* /*data*/, int lane) {
+  if (static_cast<int>(threadIdx.x) != lane) __syncwarp();
+}
+void RunKernel(void (*kernel)(int*, int), int* data, int value) {
+  EXPECT_EQ(cuda::Launch(kernel, dim3(1), 32, 0, nullptr, data, value), cudaSuccess);
+  EXPECT_EQ(cudaDeviceSynchronize(), cudaSuccess);
+}
+
+// Where a sanitizer sees the same fault first, its report ends the process.
+constexpr char kTouched[] = "the host touches device memory|AddressSanitizer";
+constexpr char kOutside[] = "outside of device memory|AddressSanitizer";
+
+TEST(EmulationDeathTest, TheHostCannotTouchDeviceMemory) {
+  const auto kernels = Device();
+  const Buffer memory = Memory(*kernels, 100);
+  // Not even after an op has touched it.
+  kernels->Zero(memory.data(), 100);
+  kernels->Synchronize();
+  EXPECT_DEATH(*memory.as<volatile int>() = 1, kTouched);
+  EXPECT_DEATH((void)*memory.as<const volatile int>(), kTouched);
+}
+
+TEST(EmulationDeathTest, AKernelCannotGoBeyondAnAllocationNorUseItWhenItIsGone) {
+  const auto kernels = Device();
+  Buffer memory = Memory(*kernels, 256);
+  int* data = memory.as<int>();
+  RunKernel(Write, data, 63);
+  EXPECT_DEATH(RunKernel(Write, data, 64), kOutside);
+  memory = Buffer();
+  EXPECT_DEATH(RunKernel(Write, data, 0), kOutside);
+}
+
+TEST(EmulationDeathTest, AWarpOperationThatALaneLeavesOutEndsTheProcess) {
+  const auto kernels = Device();
+  EXPECT_DEATH(RunKernel(LeaveALaneOut, nullptr, 31), "a lane ends while others of its warp wait");
+}
+
+TEST(Emulation, NothingHasHappenedUntilSomebodyWaits) {
+  cudaStream_t stream;
+  ASSERT_EQ(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), cudaSuccess);
+  void* device;
+  void* pinned;
+  ASSERT_EQ(cudaMalloc(&device, 4), cudaSuccess);
+  ASSERT_EQ(cudaHostAlloc(&pinned, 4, cudaHostAllocDefault), cudaSuccess);
+  auto* value = static_cast<volatile char*>(pinned);
+  *value = 7;
+  ASSERT_EQ(cudaMemsetAsync(device, 9, 4, stream), cudaSuccess);
+  ASSERT_EQ(cudaMemcpyAsync(pinned, device, 4, cudaMemcpyDeviceToHost, stream), cudaSuccess);
+  EXPECT_EQ(*value, 7);
+  ASSERT_EQ(cudaStreamSynchronize(stream), cudaSuccess);
+  EXPECT_EQ(*value, 9);
+  // What is sent from pinned memory is read when the stream comes to it.
+  *value = 1;
+  ASSERT_EQ(cudaMemcpyAsync(device, pinned, 4, cudaMemcpyHostToDevice, stream), cudaSuccess);
+  *value = 2;
+  char read[4] = {};
+  ASSERT_EQ(cudaMemcpyAsync(read, device, 4, cudaMemcpyDeviceToHost, stream), cudaSuccess);
+  EXPECT_EQ(read[0], 2);
+  EXPECT_EQ(cudaFree(device), cudaSuccess);
+  EXPECT_EQ(cudaFreeHost(pinned), cudaSuccess);
+  EXPECT_EQ(cudaStreamDestroy(stream), cudaSuccess);
+}
+
+TEST(Emulation, AStreamWaitsForAnothersEventOnly) {
+  cudaStream_t first, second;
+  cudaEvent_t event;
+  ASSERT_EQ(cudaStreamCreateWithFlags(&first, cudaStreamNonBlocking), cudaSuccess);
+  ASSERT_EQ(cudaStreamCreateWithFlags(&second, cudaStreamNonBlocking), cudaSuccess);
+  ASSERT_EQ(cudaEventCreateWithFlags(&event, cudaEventDisableTiming), cudaSuccess);
+  void* device;
+  ASSERT_EQ(cudaMalloc(&device, 1), cudaSuccess);
+  ASSERT_EQ(cudaMemsetAsync(device, 1, 1, first), cudaSuccess);
+  ASSERT_EQ(cudaEventRecord(event, first), cudaSuccess);
+  ASSERT_EQ(cudaMemsetAsync(device, 2, 1, first), cudaSuccess);
+  ASSERT_EQ(cudaStreamWaitEvent(second, event, 0), cudaSuccess);
+  char read = 0;
+  ASSERT_EQ(cudaMemcpyAsync(&read, device, 1, cudaMemcpyDeviceToHost, second), cudaSuccess);
+  EXPECT_EQ(read, 1);
+  EXPECT_EQ(cudaFree(device), cudaSuccess);
+  EXPECT_EQ(cudaEventDestroy(event), cudaSuccess);
+  EXPECT_EQ(cudaStreamDestroy(first), cudaSuccess);
+  EXPECT_EQ(cudaStreamDestroy(second), cudaSuccess);
+}
+
+}  // namespace
+}  // namespace phalanx::kernels
