@@ -13,7 +13,9 @@
 #include "absl/time/time.h"
 #include "google/protobuf/descriptor.h"
 #include "launcher/machine.h"
+#include "launcher/nccl_settings.h"
 #include "launcher/yaml_reader.h"
+#include "parallel/gpu_types.h"
 #include "parallel/mesh.h"
 
 namespace phalanx::launcher {
@@ -43,10 +45,21 @@ void CheckNodes(const v1::ClusterConfig& cluster, YamlFaults& reader) {
   for (int i = 0; i < nodes.size(); ++i) {
     const std::string path = absl::StrCat("cluster.nodes[", i, "]");
     const bool cuda = nodes[i].device() == v1::NodeConfig::DEVICE_CUDA;
-    std::vector<std::string> needed = {"name", "memory_bytes", "read_gb_per_s", "matrix_tflops"};
+    const bool typed = nodes[i].has_gpu_type();
+    std::vector<std::string> needed = {"name"};
+    if (!typed) needed.insert(needed.end(), {"memory_bytes", "read_gb_per_s", "matrix_tflops"});
     needed.push_back(cuda ? "devices" : "cores");
-    if (cuda && nodes[i].devices() > 1) {
+    if (!typed && cuda && nodes[i].devices() > 1) {
       needed.insert(needed.end(), {"link_us", "link_gb_per_s"});
+    }
+    if (typed && !cuda) {
+      reader.FaultAt(path + ".gpu_type", "needs device: cuda beside it");
+    } else if (typed && parallel::FindGpuType(nodes[i].gpu_type()) == nullptr) {
+      reader.FaultAt(path + ".gpu_type",
+                     absl::StrCat("expected ", parallel::GpuTypeNames(), ", found ",
+                                  Quoted(nodes[i].gpu_type()),
+                                  "; others are described by memory_bytes, read_gb_per_s, "
+                                  "matrix_tflops, link_us and link_gb_per_s"));
     }
     if (machines > 1) needed.insert(needed.end(), {"network_us", "network_gb_per_s"});
     std::vector<std::string> missing;
@@ -54,8 +67,12 @@ void CheckNodes(const v1::ClusterConfig& cluster, YamlFaults& reader) {
       if (!reader.Given(absl::StrCat(path, ".", key))) missing.push_back(key);
     }
     if (!missing.empty()) {
-      reader.FaultAt(path, absl::StrCat(absl::StrJoin(missing, ", "),
-                                        missing.size() == 1 ? " is missing" : " are missing"));
+      reader.FaultAt(
+          path, absl::StrCat(absl::StrJoin(missing, ", "),
+                             missing.size() == 1 ? " is missing" : " are missing",
+                             cuda && !typed
+                                 ? absl::StrCat(" (or gpu_type: ", parallel::GpuTypeNames(), ")")
+                                 : ""));
     }
     if (cuda && reader.Given(path + ".cores")) {
       reader.FaultAt(path + ".cores", "has no effect where device is cuda; remove one of the two");
@@ -66,6 +83,31 @@ void CheckNodes(const v1::ClusterConfig& cluster, YamlFaults& reader) {
                    absl::StrCat("describes ", machines, machines == 1 ? " machine" : " machines",
                                 ", but cluster.hosts names ", cluster.hosts_size(),
                                 "; describe each host, in the same order"));
+  }
+}
+
+// Fields of GPUs beside what makes them void.
+void CheckGpuFields(const v1::Config& config, YamlFaults& reader) {
+  CheckNccl(config.cluster().nccl(), reader);
+  const auto without_effect = [&reader](const std::string& path, const char* where) {
+    if (!reader.Given(path)) return;
+    reader.FaultAt(path, absl::StrCat("has no effect where ", where, "; remove one of the two"));
+  };
+  if (config.worker().device() == v1::WorkerConfig::DEVICE_CPU) {
+    for (const char* path : {"worker.device_comm", "worker.gpu_memory_fraction", "cluster.nccl"}) {
+      without_effect(path, "worker.device is cpu");
+    }
+  }
+  if (config.worker().device_comm() == v1::WorkerConfig::DEVICE_COMM_STAGED) {
+    without_effect("cluster.nccl", "worker.device_comm is staged");
+  }
+  const auto environment = NcclEnvironment(config.cluster().nccl());
+  const v1::LauncherConfig& launcher = config.cluster().launcher();
+  for (int i = 0; i < launcher.pass_environment_size(); ++i) {
+    if (environment.count(launcher.pass_environment(i)) == 0) continue;
+    reader.FaultAt(absl::StrCat("cluster.launcher.pass_environment[", i, "]"),
+                   absl::StrCat(launcher.pass_environment(i),
+                                " is set by cluster.nccl already; remove one of the two"));
   }
 }
 
@@ -101,7 +143,8 @@ void CheckTogether(const v1::Config& config, YamlFaults& reader) {
   }
   std::vector<std::string> unused;
   if (launcher.kind() == v1::LauncherConfig::KIND_THREADS) {
-    unused = {"control.listen", "control.start_timeout_ms", "control.step_timeout_ms"};
+    unused = {"control.listen", "control.start_timeout_ms", "control.step_timeout_ms",
+              "cluster.nccl"};
   }
   if (launcher.kind() == v1::LauncherConfig::KIND_THREADS ||
       launcher.kind() == v1::LauncherConfig::KIND_EXTERNAL) {
@@ -121,6 +164,7 @@ void CheckTogether(const v1::Config& config, YamlFaults& reader) {
     reader.FaultAt(path, absl::StrCat("has no effect where cluster.launcher.kind is ", kind,
                                       "; remove one of the two"));
   }
+  CheckGpuFields(config, reader);
 }
 
 // Whether the command line gives the flag; false where the command has no such flag.
@@ -204,6 +248,11 @@ absl::Status ApplyConfig(const ConfigFile& file, const CLI::App& flags, ServiceO
   const v1::WorkerConfig& worker = config.worker();
   const std::string device = EnumText(v1::WorkerConfig::Device_descriptor(), worker.device());
   apply(!device.empty(), "--device", rank.device, device);
+  const std::string device_comm =
+      EnumText(v1::WorkerConfig::DeviceComm_descriptor(), worker.device_comm());
+  apply(!device_comm.empty(), "--device-comm", rank.device_comm, device_comm);
+  apply(worker.has_gpu_memory_fraction(), "--gpu-memory-fraction", rank.gpu_memory_fraction,
+        worker.gpu_memory_fraction());
   const std::string cpu_path = EnumText(v1::WorkerConfig::CpuPath_descriptor(), worker.cpu_path());
   apply(!cpu_path.empty(), "--cpu-path", rank.cpu_path, cpu_path);
   apply(worker.has_threads(), "--threads", rank.threads, worker.threads());
@@ -241,6 +290,7 @@ absl::Status ApplyConfig(const ConfigFile& file, const CLI::App& flags, ServiceO
   const std::string binding =
       EnumText(v1::LauncherConfig::Binding_descriptor(), launcher.binding());
   apply(!binding.empty(), "--binding", options.binding, binding);
+  options.rank_environment = NcclEnvironment(config.cluster().nccl());
   for (const std::string& name : launcher.pass_environment()) {
     options.mpirun_args.insert(options.mpirun_args.end(), {"-x", name});
   }
@@ -277,6 +327,12 @@ absl::Status ApplyClusterFile(const CLI::App& flags, ServiceOptions& options,
     if (!file.ok()) return file.status();
     absl::Status applied = ApplyConfig(*file, flags, options, serving);
     if (!applied.ok()) return applied;
+  }
+  options.hosts_are_named = !options.hosts.empty() || !options.hostfile.empty();
+  if (options.hosts_are_named && options.workers == "threads") {
+    return absl::InvalidArgumentError(absl::StrCat(
+        options.hosts.empty() ? "--hostfile" : "--hosts",
+        " has no effect with --workers threads, which are all of this process; leave one out"));
   }
   if (!options.rank.model.empty()) return absl::OkStatus();
   return absl::InvalidArgumentError(

@@ -36,7 +36,7 @@ absl::Status ApplyConfig(const ConfigFile& file, const CLI::App& flags, ServiceO
                          ServingOptions* serving);
 
 // ReadConfig() and ApplyConfig() of --cluster, if it is given; INVALID_ARGUMENT where neither file
-// nor command line names a model.
+// nor command line names a model, and where hosts are named for threads.
 absl::Status ApplyClusterFile(const CLI::App& flags, ServiceOptions& options,
                               ServingOptions* serving);
 

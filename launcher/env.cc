@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
+#include <initializer_list>
 
 #include "absl/strings/match.h"
 #include "absl/strings/numbers.h"
@@ -19,6 +20,15 @@ namespace {
 std::string Variable(const char* name) {
   const char* value = std::getenv(name);
   return value == nullptr ? "" : value;
+}
+
+// The value of the first of these variables that holds a number from 0; 0 where none does.
+int FirstNumber(std::initializer_list<const char*> names) {
+  for (const char* name : names) {
+    int value = 0;
+    if (absl::SimpleAtoi(Variable(name), &value) && value >= 0) return value;
+  }
+  return 0;
 }
 
 }  // namespace
@@ -50,13 +60,9 @@ Environment ReadEnvironment() {
     const auto counts = ParseTaskCounts(Variable("SLURM_STEP_TASKS_PER_NODE"));
     if (counts.ok() && node < counts->size()) out.local_ranks = (*counts)[node];
   }
-  int local_rank = 0;
-  for (const char* name : {"OMPI_COMM_WORLD_LOCAL_RANK", "SLURM_LOCALID"}) {
-    if (absl::SimpleAtoi(Variable(name), &local_rank) && local_rank > 0) {
-      out.local_rank = local_rank;
-      break;
-    }
-  }
+  // Under mpirun in a Slurm job, Slurm's variables are those of the daemon that mpirun started.
+  out.local_rank = FirstNumber({"OMPI_COMM_WORLD_LOCAL_RANK", "SLURM_LOCALID"});
+  out.rank = FirstNumber({"OMPI_COMM_WORLD_RANK", "PMIX_RANK", "SLURM_PROCID"});
   return out;
 }
 

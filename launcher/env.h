@@ -25,6 +25,7 @@ struct Environment {
   // SLURM_STEP_TASKS_PER_NODE at SLURM_NODEID.
   int local_ranks = 1;
   int local_rank = 0;  // among them: OMPI_COMM_WORLD_LOCAL_RANK or SLURM_LOCALID
+  int rank = 0;        // in the job: OMPI_COMM_WORLD_RANK, PMIX_RANK or SLURM_PROCID
 };
 
 Environment ReadEnvironment();

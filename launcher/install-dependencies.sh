@@ -2,6 +2,7 @@
 # Installs what Phalanx builds with, on Debian 12. Does nothing, and needs no privileges, where it is
 # all there. With --tests: also what the tests use (GoogleTest, clang-format, Python with grpcio).
 # With --slurm: also Slurm and munge, for tests/slurm alone, which starts its own daemons.
+# CUDA's toolkit comes from NVIDIA and is left to whoever wants the GPU backend; it is used where it is.
 set -euo pipefail
 
 packages=(g++ cmake ninja-build ccache pkg-config libgrpc++-dev protobuf-compiler

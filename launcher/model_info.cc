@@ -29,7 +29,9 @@ serving::ModelInfo MakeModelInfo(Service& service, const std::string& name) {
   info.profile = service.profile().ToString();
   info.checkpoint_digest = service.checkpoint_digest();
   info.defaults = config.generation;
-  info.max_prompt_bytes = serving::MaxPromptBytes(service.tokenizer(), service.max_context());
+  if (service.tokenizer() != nullptr) {
+    info.max_prompt_bytes = serving::MaxPromptBytes(*service.tokenizer(), service.max_context());
+  }
   // Ranks agree on it or don't start; known once they have.
   const coordinator::GroupInfo group = service.coordinator().GetStatus().group;
   if (!group.ranks.empty()) info.profile_digest = group.ranks[0].op_digest;

@@ -11,6 +11,38 @@
 
 namespace phalanx::launcher {
 
+namespace {
+
+// CLI::Range takes its lower end, too.
+std::string CheckFraction(const std::string& text) {
+  double value = 0;
+  if (absl::SimpleAtod(text, &value) && value > 0 && value <= 1) return "";
+  return absl::StrCat("expected a number above 0 and at most 1, found ", text);
+}
+
+}  // namespace
+
+void AddDeviceOptions(CLI::App& app, RankOptions& o) {
+  const std::string group = "Device";
+  app.add_option("--device", o.device,
+                 "cpu, or cuda: a GPU for each rank, by its number among its host's ranks")
+      ->check(CLI::IsMember({"cpu", "cuda"}))
+      ->capture_default_str()
+      ->group(group);
+  app.add_option(
+         "--device-comm", o.device_comm,
+         "Between GPUs: nccl (one rank a GPU), staged (through the hosts' memory; ranks may "
+         "share GPUs), or auto (nccl; staged where ranks are threads)")
+      ->check(CLI::IsMember({"auto", "nccl", "staged"}))
+      ->capture_default_str()
+      ->group(group);
+  app.add_option("--gpu-memory-fraction", o.gpu_memory_fraction,
+                 "Of each GPU's memory, what its ranks may take, weights and KV cache included")
+      ->check(CheckFraction)
+      ->capture_default_str()
+      ->group(group);
+}
+
 void AddRankOptions(CLI::App& app, RankOptions& o) {
   const std::string group = "Model and ranks";
   app.add_option("--model", o.model, "Hugging Face model directory")->required()->group(group);
@@ -19,17 +51,17 @@ void AddRankOptions(CLI::App& app, RankOptions& o) {
                  "fits), or auto: what plan would choose")
       ->capture_default_str()
       ->group(group);
-  app.add_option("--device", o.device, "cpu or cuda")
-      ->check(CLI::IsMember({"cpu", "cuda"}))
-      ->capture_default_str()
-      ->group(group);
-  app.add_option("--threads", o.threads,
-                 "Compute threads per rank (default: the machine's cores divided by its ranks)")
+  AddDeviceOptions(app, o);
+  app.add_option(
+         "--threads", o.threads,
+         "Compute threads per rank, on GPUs those that pack weights (default: the machine's "
+         "cores divided by its ranks)")
       ->check(CLI::Range(0, 1024))
       ->group(group);
   app.add_option("--kv-memory", o.kv_memory,
                  "KV cache per rank, e.g. 2GiB (default: a quarter of the free memory, shared by "
-                 "the ranks of the machine)")
+                 "the ranks of the machine; on a GPU what weights and the largest step leave of "
+                 "--gpu-memory-fraction)")
       ->group(group);
   app.add_option("--kv-blocks", o.kv_blocks,
                  "KV cache in blocks of 32 tokens, instead of --kv-memory")

@@ -3,6 +3,7 @@
 #define PHALANX_LAUNCHER_OPTIONS_H_
 
 #include <cstdint>
+#include <map>
 #include <optional>
 #include <string>
 #include <vector>
@@ -17,12 +18,14 @@ namespace phalanx::launcher {
 struct RankOptions {
   std::string model;
   std::string layout = "tp=1";
-  std::string device = "cpu";
-  int threads = 0;          // 0: the machine's cores divided by its ranks
-  std::string cpu_path;     // empty: the fastest that the machine has
-  std::string kv_memory;    // empty: a share of the free memory
-  int64_t kv_blocks = 0;    // 0: by kv_memory
-  int64_t max_context = 0;  // 0: the checkpoint's
+  std::string device = "cpu";        // or cuda
+  std::string device_comm = "auto";  // of cuda: auto, nccl, staged
+  double gpu_memory_fraction = 0.9;  // of each device, that ranks may take
+  int threads = 0;                   // 0: the machine's cores divided by its ranks
+  std::string cpu_path;              // empty: the fastest that the machine has
+  std::string kv_memory;             // empty: a share of the free memory; of a GPU what is left
+  int64_t kv_blocks = 0;             // 0: by kv_memory
+  int64_t max_context = 0;           // 0: the checkpoint's
   int64_t max_step_tokens = 512;
   std::string step_trace;  // directory; empty: none
   int reduction_leaves = 8;
@@ -30,6 +33,8 @@ struct RankOptions {
   bool keep_weights = true;  // packed weights outlive the rank, for the one that takes its place
 };
 void AddRankOptions(CLI::App& app, RankOptions& options);
+// --device, --device-comm and --gpu-memory-fraction, which AddRankOptions() has.
+void AddDeviceOptions(CLI::App& app, RankOptions& options);
 
 // What starts the ranks and how they are scheduled.
 struct ServiceOptions {
@@ -38,14 +43,17 @@ struct ServiceOptions {
   std::string workers = "auto";         // auto, mpirun, srun, threads, external
   std::string auto_workers = "mpirun";  // what starts processes where workers is auto
   std::string mpirun = "mpirun";
-  std::string hosts;     // mpirun --host
-  std::string hostfile;  // mpirun --hostfile
+  std::string hosts;             // mpirun --host
+  std::string hostfile;          // mpirun --hostfile
+  bool hosts_are_named = false;  // by flag or file, not by an allocation
   std::vector<std::string> mpirun_args;
   std::string srun = "srun";
   std::vector<std::string> srun_args;
   std::string binding = "none";  // of ranks to cores: none, core
-  std::string control_listen;    // empty: loopback, or all addresses where hosts are named
-  double start_timeout = 600;    // seconds
+  // For ranks that are processes, by name: what the configuration says to NCCL.
+  std::map<std::string, std::string> rank_environment;
+  std::string control_listen;  // empty: loopback, or all addresses where hosts are named
+  double start_timeout = 600;  // seconds
   double step_timeout = 300;
   double heartbeat_timeout = 10;
   double hang_timeout = 30;
@@ -55,6 +63,7 @@ struct ServiceOptions {
   int64_t max_queue = 1024;
   int64_t prefill_chunk = 0;
   bool prefix_reuse = true;
+  bool needs_text = true;  // of prompts: a model without a tokenizer is refused
 };
 // Includes the flags of AddRankOptions(); --model may be left to the file.
 void AddServiceOptions(CLI::App& app, ServiceOptions& options);

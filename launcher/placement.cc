@@ -79,7 +79,7 @@ absl::StatusOr<std::vector<Placement>> PlaceReplicas(const std::vector<HostSlots
     for (int missing = ranks_per_replica; missing > 0;) {
       if (left == 0) left = hosts[++next].slots;
       const int taken = std::min(left, missing);
-      placement.hosts.push_back({hosts[next].host, taken});
+      placement.hosts.push_back({hosts[next].host, taken, ranks[hosts[next].host]});
       ranks[hosts[next].host] += taken;
       left -= taken;
       missing -= taken;

@@ -12,6 +12,7 @@ namespace phalanx::launcher {
 struct HostSlots {
   std::string host;
   int slots = 1;  // ranks that may run there, >= 1
+  int first = 0;  // of a replica's: ranks before its own on that host
   friend bool operator==(const HostSlots&, const HostSlots&) = default;
 };
 

@@ -10,11 +10,16 @@
 #include <vector>
 
 #include "absl/strings/match.h"
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "kernels/cuda/cuda_device.h"
 #include "kernels/kernels.h"
 #include "launcher/calibration.h"
+#include "launcher/gpus.h"
 #include "launcher/machine.h"
 #include "launcher/placement.h"
+#include "parallel/gpu_types.h"
 #include "runtime/checkpoint/checkpoint.h"
 #include "runtime/checkpoint/json_file.h"
 #include "runtime/model/shape.h"
@@ -31,8 +36,13 @@ constexpr double kGuessedReadPerCore = 8 * kGiga;
 constexpr double kGuessedFlopsPerCore = 0.06 * kTera;
 constexpr double kCpuOp = 1 * kMicro;
 constexpr double kCudaOp = 3 * kMicro;
+// A CUDA context with its modules, about half a GiB, and what kernels/cuda keeps for attention's
+// partials and for packing. Assumed: a rank sizes its KV cache by what it finds free.
+constexpr int64_t kCudaScratch = int64_t{640} << 20;
 constexpr parallel::Link kCpuLink = {2 * kMicro, 5 * kGiga};
 constexpr parallel::Link kGuessedNetwork = {50 * kMicro, 1 * kGiga};
+// One port of 200 Gb/s.
+constexpr parallel::Link kGuessedGpuNetwork = {25 * kMicro, 22 * kGiga};
 constexpr double kHandover = 50 * kMicro;
 
 std::optional<kernels::DType> DTypeNamed(const std::string& name) {
@@ -75,21 +85,106 @@ parallel::NodeSpec ThisMachine(const std::string& name, int slots) {
 
 parallel::NodeSpec FromConfig(const v1::NodeConfig& config) {
   parallel::NodeSpec node;
-  node.name = config.name();
   node.shared = config.device() != v1::NodeConfig::DEVICE_CUDA;
+  node.op_s = node.shared ? kCpuOp : kCudaOp;
+  node.link = kCpuLink;
+  if (const auto* type = parallel::FindGpuType(config.gpu_type()); type != nullptr) {
+    node = parallel::GpuNode(*type, config.devices());
+  }
+  node.name = config.name();
   node.cores = std::max(1, config.cores());
   node.devices = config.has_devices() ? config.devices() : node.cores;
-  node.memory_bytes = config.memory_bytes();
-  node.read_bytes_per_s = config.read_gb_per_s() * kGiga;
-  node.matrix_flops_per_s = config.matrix_tflops() * kTera;
-  node.op_s = config.has_op_us() ? config.op_us() * kMicro : node.shared ? kCpuOp : kCudaOp;
-  node.link = kCpuLink;
+  if (config.has_memory_bytes()) node.memory_bytes = config.memory_bytes();
+  if (config.has_read_gb_per_s()) node.read_bytes_per_s = config.read_gb_per_s() * kGiga;
+  if (config.has_matrix_tflops()) node.matrix_flops_per_s = config.matrix_tflops() * kTera;
+  if (config.has_op_us()) node.op_s = config.op_us() * kMicro;
   if (config.has_link_us()) node.link.latency_s = config.link_us() * kMicro;
   if (config.has_link_gb_per_s()) node.link.bytes_per_s = config.link_gb_per_s() * kGiga;
   node.network = kGuessedNetwork;
   if (config.has_network_us()) node.network.latency_s = config.network_us() * kMicro;
   if (config.has_network_gb_per_s()) node.network.bytes_per_s = config.network_gb_per_s() * kGiga;
   return node;
+}
+
+// "8xh200": a type and how many of it a machine has.
+absl::StatusOr<parallel::NodeSpec> ParseGpuType(const std::string& text) {
+  const size_t times = text.find('x');
+  int devices = 0;
+  const bool counted =
+      times != std::string::npos && absl::SimpleAtoi(text.substr(0, times), &devices);
+  if (!counted) devices = 1;
+  const auto* type = parallel::FindGpuType(counted ? text.substr(times + 1) : text);
+  if (type == nullptr || devices < 1) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "--gpu-type ", text, ": expected ", parallel::GpuTypeNames(),
+        ", with how many a machine has in front, 8xh200; describe others in a --cluster "
+        "file under cluster.nodes"));
+  }
+  return parallel::GpuNode(*type, devices);
+}
+
+// The GPUs of this machine, as its driver names them.
+absl::StatusOr<parallel::NodeSpec> GpusHere() {
+  const absl::StatusOr<int> devices = kernels::CudaDeviceCount();
+  if (!devices.ok()) {
+    return absl::Status(
+        devices.status().code(),
+        absl::StrCat(
+            "to plan for GPUs that this machine doesn't have, name them with --gpu-type or "
+            "describe the machines in a --cluster file; ",
+            devices.status().message()));
+  }
+  std::vector<std::string> models = GpuModels();
+  models.erase(std::unique(models.begin(), models.end()), models.end());
+  const auto* type = models.size() == 1 ? parallel::FindGpuModel(models[0]) : nullptr;
+  if (type == nullptr) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "the planner doesn't know this machine's GPUs (",
+        models.empty() ? "unnamed by the driver" : absl::StrJoin(models, ", "),
+        "); say --gpu-type ", parallel::GpuTypeNames(),
+        ", describe them in a --cluster file under cluster.nodes, or give a --layout"));
+  }
+  return parallel::GpuNode(*type, *devices);
+}
+
+// Where nobody describes the machines: `named` hosts of GPUs, or this one.
+absl::StatusOr<std::vector<parallel::NodeSpec>> GpuMachines(const std::vector<HostSlots>& named,
+                                                            const std::string& gpu_type) {
+  absl::StatusOr<parallel::NodeSpec> node = gpu_type.empty() ? GpusHere() : ParseGpuType(gpu_type);
+  if (!node.ok()) return node.status();
+  node->network = kGuessedGpuNetwork;
+  if (named.empty()) return std::vector<parallel::NodeSpec>{*std::move(node)};
+  std::vector<parallel::NodeSpec> out;
+  for (const HostSlots& host : named) {
+    out.push_back(*node);
+    out.back().devices = host.slots;
+  }
+  if (out.size() > 1) {
+    spdlog::warn(
+        "nothing is said of the network between the hosts: taken for {} GB/s a host; describe it "
+        "in "
+        "a --cluster file under cluster.nodes",
+        kGuessedGpuNetwork.bytes_per_s / kGiga);
+  }
+  return out;
+}
+
+// Lets `node` take as many ranks as `host` has slots. Ranks that share a GPU have a part of it.
+absl::Status GiveSlots(const HostSlots& host, bool staged, parallel::NodeSpec& node) {
+  const int sharing = (host.slots - 1) / node.devices + 1;
+  if (!node.shared && sharing > 1) {
+    if (!staged) {
+      return absl::InvalidArgumentError(absl::StrCat(
+          "host ", host.host, " has ", host.slots, " slots, but cluster.nodes says that ",
+          node.name, " has ", node.devices, node.devices == 1 ? " GPU" : " GPUs",
+          ", and NCCL needs one for each rank; give it fewer slots, or --device-comm staged"));
+    }
+    node.memory_bytes /= sharing;
+    node.read_bytes_per_s /= sharing;
+    node.matrix_flops_per_s /= sharing;
+  }
+  node.devices = host.slots;
+  return absl::OkStatus();
 }
 
 // Puts what `text` settles into `plan`.
@@ -119,6 +214,11 @@ void AddPlanningOptions(CLI::App& app, PlanningOptions& o) {
   app.add_option("--calibration", o.calibration,
                  "What `phalanx plan --calibrate` measured on these machines (default: the "
                  "configuration's figures)")
+      ->group(group);
+  app.add_option(
+         "--gpu-type", o.gpu_type,
+         absl::StrCat("GPUs of each machine, where no --cluster file describes them: ",
+                      parallel::GpuTypeNames(), "; 8xh200: eight on one (default: this machine's)"))
       ->group(group);
   const auto count = [&](const char* flag, int64_t& value, const char* help) {
     app.add_option(flag, value, help)
@@ -178,10 +278,29 @@ parallel::DeviceTraits CpuTraits(kernels::DType weights) {
   return traits;
 }
 
+parallel::DeviceTraits CudaTraits(kernels::DType weights) {
+  const bool bf16 = weights == kernels::DType::kBF16;
+  parallel::DeviceTraits traits;
+  traits.panel_columns = bf16 ? 16 : 32;
+  traits.leaf_granule = kernels::kDotGroup;
+  traits.key_granule = bf16 ? kernels::kDotGroup : 1;
+  traits.value_granule = bf16 ? 8 : 16;
+  traits.block_tokens = kernels::kBlockTokens;
+  traits.matmul_rows = 0;
+  traits.scratch_bytes = kCudaScratch;
+  return traits;
+}
+
 absl::StatusOr<parallel::ClusterSpec> MakeCluster(const ConfigFile* file, const std::string& hosts,
-                                                  int threads) {
+                                                  const RankOptions& rank,
+                                                  const std::string& gpu_type) {
+  const bool cuda = rank.device == "cuda";
+  if (!cuda && !gpu_type.empty()) {
+    return absl::InvalidArgumentError("--gpu-type is for --device cuda; give both or neither");
+  }
   parallel::ClusterSpec cluster;
-  cluster.threads = threads;
+  cluster.threads = rank.threads;
+  if (cuda) cluster.memory_share = rank.gpu_memory_fraction;
   cluster.handover_s = kHandover;
   std::vector<HostSlots> named;
   if (!hosts.empty()) {
@@ -191,6 +310,12 @@ absl::StatusOr<parallel::ClusterSpec> MakeCluster(const ConfigFile* file, const 
   }
   if (file != nullptr && file->config.cluster().nodes_size() > 0) {
     for (const v1::NodeConfig& node : file->config.cluster().nodes()) {
+      if ((node.device() == v1::NodeConfig::DEVICE_CUDA) != cuda) {
+        return absl::InvalidArgumentError(absl::StrCat(
+            file->path, ": cluster.nodes: ", node.name(), " is described ",
+            cuda ? "without device: cuda" : "with device: cuda", ", but ranks are to compute on ",
+            rank.device, " (--device, worker.device); say the same in both"));
+      }
       const int count = node.has_count() ? node.count() : 1;
       for (int i = 0; i < count; ++i) cluster.nodes.push_back(FromConfig(node));
     }
@@ -201,7 +326,15 @@ absl::StatusOr<parallel::ClusterSpec> MakeCluster(const ConfigFile* file, const 
                        " machines, but ", named.size(), " hosts are named; describe as many"));
     }
     if (!named.empty()) cluster.nodes.resize(named.size());
-    for (size_t i = 0; i < named.size(); ++i) cluster.nodes[i].devices = named[i].slots;
+    for (size_t i = 0; i < named.size(); ++i) {
+      const bool staged = rank.device_comm == "staged";
+      absl::Status given = GiveSlots(named[i], staged, cluster.nodes[i]);
+      if (!given.ok()) return given;
+    }
+  } else if (cuda) {
+    absl::StatusOr<std::vector<parallel::NodeSpec>> nodes = GpuMachines(named, gpu_type);
+    if (!nodes.ok()) return nodes.status();
+    cluster.nodes = *std::move(nodes);
   } else if (!named.empty()) {
     for (const HostSlots& host : named) {
       cluster.nodes.push_back(ThisMachine(host.host, host.slots));
@@ -219,15 +352,22 @@ absl::StatusOr<parallel::PlanOptions> MakePlanOptions(const ServiceOptions& opti
   absl::StatusOr<parallel::ModelSpec> spec = ReadModelSpec(options.rank.model);
   if (!spec.ok()) return spec.status();
   plan.model = *std::move(spec);
+  if (plan.model.max_positions > 0 && options.rank.max_context > plan.model.max_positions) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "--max-context ", options.rank.max_context, ": the model was made for at most ",
+        plan.model.max_positions, " tokens (max_position_embeddings)"));
+  }
   const bool bf16 = plan.model.element_bytes == 2 && plan.model.activation_bytes == 2;
-  plan.traits = CpuTraits(bf16 ? kernels::DType::kBF16 : kernels::DType::kF32);
+  const kernels::DType weights = bf16 ? kernels::DType::kBF16 : kernels::DType::kF32;
+  plan.traits = options.rank.device == "cuda" ? CudaTraits(weights) : CpuTraits(weights);
   std::string hosts = options.hosts;
   if (hosts.empty() && !options.hostfile.empty()) {
     const absl::StatusOr<std::vector<HostSlots>> read = ReadHostfile(options.hostfile);
     if (!read.ok()) return read.status();
     hosts = ToHostList(*read);
   }
-  absl::StatusOr<parallel::ClusterSpec> cluster = MakeCluster(file, hosts, options.rank.threads);
+  absl::StatusOr<parallel::ClusterSpec> cluster =
+      MakeCluster(file, hosts, options.rank, planning.gpu_type);
   if (!cluster.ok()) return cluster.status();
   plan.cluster = *std::move(cluster);
   if (!planning.calibration.empty()) {
@@ -253,13 +393,17 @@ absl::StatusOr<parallel::PlanOptions> MakePlanOptions(const ServiceOptions& opti
   return plan;
 }
 
-absl::StatusOr<parallel::Layout> ChooseLayout(parallel::PlanOptions plan) {
-  // A context that the plan's own requests would not fill must not keep a layout from being found.
+void FitWorkload(parallel::PlanOptions& plan) {
   const int64_t context = plan.max_positions > 0 ? plan.max_positions : plan.model.max_positions;
   plan.workload.prompt_tokens =
       std::clamp<int64_t>(context - plan.workload.output_tokens, 1, plan.workload.prompt_tokens);
   plan.workload.output_tokens =
       std::clamp<int64_t>(context - plan.workload.prompt_tokens, 1, plan.workload.output_tokens);
+}
+
+absl::StatusOr<parallel::Layout> ChooseLayout(parallel::PlanOptions plan) {
+  // A context that the plan's own requests would not fill must not keep a layout from being found.
+  FitWorkload(plan);
   const absl::StatusOr<parallel::LayoutPlan> chosen = parallel::PlanLayouts(plan);
   if (!chosen.ok()) return chosen.status();
   spdlog::info("planned: {}", parallel::Reason(plan, *chosen));

@@ -20,11 +20,12 @@ namespace phalanx::launcher {
 struct PlanningOptions {
   std::string objective = "latency";  // or throughput
   std::string calibration;            // file; empty: stated rates
+  std::string gpu_type;               // "8xh200" or "h200"; empty: this machine's
   int64_t prompt_tokens = 1024;
   int64_t output_tokens = 256;
   int64_t concurrency = 16;
 };
-// Adds --objective, --calibration, --prompt-tokens, --output-tokens and --concurrency.
+// Adds --objective, --calibration, --gpu-type, --prompt-tokens, --output-tokens and --concurrency.
 void AddPlanningOptions(CLI::App& app, PlanningOptions& options);
 
 // `weights`: dtype of the linear weights.
@@ -33,13 +34,19 @@ parallel::ModelSpec MakeModelSpec(const checkpoint::ModelConfig& config, kernels
 // Of DIR/config.json; the weights' dtype is that of the tensors where they are there, else what
 // config.json declares, else what the size in model.safetensors.index.json comes to, else BF16.
 absl::StatusOr<parallel::ModelSpec> ReadModelSpec(const std::string& directory);
-// Layout in memory of kernels/cpu.
+// Layouts in memory of kernels/cpu and kernels/cuda.
 parallel::DeviceTraits CpuTraits(kernels::DType weights);
+parallel::DeviceTraits CudaTraits(kernels::DType weights);
 
 // The machines of `file` (null: none is given), else of `hosts` ("a:2,b", may be empty), each taken
-// to be like this machine, else this machine. `threads`: of each rank, 0: cores / ranks.
+// to be like this machine, else this machine. Of `rank`: threads of each rank (0: cores / ranks),
+// device and gpu_memory_fraction. `gpu_type`: as in PlanningOptions; where neither it nor the file
+// says what GPUs there are, this machine's driver is asked. Errors: INVALID_ARGUMENT where the file
+// describes machines for another device, or GPUs are of no known type;
+// kernels::CudaDeviceCount()'s.
 absl::StatusOr<parallel::ClusterSpec> MakeCluster(const ConfigFile* file, const std::string& hosts,
-                                                  int threads);
+                                                  const RankOptions& rank,
+                                                  const std::string& gpu_type);
 
 // All of it: the options of a planner for a service's flags. `file`: its --cluster file or null;
 // axes that `options.rank.layout` gives are settled, "auto" and "" settle none.
@@ -47,8 +54,11 @@ absl::StatusOr<parallel::PlanOptions> MakePlanOptions(const ServiceOptions& opti
                                                       const PlanningOptions& planning,
                                                       const ConfigFile* file);
 
-// The best layout of `plan`, with why in the log. Its requests are cut to the
-// context. FAILED_PRECONDITION where nothing fits.
+// Cuts the requests that `plan` is made for to the context, where that is shorter.
+void FitWorkload(parallel::PlanOptions& plan);
+
+// The best layout of `plan`, with why in the log, for requests that fit the context.
+// FAILED_PRECONDITION where nothing fits.
 absl::StatusOr<parallel::Layout> ChooseLayout(parallel::PlanOptions plan);
 
 // For `run` and `serve`: where options.rank.layout is "auto", puts the best layout there and says

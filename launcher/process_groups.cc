@@ -187,6 +187,22 @@ std::vector<std::string> ProcessGroupSource::WorkerArguments(const Shape& shape,
   // Left out, they are settled by every rank for the host that it finds itself on.
   if (rank.threads > 0) add("--threads", rank.threads);
   if (!rank.step_trace.empty()) out.insert(out.end(), {"--step-trace", rank.step_trace});
+  if (rank.device == "cuda") {
+    out.insert(out.end(), {"--device", "cuda", "--device-comm", rank.device_comm,
+                           "--gpu-memory-fraction", absl::StrCat(rank.gpu_memory_fraction)});
+    // A rank knows its number among its own group's ranks on its host, not among other replicas'.
+    if (setup_.replicas > 1) {
+      std::vector<int> gpus;
+      for (const HostSlots& host : shape.hosts) {
+        for (int i = 0; i < host.slots; ++i) gpus.push_back(host.first + i);
+      }
+      if (shape.hosts.empty()) {
+        const int size = setup_.layout.group_size();
+        for (int i = 0; i < size; ++i) gpus.push_back(replica_ * size + i);
+      }
+      out.insert(out.end(), {"--gpu", absl::StrJoin(gpus, ",")});
+    }
+  }
   if (!rank.cpu_path.empty()) out.insert(out.end(), {"--cpu-path", rank.cpu_path});
   if (!rank.kv_memory.empty()) out.insert(out.end(), {"--kv-memory", rank.kv_memory});
   return out;
@@ -201,6 +217,9 @@ RankLaunch ProcessGroupSource::Launch(const Shape& shape, uint64_t epoch,
   launch.hosts = shape.hosts;
   launch.command = WorkerArguments(shape, epoch, model);
   launch.command.insert(launch.command.begin(), OwnPath());
+  if (setup_.options.rank.device == "cuda" && setup_.options.rank.device_comm != "staged") {
+    launch.environment = setup_.options.rank_environment;
+  }
   launch.environment[kControlTokenVariable] = setup_.token;
   return launch;
 }

@@ -9,7 +9,11 @@ launcher/install-dependencies.sh
 cuda=OFF
 [[ -e /proc/driver/nvidia/version ]] && cuda=AUTO
 ccache=()
-command -v ccache >/dev/null && ccache=(-DCMAKE_CXX_COMPILER_LAUNCHER=ccache)
+if command -v ccache >/dev/null; then
+  ccache=(-DCMAKE_CXX_COMPILER_LAUNCHER=ccache)
+  # As a variable of the environment: a flag is warned of where CUDA is not built.
+  export CMAKE_CUDA_COMPILER_LAUNCHER=ccache
+fi
 if [[ ! -f build/release/build.ninja ]]; then
   # The tests need more packages; tests/run.sh brings them and configures again.
   cmake --preset release -DPHALANX_TESTS=OFF -DPHALANX_CUDA="$cuda" "${ccache[@]}" >/dev/null

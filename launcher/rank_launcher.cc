@@ -90,8 +90,12 @@ std::vector<std::string> MpirunArguments(const ServiceOptions& options, const Ra
 std::vector<std::string> SrunArguments(const ServiceOptions& options, const RankLaunch& launch,
                                        const std::vector<std::string>& guard) {
   // The coordinator's own step holds the job's CPUs, too; they are shared, not waited for.
-  std::vector<std::string> out = {options.srun,           "--mpi=pmix",   "--overlap",
-                                  "--kill-on-bad-exit=1", "--input=none", "--unbuffered"};
+  std::vector<std::string> out = {options.srun, "--mpi=pmix", "--overlap", "--kill-on-bad-exit=1",
+                                  "--input=none", "--unbuffered",
+                                  // Also in a job of sbatch --export=NONE.
+                                  "--export=ALL"};
+  // A rank finds its device among all of the node's.
+  if (options.rank.device == "cuda") out.push_back("--gpu-bind=none");
   out.push_back(absl::StrCat("--ntasks=", launch.num_ranks));
   if (launch.hosts.empty()) {
     out.push_back("--nodes=1");

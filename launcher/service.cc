@@ -11,6 +11,7 @@
 #include "absl/strings/str_join.h"
 #include "absl/synchronization/mutex.h"
 #include "launcher/env.h"
+#include "launcher/gpus.h"
 #include "launcher/machine.h"
 #include "launcher/progress_bar.h"
 #include "launcher/step_trace.h"
@@ -28,6 +29,9 @@ namespace {
 // Without --kv-memory a rank takes no more than this many sequences of full length can use: a small
 // model has no use for a share of a large machine, and the memory is backed at the start.
 constexpr int64_t kDefaultKvSequences = 64;
+
+// As the schema's slots of a host.
+constexpr int kMaxRanksHere = 1024;
 
 absl::StatusOr<kernels::CpuPath> FindCpuPath(const std::string& name) {
   const std::vector<kernels::CpuPath> available = kernels::AvailableCpuPaths();
@@ -89,22 +93,28 @@ absl::StatusOr<worker::WorkerOptions> MakeWorkerOptions(const RankOptions& optio
   const absl::Status check =
       worker::CheckLayout(out.layout, options.reduction_leaves, options.sequence_stripes);
   if (!check.ok()) return check;
-  if (options.device != "cpu") {
-    return absl::UnimplementedError(
-        absl::StrCat("--device ", options.device, ": this binary computes on CPUs only"));
-  }
+  const bool cuda = options.device == "cuda";
+  out.device.kind = cuda ? kernels::DeviceKind::kCuda : kernels::DeviceKind::kCpu;
+  const absl::StatusOr<worker::DeviceTransport> transport =
+      ParseDeviceTransport(options.device_comm);
+  if (!transport.ok()) return transport.status();
+  out.device_transport = *transport;
+  out.gpu_memory_fraction = options.gpu_memory_fraction;
   out.profile.reduction_leaves = options.reduction_leaves;
   out.profile.sequence_stripes = options.sequence_stripes;
   const absl::StatusOr<kernels::CpuPath> path = FindCpuPath(options.cpu_path);
   if (!path.ok()) return path.status();
-  out.cpu.path = *path;
+  out.device.cpu.path = *path;
   ranks_here = std::max(ranks_here, 1);
-  out.cpu.threads =
+  out.device.cpu.threads =
       options.threads > 0 ? options.threads : std::max(1, AvailableCores() / ranks_here);
+  out.device.cuda.pack_threads = out.device.cpu.threads;
   out.max_step_tokens = options.max_step_tokens;
   out.max_positions = options.max_context;
   out.kv_blocks = options.kv_blocks;
-  if (options.kv_memory.empty()) {
+  if (options.kv_memory.empty() && cuda) {
+    out.kv_memory_bytes = 0;
+  } else if (options.kv_memory.empty()) {
     out.kv_memory_bytes = AvailableMemoryBytes() / 4 / ranks_here;
     out.max_kv_sequences = kDefaultKvSequences;
   } else {
@@ -126,6 +136,12 @@ absl::StatusOr<std::unique_ptr<Service>> Service::Create(const ServiceOptions& o
   const absl::StatusOr<parallel::Layout> layout = parallel::ParseLayout(options.rank.layout);
   if (!layout.ok()) return layout.status();
   service->layout_ = layout->ToString();
+  std::string& workers = service->options_.workers;
+  if (workers == "auto") {
+    workers = one_process_by_default && layout->world_size() == 1 && !options.hosts_are_named
+                  ? "threads"
+                  : options.auto_workers;
+  }
   service->replicas_ = layout->dp;
   service->group_size_ = layout->group_size();
   auto worker_options =
@@ -133,6 +149,17 @@ absl::StatusOr<std::unique_ptr<Service>> Service::Create(const ServiceOptions& o
   if (!worker_options.ok()) return worker_options.status();
   service->worker_options_ = *std::move(worker_options);
   if (absl::Status status = service->Place(); !status.ok()) return status;
+  if (!service->many_hosts() && workers != "external" && layout->world_size() > kMaxRanksHere) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "--layout ", options.rank.layout, ": ", layout->world_size(),
+        " ranks are too many for one machine (", kMaxRanksHere, "); name more hosts with --hosts"));
+  }
+  // What ranks elsewhere have, they say themselves.
+  if (workers == "threads" || (workers != "external" && !service->many_hosts())) {
+    const absl::Status devices =
+        CheckDevicesHere(options.rank, layout->world_size(), workers == "threads");
+    if (!devices.ok()) return devices;
+  }
 
   auto checkpoint = checkpoint::Checkpoint::Open(options.rank.model);
   if (!checkpoint.ok()) return checkpoint.status();
@@ -155,14 +182,12 @@ absl::StatusOr<std::unique_ptr<Service>> Service::Create(const ServiceOptions& o
   }
   if (options.rank.max_context > 0) service->max_context_ = options.rank.max_context;
   auto tokenizer = tokenizer::Tokenizer::Load(options.rank.model);
-  if (!tokenizer.ok()) return tokenizer.status();
-  service->tokenizer_ = *std::move(tokenizer);
-
-  std::string& workers = service->options_.workers;
-  if (workers == "auto") {
-    workers =
-        one_process_by_default && layout->world_size() == 1 ? "threads" : options.auto_workers;
+  if (tokenizer.ok()) {
+    service->tokenizer_ = *std::move(tokenizer);
+  } else if (options.needs_text || !absl::IsNotFound(tokenizer.status())) {
+    return tokenizer.status();
   }
+
   if (workers != "threads") {
     control::ControlServerOptions control;
     control.listen = options.control_listen;
@@ -193,11 +218,14 @@ absl::StatusOr<std::unique_ptr<Service>> Service::Create(const ServiceOptions& o
   coordinator.scheduler.max_batch_sequences =
       std::min<int64_t>(options.max_sequences, options.rank.max_step_tokens);
   coordinator.scheduler.prefill_chunk = options.prefill_chunk;
+  coordinator.scheduler.look_ahead = true;
   coordinator.scheduler.max_queued_requests = options.max_queue;
   coordinator.scheduler.max_context = service->max_context_;
   coordinator.scheduler.prefix_reuse = options.prefix_reuse;
   coordinator.scheduler.sequence_stripes = options.rank.sequence_stripes;
-  coordinator.text_decoder = serving::MakeTextDecoderFactory(*service->tokenizer_);
+  if (service->tokenizer_ != nullptr) {
+    coordinator.text_decoder = serving::MakeTextDecoderFactory(*service->tokenizer_);
+  }
   coordinator.restart.max_tries = options.max_restarts;
   if (workers == "external") {
     coordinator.restart.max_tries = 0;
@@ -245,6 +273,9 @@ absl::StatusOr<std::vector<std::unique_ptr<coordinator::GroupSource>>> Service::
     if (options_.workers == "threads") {
       worker::WorkerOptions options = worker_options_;
       options.progress = progress;
+      // Replicas are on the same devices.
+      options.gpu_memory_fraction /= replicas_;
+      options.device.cuda.device = replica * group_size_;  // taken modulo the devices
       if (!options_.rank.step_trace.empty()) {
         auto trace = TraceSteps(options_.rank.step_trace, replica, /*epoch=*/1);
         if (!trace.ok()) return trace.status();

@@ -42,7 +42,8 @@ class Service {
   void Stop();
 
   const checkpoint::ModelConfig& config() const { return config_; }
-  const tokenizer::Tokenizer& tokenizer() const { return *tokenizer_; }
+  // Null where the model has none and ServiceOptions::needs_text is not set.
+  const tokenizer::Tokenizer* tokenizer() const { return tokenizer_.get(); }
   coordinator::Coordinator& coordinator() { return *coordinator_; }
   const model::Profile& profile() const { return worker_options_.profile; }
   const std::string& layout() const { return layout_; }

@@ -246,6 +246,9 @@ class YamlReader {
         if (limits.has_min() && value < static_cast<double>(limits.min())) {
           return expected(absl::StrCat("a number of at least ", limits.min()));
         }
+        if (limits.has_max() && value > static_cast<double>(limits.max())) {
+          return expected(absl::StrCat("a number of at most ", limits.max()));
+        }
         reflection.SetDouble(&message, &field, value);
         return;
       }

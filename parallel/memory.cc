@@ -156,14 +156,14 @@ MemoryModel::Member MemoryModel::MakeMember(int g) const {
   }
   // The matmuls' packed left operand.
   work += std::min(max_rows_, traits_.matmul_rows) * widest_k * kF32;
-  out.workspace = work;
+  out.workspace = work + traits_.scratch_bytes;
   out.dense_workspace = slice * (2 * channels * kF32 + down_k * act);
   const int64_t shared_k = PaddedK(shards_.shared_leaves(), leaves, 1);
   out.moe_workspace =
       slice * (2 * shards_.shared_leaves().elements(leaves).size() * kF32 + shared_k * act);
   if (group > 1) out.first_workspace = max_rows_ * vector;
   out.last_workspace = traits_.logit_rows * (vector + normed + vocab * kF32);
-  if (group > 1 && g == 0) out.last_workspace += (traits_.logit_rows + 1) * shape.vocab_size * kF32;
+  if (group > 1 && g == 0) out.last_workspace += 2 * traits_.logit_rows * shape.vocab_size * kF32;
   return out;
 }
 

@@ -1,6 +1,7 @@
 #include "parallel/mesh.h"
 
 #include <cassert>
+#include <cstdint>
 #include <set>
 #include <string>
 #include <utility>
@@ -14,6 +15,11 @@
 #include "absl/strings/str_split.h"
 
 namespace phalanx::parallel {
+namespace {
+
+constexpr int kMaxRanks = 65536;
+
+}  // namespace
 
 std::string Layout::ToString() const {
   std::vector<std::string> parts;
@@ -55,6 +61,16 @@ absl::StatusOr<Layout> ParseLayout(std::string_view text) {
     } else {
       return absl::InvalidArgumentError(
           absl::StrCat("layout: unknown axis \"", axis, "\"; the axes are dp, pp, sp, tp and ep"));
+    }
+  }
+  // Each step stays within 64 bits: no factor is above the limit.
+  int64_t ranks = 1;
+  for (const int size : {layout.tp, layout.sp, layout.pp, layout.dp}) {
+    ranks *= size;
+    if (ranks > kMaxRanks) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("layout: \"", absl::string_view(text.data(), text.size()),
+                       "\" has more than ", kMaxRanks, " ranks; take smaller axes"));
     }
   }
   return layout;

@@ -31,7 +31,8 @@ struct Layout {
   friend bool operator==(const Layout&, const Layout&) = default;
 };
 
-// Parses "tp=2,pp=2". INVALID_ARGUMENT names the unknown axis, repeated axis or bad number.
+// Parses "tp=2,pp=2". INVALID_ARGUMENT names the unknown axis, repeated axis or bad number, and
+// says where there would be more than 65536 ranks.
 absl::StatusOr<Layout> ParseLayout(std::string_view text);
 
 // One rank's place in its worker group.

@@ -31,7 +31,8 @@ struct ModelSpec {
   int64_t Parameters() const;
 };
 
-// Granules of the kernels' own layouts (CPU: kernels/cpu/matmul_job.h, kv_layout.h), in elements.
+// Granules of the kernels' own layouts (CPU: kernels/cpu/matmul_job.h, kv_layout.h; CUDA:
+// kernels/cuda/pack.h, kv_layout.h), in elements.
 struct DeviceTraits {
   int64_t panel_columns = 16;  // a packed weight's output columns are padded to this
   int64_t leaf_granule = 32;   // and each leaf of its summed dimension to this
@@ -43,6 +44,7 @@ struct DeviceTraits {
   int64_t partial_rows = 64;   // rows whose stripes are attended before they are merged (sp > 1)
   int64_t small_weight_bytes = int64_t{2} << 20;  // packed weights below this are on small pages
   int64_t matmul_rows = 512;  // rows whose left operand a matmul holds in its own layout
+  int64_t scratch_bytes = 0;  // that the device's runtime and kernels hold, whatever the model
 };
 
 }  // namespace phalanx::parallel

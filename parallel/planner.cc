@@ -251,6 +251,8 @@ void Planner::TryGroup(const Layout& group, bool split_tp) {
     layout.dp = dp;
     const auto placement = Placement::Make(o.cluster, layout, split_tp);
     if (!placement.has_value()) break;
+    // What doesn't fit with whole tp groups on each node doesn't with torn ones.
+    if (split_tp && Placement::Make(o.cluster, layout, /*split_tp=*/false).has_value()) continue;
     ++plan_.tried;
     Fit fit = CheckMemory(memory, layout, *placement);
     fit.worst.tp_across_nodes = split_tp;
@@ -274,8 +276,8 @@ void Planner::Enumerate(bool split_tp) {
   int node_devices = 0;
   for (const NodeSpec& node : o.cluster.nodes) node_devices = std::max(node_devices, node.devices);
   const int most_tp = std::min(split_tp ? devices : node_devices, o.reduction_leaves);
-  const int first_tp = split_tp ? std::min(node_devices, most_tp) + 1 : 1;
-  for (int tp = first_tp; tp <= most_tp; ++tp) {
+  // Of nodes of several sizes, some may be too small for a tp group that others hold whole.
+  for (int tp = split_tp ? 2 : 1; tp <= most_tp; ++tp) {
     if (o.tp > 0 && tp != o.tp) continue;
     for (int sp = 1; sp <= std::min(devices / tp, o.sequence_stripes); ++sp) {
       if (o.sp > 0 && sp != o.sp) continue;

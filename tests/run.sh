@@ -15,11 +15,13 @@ if [[ $(id -u) -eq 0 && ($# -eq 0 || "$1" == all || "$*" == *slurm*) ]]; then
 fi
 
 launcher=()
-command -v ccache >/dev/null && launcher=(-DCMAKE_CXX_COMPILER_LAUNCHER=ccache)
+command -v ccache >/dev/null &&
+  launcher=(-DCMAKE_CXX_COMPILER_LAUNCHER=ccache -DCMAKE_CUDA_COMPILER_LAUNCHER=ccache)
 jobs=$(nproc)
 
 configure() {
-  cmake --preset "$1" -DPHALANX_TESTS=ON "${launcher[@]}" >"/tmp/phalanx-configure-$1.log" 2>&1 ||
+  # quickstart.sh has left OFF in the same folder where there is no driver; a toolkit is enough here.
+  cmake --preset "$1" -DPHALANX_TESTS=ON -DPHALANX_CUDA=AUTO "${launcher[@]}" >"/tmp/phalanx-configure-$1.log" 2>&1 ||
     { cat "/tmp/phalanx-configure-$1.log"; return 1; }
 }
 

@@ -122,7 +122,7 @@ class Runner {
   Runner(const std::string& directory, const Layout& layout, int threads) {
     options_.model_directory = directory;
     options_.layout = layout;
-    options_.cpu.threads = threads;
+    options_.device.cpu.threads = threads;
     options_.max_step_tokens = kMaxRows;
     options_.max_positions = kMaxContext;
     options_.kv_blocks = kBlocks;
@@ -406,7 +406,7 @@ absl::Status RunPlanBench(const PlanBenchOptions& options) {
     calibration = ReadCalibration(options.calibration);
   }
   if (!calibration.ok()) return calibration.status();
-  absl::StatusOr<parallel::ClusterSpec> cluster = MakeCluster(nullptr, "", 0);
+  absl::StatusOr<parallel::ClusterSpec> cluster = MakeCluster(nullptr, "", RankOptions(), "");
   if (!cluster.ok()) return cluster.status();
   calibration->clear_node();
   if (absl::Status status = Apply(*calibration, *cluster); !status.ok()) return status;

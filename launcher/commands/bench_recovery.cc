@@ -361,6 +361,7 @@ void AddBenchRecoveryCommand(CLI::App& bench, Command* run) {
       ->capture_default_str();
   app->add_option("--threads", options->service.rank.threads,
                   "Compute threads per rank (default: cores / ranks)");
+  AddDeviceOptions(*app, options->service.rank);
   app->add_option("--kv-memory", options->service.rank.kv_memory,
                   "KV memory of a rank (default: as serve)");
   app->add_option("--prompt-tokens", options->prompt_tokens, "Of the request that is running")

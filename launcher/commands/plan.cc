@@ -236,7 +236,18 @@ absl::Status RunPlan(const CLI::App& flags, PlanCommandOptions& options) {
     if (!applied.ok()) return applied;
   }
   options.service.rank.layout = layout;
+  // Machines that are described say what ranks would compute on, where nothing else does.
+  if (file.has_value() && file->config.worker().device() == v1::WorkerConfig::DEVICE_UNSPECIFIED &&
+      flags.get_option("--device")->count() == 0 && file->config.cluster().nodes_size() > 0 &&
+      file->config.cluster().nodes(0).device() == v1::NodeConfig::DEVICE_CUDA) {
+    options.service.rank.device = "cuda";
+  }
   if (!options.calibrate.empty()) {
+    if (options.service.rank.device == "cuda") {
+      return absl::InvalidArgumentError(
+          "--calibrate measures CPUs; leave it out with --device cuda and describe the GPUs in a "
+          "--cluster file under cluster.nodes");
+    }
     options.measure.cpu_path = options.service.rank.cpu_path;
     options.measure.threads = options.service.rank.threads;
     options.measure.hosts = options.service.hosts;
@@ -253,9 +264,14 @@ absl::Status RunPlan(const CLI::App& flags, PlanCommandOptions& options) {
     return absl::InvalidArgumentError(
         "--model is missing; give it, or a --cluster file with a model");
   }
-  const absl::StatusOr<PlanOptions> plan_options =
+  absl::StatusOr<PlanOptions> plan_options =
       MakePlanOptions(options.service, options.planning, file.has_value() ? &*file : nullptr);
   if (!plan_options.ok()) return plan_options.status();
+  // Requests that nobody asked for fit any context.
+  if (flags.get_option("--prompt-tokens")->count() == 0 &&
+      flags.get_option("--output-tokens")->count() == 0) {
+    FitWorkload(*plan_options);
+  }
   const absl::StatusOr<LayoutPlan> plan = parallel::PlanLayouts(*plan_options);
   if (!plan.ok()) return plan.status();
   if (options.json) {
@@ -287,6 +303,7 @@ void AddPlanCommand(CLI::App& parent, Command* run) {
       ->check(CLI::Range(1, 1024));
   app->add_option("--cpu-path", service.rank.cpu_path,
                   "With --calibrate: portable, avx2, avx512 or amx (default: the fastest)");
+  AddDeviceOptions(*app, service.rank);
   AddPlanningOptions(*app, options->planning);
   const char* engine = "Engine";
   app->add_option("--max-step-tokens", service.rank.max_step_tokens, "Rows of one step")

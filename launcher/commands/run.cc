@@ -2,6 +2,7 @@
 
 #include <unistd.h>
 
+#include <algorithm>
 #include <iostream>
 #include <memory>
 #include <string>
@@ -10,6 +11,7 @@
 
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
 #include "absl/synchronization/mutex.h"
 #include "launcher/commands/commands.h"
 #include "launcher/config.h"
@@ -106,14 +108,16 @@ class Answers {
   std::vector<std::vector<Answer>> answers_;  // [prompt][sample]
 };
 
-void PrintText(const std::vector<std::vector<Answer>>& answers,
-               const std::vector<Prompt>& prompts) {
+// Without text, its ids.
+void PrintText(const std::vector<std::vector<Answer>>& answers, const std::vector<Prompt>& prompts,
+               bool has_text) {
   for (size_t p = 0; p < answers.size(); ++p) {
     for (const Answer& answer : answers[p]) {
       std::cout << "== prompt " << p + 1;
       if (answer.index.has_value()) std::cout << ", answer " << *answer.index + 1;
       std::cout << " (" << answer.finish_reason << ")\n"
-                << (prompts[p].is_text ? prompts[p].text : "") << answer.text << "\n";
+                << (prompts[p].is_text ? prompts[p].text : "")
+                << (has_text ? answer.text : absl::StrJoin(answer.token_ids, ",")) << "\n";
     }
   }
 }
@@ -121,10 +125,14 @@ void PrintText(const std::vector<std::vector<Answer>>& answers,
 absl::Status Run(const RunOptions& options) {
   const absl::StatusOr<std::vector<Prompt>> prompts = ReadPrompts(options.prompts);
   if (!prompts.ok()) return prompts.status();
+  ServiceOptions service_options = options.service;
+  service_options.needs_text = std::any_of(prompts->begin(), prompts->end(),
+                                           [](const Prompt& prompt) { return prompt.is_text; });
   absl::StatusOr<std::unique_ptr<Service>> service =
-      Service::Create(options.service, options.planning, /*one_process_by_default=*/true);
+      Service::Create(service_options, options.planning, /*one_process_by_default=*/true);
   if (!service.ok()) return service.status();
   const serving::ModelInfo model = MakeModelInfo(**service, /*name=*/"");
+  const bool has_text = (*service)->tokenizer() != nullptr;
 
   // Every prompt is checked before anything is started.
   std::vector<coordinator::GenerateRequest> requests;
@@ -138,7 +146,7 @@ absl::Status Run(const RunOptions& options) {
     auto request = serving::ToCoordinatorRequest(*built, model, (*service)->tokenizer());
     if (!request.ok()) return named(request.status());
     const absl::Status valid =
-        coordinator::ValidateRequest(*request, (*service)->limits(), /*has_text=*/true);
+        coordinator::ValidateRequest(*request, (*service)->limits(), has_text);
     if (!valid.ok()) {
       return named(serving::WithPublicFieldName(valid, (*prompts)[i].is_text));
     }
@@ -147,7 +155,7 @@ absl::Status Run(const RunOptions& options) {
 
   StopOnSignal stop([](int) { _exit(kExitFailed); });
   if (absl::Status status = (*service)->Start(); !status.ok()) return status;
-  const bool stream = !options.json && requests.size() == 1 && requests[0].n == 1;
+  const bool stream = !options.json && requests.size() == 1 && requests[0].n == 1 && has_text;
   Answers answers(requests.size(), stream);
   if (stream && (*prompts)[0].is_text) std::cout << (*prompts)[0].text << std::flush;
   for (size_t i = 0; i < requests.size(); ++i) {
@@ -171,7 +179,7 @@ absl::Status Run(const RunOptions& options) {
   } else if (stream) {
     std::cout << std::endl;
   } else {
-    PrintText(answers.all(), *prompts);
+    PrintText(answers.all(), *prompts, has_text);
   }
   std::cout << std::flush;
   (*service)->Stop();

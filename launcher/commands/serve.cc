@@ -130,7 +130,7 @@ absl::StatusOr<int> Serve(const ServeOptions& options) {
   if (!started.ok()) return started;
   serving::ServedModel served;
   served.coordinator = &(*service)->coordinator();
-  served.tokenizer = &(*service)->tokenizer();
+  served.tokenizer = (*service)->tokenizer();
   served.info = MakeModelInfo(**service, options.serving.model_name);
   served.rank_health = [&service] { return (*service)->Health(); };
   (*server)->Serve(served);

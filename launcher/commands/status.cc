@@ -13,7 +13,7 @@
 #include "launcher/client.h"
 #include "launcher/commands/commands.h"
 #include "launcher/exit_code.h"
-#include "launcher/machine.h"
+#include "launcher/status_table.h"
 
 namespace phalanx::launcher {
 namespace {
@@ -84,16 +84,7 @@ void PrintTable(const v1::GetStatusResponse& s, const std::string& endpoint) {
     PrintEngine(replica.engine());
     PrintRecovery(replica);
   }
-  if (s.ranks_size() == 0) return;
-  std::cout << (replicas ? "replica " : "")
-            << absl::StrFormat("%-5s %-20s %9s  %-26s %10s %10s %9s\n", "rank", "host", "pid",
-                               "device", "weights", "KV", "step");
-  for (const v1::RankStatus& r : s.ranks()) {
-    std::cout << (replicas ? absl::StrFormat("%-8d", r.replica()) : "")
-              << absl::StrFormat("%-5d %-20s %9d  %-26s %10s %10s %9d\n", r.rank(), r.host(),
-                                 r.pid(), r.device(), FormatBytes(r.weight_bytes()),
-                                 FormatBytes(r.kv_bytes()), r.last_step());
-  }
+  std::cout << RankTable(s);
 }
 
 absl::Status ShowStatus(const StatusOptions& options) {

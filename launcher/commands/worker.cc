@@ -17,6 +17,7 @@
 #include "comm/mpi/mpi_environment.h"
 #include "launcher/env.h"
 #include "launcher/exit_code.h"
+#include "launcher/gpus.h"
 #include "launcher/keeper.h"
 #include "launcher/keeper_store.h"
 #include "launcher/machine.h"
@@ -38,6 +39,7 @@ struct WorkerCommandOptions {
   int replica = 0;
   uint64_t epoch = 0;
   int ranks_per_host = 0;  // 0: as MPI says
+  std::string gpu;         // empty: by the rank among its host's
   double connect_timeout = 60;
 };
 
@@ -104,6 +106,20 @@ absl::Status RunWorker(const WorkerCommandOptions& options, const Environment& e
   absl::StatusOr<worker::WorkerOptions> worker_options =
       MakeWorkerOptions(options.rank, std::max(options.ranks_per_host, environment.local_ranks));
   if (!worker_options.ok()) return worker_options.status();
+  if (!options.gpu.empty() && options.rank.device != "cuda") {
+    return absl::InvalidArgumentError("--gpu is for --device cuda; give both or neither");
+  }
+  if (worker_options->device.kind == kernels::DeviceKind::kCuda) {
+    const auto place = PlaceOfRank(environment, options.gpu, options.ranks_per_host);
+    if (!place.ok()) return place.status();
+    const absl::StatusOr<int> devices = kernels::CudaDeviceCount();
+    if (!devices.ok()) {
+      return absl::Status(devices.status().code(),
+                          absl::StrCat("host ", place->host, ": ", devices.status().message()));
+    }
+    absl::Status taken = TakeDevice(*place, *devices, *worker_options);
+    if (!taken.ok()) return taken;
+  }
 
   PreferSharedMemory();
   const absl::Time started = absl::Now();
@@ -112,7 +128,7 @@ absl::Status RunWorker(const WorkerCommandOptions& options, const Environment& e
   if (by_srun && !environment.launched_by_pmix) return SilentSingleton(environment);
 
   comm::MpiOptions mpi_options;
-  mpi_options.threads_per_rank = worker_options->cpu.threads;
+  mpi_options.threads_per_rank = worker_options->device.cpu.threads;
   auto mpi = comm::MpiEnvironment::Init(mpi_options);
   if (!mpi.ok()) return mpi.status();
   times.mpi_init = absl::Now() - started;
@@ -164,7 +180,7 @@ absl::Status RunWorker(const WorkerCommandOptions& options, const Environment& e
   store_options.socket_name = KeeperSocketName(options.coordinator);
   store_options.replica = options.replica;
   store_options.epoch = (*client)->epoch();
-  store_options.threads = worker_options->cpu.threads;
+  store_options.threads = worker_options->device.cpu.threads;
   store_options.warn = [rank = group.rank()](const std::string& why) {
     spdlog::warn("rank {}: {}", rank, why);
   };
@@ -234,6 +250,11 @@ void AddWorkerCommand(CLI::App& parent, Command* run, const WorkerHooks& hooks) 
   app->add_option("--ranks-per-host", options->ranks_per_host,
                   "Ranks of all replicas that share this host (default: those of this mpirun)")
       ->check(CLI::NonNegativeNumber)
+      ->group("Workers");
+  app->add_option("--gpu", options->gpu,
+                  "GPU of this rank, or of each rank of its group in rank order, 4,5,6,7; with "
+                  "--device-comm staged counting goes on past the last GPU at the first (default: "
+                  "the rank's number among its host's)")
       ->group("Workers");
   app->add_option("--connect-timeout", options->connect_timeout,
                   "Seconds to wait for the coordinator")

@@ -86,6 +86,7 @@ void ToProto(const scheduler::SequenceStep& from, v1::SequenceStep* to) {
   to->mutable_history()->Add(from.history.begin(), from.history.end());
   to->set_prompt_length(from.prompt_length);
   to->set_next_prompt_token(from.next_prompt_token);
+  to->set_pending_slot(from.pending_slot);
 }
 
 absl::Status FromProto(const v1::SequenceStep& from, scheduler::SequenceStep* to) {
@@ -101,6 +102,7 @@ absl::Status FromProto(const v1::SequenceStep& from, scheduler::SequenceStep* to
   to->history.assign(from.history().begin(), from.history().end());
   to->prompt_length = from.prompt_length();
   to->next_prompt_token = from.next_prompt_token();
+  to->pending_slot = from.pending_slot();
   return FromProto(from.sampling(), &to->sampling);
 }
 

@@ -1,6 +1,5 @@
 // The attention half of a layer.
 #include <algorithm>
-#include <cstring>
 #include <vector>
 
 #include "runtime/model/decoder_impl.h"
@@ -29,7 +28,6 @@ absl::Status Decoder::Impl::Attend(const Layer& layer, int64_t index, const Batc
     // Every stripe needs every row's query, and some rank each key and value.
     const TensorView part = F32(qkv_slice, rows.slice.size(), width);
     if (part.rows > 0) kernels.MatMul(x, *layer.qkv, {&part, 1});
-    kernels.Synchronize();
     std::vector<int64_t> bytes(groups.layout.sp);
     for (int s = 0; s < groups.layout.sp; ++s) {
       bytes[s] = parallel::SequenceRows(m, s, groups.layout.sp).size() * width * 4;
@@ -106,7 +104,6 @@ absl::Status Decoder::Impl::AttendAcrossStripes(kernels::AttentionArgs args) {
                           static_cast<int>(shard.stripes.size()), own_stripe_program,
                           part_partials.as<float>() + begin * row_floats);
   }
-  kernels.Synchronize();
 
   const int64_t slice = rows.slice.size();
   std::vector<int64_t> send(sp);
@@ -125,19 +122,17 @@ absl::Status Decoder::Impl::AttendAcrossStripes(kernels::AttentionArgs args) {
   // [s][row, head][its parts] to [row, head][all parts].
   int total = 0;
   for (const int count : stripe_parts) total += count;
-  const float* from = received_partials.as<float>();
-  int offset = 0;
+  if (slice == 0) return absl::OkStatus();
+  const int64_t units = slice * num_heads();
+  float* from = received_partials.as<float>();
+  float* to = merged_partials.as<float>();
   for (int s = 0; s < sp; ++s) {
     const int64_t floats = stripe_parts[s] * partial;
-    float* to = merged_partials.as<float>() + offset * partial;
-    for (int64_t i = 0; i < slice * num_heads(); ++i) {
-      std::memcpy(to, from, floats * sizeof(float));
-      from += floats;
-      to += total * partial;
-    }
-    offset += stripe_parts[s];
+    kernels.CopyRows({from, DType::kF32, units, floats, floats},
+                     {to, DType::kF32, units, floats, total * partial});
+    from += units * floats;
+    to += floats;
   }
-  if (slice == 0) return absl::OkStatus();
   args.num_partials = total;
   args.stripe_program = merge_program;
   kernels.MergeAttention(args, merged_partials.as<float>());

@@ -2,7 +2,6 @@
 #include "runtime/model/decoder.h"
 
 #include <algorithm>
-#include <cstring>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -15,6 +14,13 @@ namespace phalanx::model {
 using checkpoint::ModelConfig;
 using kernels::TensorView;
 using parallel::Range;
+
+namespace {
+
+// The host's messages between stages; the device's have tag 0.
+constexpr int kExpertTokensTag = 1;
+
+}  // namespace
 
 StepRows Decoder::Impl::PlaceRows(int64_t count) const {
   const parallel::Layout& layout = groups.layout;
@@ -32,12 +38,11 @@ absl::Status Decoder::Impl::Embed(const Batch& batch) {
   const TensorView table = View(embedding, profile.weights, shard.vocab.size(), hidden());
   kernels.GatherRows(table, batch.ids, shard.vocab.begin, F32(buffer, rows.count, hidden()));
   if (groups.stage == nullptr) return absl::OkStatus();
-  kernels.Synchronize();
   const absl::Status status =
       groups.stage->AllReduceOr(buffer.as<uint32_t>(), rows.count * hidden());
   if (!status.ok() || !rows.sharded) return status;
-  std::memcpy(residual.data(), embedded.as<float>() + rows.own.begin * hidden(),
-              rows.own.size() * hidden() * sizeof(float));
+  kernels.CopyRows(RowsFrom(F32(embedded, rows.count, hidden()), rows.own.begin),
+                   F32(residual, rows.own.size(), hidden()));
   return status;
 }
 
@@ -59,7 +64,8 @@ absl::Status Decoder::Impl::ReceiveFromPreviousStage() {
     if (!status.ok()) return status;
   }
   if (expert_tokens.empty()) return absl::OkStatus();
-  return groups.pp->Recv(expert_tokens.data(), expert_tokens.size() * sizeof(int64_t), peer, 0);
+  return groups.host_pp->Recv(expert_tokens.data(), expert_tokens.size() * sizeof(int64_t), peer,
+                              kExpertTokensTag);
 }
 
 absl::Status Decoder::Impl::SendToNextStage() {
@@ -70,7 +76,8 @@ absl::Status Decoder::Impl::SendToNextStage() {
     if (!status.ok()) return status;
   }
   if (expert_tokens.empty()) return absl::OkStatus();
-  return groups.pp->Send(expert_tokens.data(), expert_tokens.size() * sizeof(int64_t), peer, 0);
+  return groups.host_pp->Send(expert_tokens.data(), expert_tokens.size() * sizeof(int64_t), peer,
+                              kExpertTokensTag);
 }
 
 absl::Status Decoder::Impl::GatherNormed(TensorView* out) {
@@ -80,7 +87,6 @@ absl::Status Decoder::Impl::GatherNormed(TensorView* out) {
   }
   *out = NormInput(gathered, rows.slice.size());
   if (rows.slice.empty()) return absl::OkStatus();
-  kernels.Synchronize();
   return groups.tp->AllGather(normed.data(), gathered.data(), TensorSizes(normed_row_bytes()));
 }
 
@@ -104,9 +110,8 @@ absl::Status Decoder::Impl::RowParallel(TensorView x, const kernels::PackedWeigh
     kernels.MatMul(x, *weight, outs);
   } else {
     // Every leaf of this rank is empty: its sums are +0.
-    for (const kernels::Buffer& part : parts) std::memset(part.data(), 0, count * n * 4);
+    for (const kernels::Buffer& part : parts) kernels.Zero(part.data(), count * n * 4);
   }
-  kernels.Synchronize();
   if (!rows.sharded) return groups.tp->AllReduce(reduce, sends, delta.as<float>(), count * n);
   return groups.tp->ReduceScatter(reduce, sends, delta.as<float>(), TensorSizes(n));
 }
@@ -166,28 +171,27 @@ absl::Status Decoder::Impl::Forward(const Batch& batch, const StageHooks& hooks)
       kernels.AddResidual(x, sum, layer.down_bias.as<float>());
     }
   }
-  kernels.Synchronize();
-  if (hooks.output_ready) hooks.output_ready();
+  if (hooks.output_ready) {
+    kernels.Synchronize();
+    hooks.output_ready();
+  }
   return shard.last_stage ? absl::OkStatus() : SendToNextStage();
 }
 
-absl::Status Decoder::Impl::Logits(
-    absl::Span<const int32_t> wanted,
-    const std::function<void(int64_t i, absl::Span<const float>)>& consume) {
+absl::Status Decoder::Impl::Logits(absl::Span<const int32_t> wanted,
+                                   const LogitsConsumer& consume) {
   if (!shard.last_stage) return absl::OkStatus();
   const int64_t n = hidden();
   const int64_t local = shard.vocab.size();
+  std::vector<int32_t> own_rows;
   for (size_t begin = 0; begin < wanted.size(); begin += kLogitRows) {
     const int64_t count = std::min<int64_t>(kLogitRows, wanted.size() - begin);
-    for (int64_t i = 0; i < count; ++i) {
-      const int64_t row = wanted[begin + i];
-      float* to = gathered_rows.as<float>() + i * n;
-      if (row >= rows.own.begin && row < rows.own.end) {
-        std::memcpy(to, residual.as<float>() + (row - rows.own.begin) * n, n * sizeof(float));
-      } else {
-        std::memset(to, 0, n * sizeof(float));
-      }
+    own_rows.clear();
+    for (const int32_t row : wanted.subspan(begin, count)) {
+      const bool own = row >= rows.own.begin && row < rows.own.end;
+      own_rows.push_back(own ? row - static_cast<int32_t>(rows.own.begin) : -1);
     }
+    kernels.GatherTokens(F32(residual, rows.own.size(), n), own_rows, F32(gathered_rows, count, n));
     if (rows.sharded) {
       const absl::Status status =
           groups.stage->AllReduceOr(gathered_rows.as<uint32_t>(), count * n);
@@ -197,31 +201,29 @@ absl::Status Decoder::Impl::Logits(
                     NormOutput(head_input, count));
     const TensorView logits = F32(local_logits, count, local);
     if (local > 0) kernels.MatMul(NormInput(head_input, count), *head, {&logits, 1});
-    kernels.Synchronize();
     if (groups.stage == nullptr) {
-      for (int64_t i = 0; i < count; ++i) {
-        consume(begin + i, absl::MakeSpan(local_logits.as<float>() + i * local, local));
-      }
+      consume(static_cast<int64_t>(begin), logits);
       continue;
     }
     std::vector<int64_t> bytes;
-    std::vector<Range> vocabs;
     for (int g = 0; g < groups.stage_size(); ++g) {
-      vocabs.push_back(shards.vocab(g));
-      bytes.push_back(count * vocabs.back().size() * static_cast<int64_t>(sizeof(float)));
+      bytes.push_back(count * shards.vocab(g).size() * static_cast<int64_t>(sizeof(float)));
     }
     const absl::Status status =
-        groups.stage->Gather(local_logits.data(), all_logits.get(), bytes, /*root=*/0);
+        groups.stage->Gather(local_logits.data(), gathered_logits.data(), bytes, /*root=*/0);
     if (!status.ok()) return status;
     if (groups.stage_rank() != 0) continue;
-    for (int64_t i = 0; i < count; ++i) {
-      const float* rank_logits = all_logits.get();  // [count, vocabulary of the rank]
-      for (const Range& range : vocabs) {
-        std::copy_n(rank_logits + i * range.size(), range.size(), full_row.get() + range.begin);
-        rank_logits += count * range.size();
-      }
-      consume(begin + i, absl::MakeConstSpan(full_row.get(), config.vocab_size));
+    const TensorView whole = F32(full_logits, count, config.vocab_size);
+    float* from = gathered_logits.as<float>();  // by rank: [count, vocabulary of the rank]
+    for (int g = 0; g < groups.stage_size(); ++g) {
+      const Range vocab = shards.vocab(g);
+      TensorView columns = whole;
+      columns.data = whole.f32() + vocab.begin;
+      columns.cols = vocab.size();
+      kernels.CopyRows({from, kernels::DType::kF32, count, vocab.size(), vocab.size()}, columns);
+      from += count * vocab.size();
     }
+    consume(static_cast<int64_t>(begin), whole);
   }
   return absl::OkStatus();
 }
@@ -294,9 +296,7 @@ absl::Status Decoder::Forward(const Batch& batch, const StageHooks& hooks) {
   return impl_->Forward(batch, hooks);
 }
 
-absl::Status Decoder::Logits(
-    absl::Span<const int32_t> rows,
-    const std::function<void(int64_t i, absl::Span<const float>)>& consume) {
+absl::Status Decoder::Logits(absl::Span<const int32_t> rows, const LogitsConsumer& consume) {
   return impl_->Logits(rows, consume);
 }
 

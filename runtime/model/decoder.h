@@ -64,6 +64,12 @@ struct StageHooks {
   std::function<void()> output_ready;  // the rows for the next stage are made; may be empty
 };
 
+// Logits are made for at most this many rows at a time.
+inline constexpr int64_t kLogitRows = 32;
+// Takes logits [count, vocab_size] F32 of rows[begin], rows[begin + 1], ...; on the rank's device,
+// valid during the call.
+using LogitsConsumer = std::function<void(int64_t begin, kernels::TensorView logits)>;
+
 class Decoder {
  public:
   // Packs this rank's slice of `checkpoint`; `groups` say which slice. All that is borrowed must
@@ -105,9 +111,9 @@ class Decoder {
   parallel::Range stripes() const;
   // Bytes of one KV block over all layers of this rank.
   int64_t kv_block_bytes() const;
-  // Allocates the cache. Called once, before Forward. With `later` its pages are backed by a thread
-  // that computes nothing else, while nobody needs the core, or by whoever comes first: for memory
-  // that is known to be there, because the rank before this one had it.
+  // Allocates the cache, before Forward; again in place of what there was. With `later` its pages
+  // are backed by a thread that computes nothing else, while nobody needs the core, or by whoever
+  // comes first: for memory that is known to be there, because the rank before this one had it.
   absl::Status AllocateKv(int64_t num_blocks, bool later = false);
   int64_t kv_blocks() const;
 
@@ -116,11 +122,9 @@ class Decoder {
   // Runs this stage's layers over `batch` (1 .. max_rows rows), writing keys and values where the
   // batch has a slot. Collective over the worker group, with the same rows on every rank.
   absl::Status Forward(const Batch& batch, const StageHooks& hooks = {});
-  // Logits of rows of the last Forward, on the last stage; elsewhere it does nothing. `consume(i,
-  // logits)` is called on the stage's first rank only, with i counting through `rows` and logits
-  // [vocab_size] valid during the call. Collective over the stage.
-  absl::Status Logits(absl::Span<const int32_t> rows,
-                      const std::function<void(int64_t i, absl::Span<const float>)>& consume);
+  // Logits of rows of the last Forward, on the last stage; elsewhere it does nothing. `consume` is
+  // called on the stage's first rank only. Collective over the stage.
+  absl::Status Logits(absl::Span<const int32_t> rows, const LogitsConsumer& consume);
   // Tokens that the last Forward sent to each expert, [num_experts], summed over all layers up to
   // this stage's last; empty without experts.
   const std::vector<int64_t>& expert_tokens() const;

@@ -72,8 +72,7 @@ class Decoder::Impl {
 
   // decoder.cc
   absl::Status Forward(const Batch& batch, const StageHooks& hooks);
-  absl::Status Logits(absl::Span<const int32_t> rows,
-                      const std::function<void(int64_t i, absl::Span<const float>)>& consume);
+  absl::Status Logits(absl::Span<const int32_t> rows, const LogitsConsumer& consume);
 
   // Sizes.
   int64_t num_heads() const { return shard.heads.size(); }
@@ -96,6 +95,12 @@ class Decoder::Impl {
   }
   kernels::TensorView F32(const kernels::Buffer& buffer, int64_t rows, int64_t cols) const {
     return View(buffer, kernels::DType::kF32, rows, cols);
+  }
+  // `view` from row `begin` on.
+  static kernels::TensorView RowsFrom(kernels::TensorView view, int64_t begin) {
+    view.data = static_cast<char*>(view.data) + begin * view.stride * SizeOf(view.dtype);
+    view.rows -= begin;
+    return view;
   }
   // A norm's output, without the pad.
   kernels::TensorView NormOutput(const kernels::Buffer& buffer, int64_t rows) const {
@@ -212,9 +217,9 @@ class Decoder::Impl {
   kernels::Buffer gathered_rows;       // [kLogitRows, hidden] F32
   kernels::Buffer head_input;          // [kLogitRows, padded hidden]
   kernels::Buffer local_logits;        // [kLogitRows, local vocabulary] F32
-  // The stage's first rank's, on the host; not backed before they are used.
-  std::unique_ptr<float[]> all_logits;  // [ranks][kLogitRows, their vocabulary]
-  std::unique_ptr<float[]> full_row;    // [vocab_size]
+  // The stage's first rank's, where it has several.
+  kernels::Buffer gathered_logits;  // by rank: [rows, its vocabulary] F32
+  kernels::Buffer full_logits;      // [kLogitRows, vocab_size] F32
 
   // Experts. A slot is one of a row's experts_per_token choices; a rank's slots are those whose
   // expert it holds (a share of).
@@ -247,8 +252,6 @@ class Decoder::Impl {
   kernels::Buffer combined;                 // [combine rows, hidden] F32
 };
 
-// Logits are made for this many rows at a time.
-inline constexpr int64_t kLogitRows = 32;
 // Rows whose stripes are attended before their subtrees are merged: bounds the memory of partials.
 inline constexpr int64_t kPartialRows = 64;
 

@@ -10,13 +10,13 @@
 //
 // All counts follow from the routing table that every rank has, so none are exchanged.
 #include <algorithm>
-#include <cstring>
 #include <vector>
 
 #include "runtime/model/decoder_impl.h"
 
 namespace phalanx::model {
 
+using kernels::DType;
 using kernels::TensorView;
 using parallel::Range;
 
@@ -54,7 +54,7 @@ absl::Status Decoder::Impl::Route(const Layer& layer) {
   if (rows.sharded) {
     const std::vector<int32_t> mine(expert_ids.begin() + rows.own.begin * k,
                                     expert_ids.begin() + rows.own.end * k);
-    const absl::Status status = groups.stage->AllGather(
+    const absl::Status status = groups.host_stage->AllGather(
         mine.data(), expert_ids.data(), StageSizes(k * static_cast<int64_t>(sizeof(int32_t))));
     if (!status.ok()) return status;
   }
@@ -91,16 +91,17 @@ absl::Status Decoder::Impl::DispatchTokens() {
   };
   std::vector<int64_t> send(size, 0);
   std::vector<int64_t> receive(size, 0);
-  char* out = dispatch_send.as<char>();
+  std::vector<int32_t> sent;  // own rows, by receiver
   for (int g = 0; g < size; ++g) {
     const Range experts = shards.experts(g);
     for (int64_t row = rows.own.begin; row < rows.own.end; ++row) {
       if (!wanted(row, experts)) continue;
-      std::memcpy(out, normed.as<char>() + (row - rows.own.begin) * row_bytes, row_bytes);
-      out += row_bytes;
+      sent.push_back(static_cast<int32_t>(row - rows.own.begin));
       send[g] += row_bytes;
     }
   }
+  kernels.GatherTokens(NormInput(normed, rows.own.size()), sent,
+                       NormInput(dispatch_send, static_cast<int64_t>(sent.size())));
   row_of_token.clear();
   for (const Slot& slot : slots) {
     if (row_of_token.empty() || row_of_token.back() != slot.row) row_of_token.push_back(slot.row);
@@ -122,7 +123,7 @@ void Decoder::Impl::RunExperts(const Layer& layer) {
   if (channels == 0) {
     // Every leaf of this rank is empty: its sums are +0.
     for (const kernels::Buffer& part : slot_parts) {
-      std::memset(part.data(), 0, count * hidden() * sizeof(float));
+      kernels.Zero(part.data(), count * hidden() * 4);
     }
     return;
   }
@@ -177,14 +178,14 @@ absl::Status Decoder::Impl::CombineExperts(const Layer& layer) {
       }
     }
   } else {
-    kernels.Synchronize();
     const int own_parts = static_cast<int>(slot_parts.size());
-    float* out = combine_send.as<float>();
-    for (const Slot& slot : slots) {
-      for (const kernels::Buffer& part : slot_parts) {
-        std::memcpy(out, part.as<float>() + slot.place * n, n * sizeof(float));
-        out += n;
-      }
+    const int64_t count = static_cast<int64_t>(slots.size());
+    std::vector<int32_t> places;
+    for (const Slot& slot : slots) places.push_back(slot.place);
+    for (int p = 0; p < own_parts; ++p) {
+      kernels.GatherTokens(
+          F32(slot_parts[p], count, n), places,
+          {combine_send.as<float>() + p * n, DType::kF32, count, n, own_parts * n});
     }
     std::vector<int64_t> send(size, 0);
     std::vector<int64_t> receive(size, 0);
@@ -243,7 +244,6 @@ absl::Status Decoder::Impl::CombineExperts(const Layer& layer) {
     kernels.CombineExperts(combine);
   }
   if (!gather) return absl::OkStatus();
-  kernels.Synchronize();
   return groups.stage->AllGather(combined.data(), delta.data(), StageSizes(n * 4));
 }
 

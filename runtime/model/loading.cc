@@ -361,8 +361,8 @@ absl::Status Decoder::Impl::AllocateWorkspace() {
     allocate(head_input, kLogitRows * normed_row_bytes());
     allocate(local_logits, kLogitRows * shard.vocab.size() * 4);
     if (!alone && groups.stage_rank() == 0) {
-      all_logits = std::make_unique_for_overwrite<float[]>(kLogitRows * config.vocab_size);
-      full_row = std::make_unique_for_overwrite<float[]>(config.vocab_size);
+      allocate(gathered_logits, kLogitRows * config.vocab_size * 4);
+      allocate(full_logits, kLogitRows * config.vocab_size * 4);
     }
   }
   return status;
@@ -371,6 +371,7 @@ absl::Status Decoder::Impl::AllocateWorkspace() {
 absl::Status Decoder::Impl::AllocateKv(int64_t num_blocks, bool later) {
   num_kv_blocks = num_blocks;
   if (num_heads() == 0) return absl::OkStatus();
+  for (Layer& layer : layers) layer.kv = {};
   const int64_t bytes = num_blocks * kernels.KvBlockBytes(kv_shape());
   const auto explained = [num_blocks](const absl::Status& status) {
     return absl::ResourceExhaustedError(absl::StrCat(

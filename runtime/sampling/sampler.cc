@@ -56,6 +56,24 @@ std::vector<int32_t> BestIds(absl::Span<const float> row, int64_t k) {
 
 bool NeedsCut(const SamplingParams& p) { return p.top_k > 0 || p.top_p < 1.0f || p.min_p > 0.0f; }
 
+float TemperatureOf(const SamplingParams& p) {
+  return p.temperature < kGreedyTemperature ? 0.0f : p.temperature;
+}
+
+kernels::GumbelKey KeyOf(const SamplingParams& p, int32_t position, uint32_t sample_index) {
+  return {p.seed, static_cast<uint32_t>(position), sample_index, 0};
+}
+
+int32_t PositionOf(const scheduler::SequenceStep& step) {
+  return step.start + static_cast<int32_t>(step.token_ids.size());
+}
+
+// Whether the row itself says which ids are allowed: nothing is added to it and nothing cut.
+bool IsPlain(const SamplingParams& p, absl::Span<const int32_t> suppressed) {
+  return p.logit_bias.empty() && !p.has_penalties() && suppressed.empty() &&
+         (TemperatureOf(p) == 0 || !NeedsCut(p));
+}
+
 }  // namespace
 
 Sampler::Sampler(kernels::Kernels* kernels, int64_t vocab_size, int num_leaves)
@@ -238,14 +256,11 @@ float Sampler::Cut(const SamplingParams& p) {
 
 int32_t Sampler::ChooseId(absl::Span<const float> logits, const SampleRequest& request) {
   const SamplingParams& p = *request.params;
-  const bool greedy = p.temperature < kGreedyTemperature;
-  const bool cut = !greedy && NeedsCut(p);
+  const bool cut = TemperatureOf(p) > 0 && NeedsCut(p);
   const absl::Span<const float> row = Prepare(logits, request, cut);
   const float threshold = cut ? Cut(p) : kNegativeInfinity;
-  const kernels::GumbelKey key{p.seed, static_cast<uint32_t>(request.position),
-                               request.sample_index, 0};
-  const kernels::Choice choice =
-      kernels_->GumbelArgmax(row, 0, greedy ? 0.0f : p.temperature, threshold, key);
+  const kernels::Choice choice = kernels_->GumbelArgmax(
+      row, 0, TemperatureOf(p), threshold, KeyOf(p, request.position, request.sample_index));
   return choice.value > kNegativeInfinity ? choice.id : -1;
 }
 
@@ -270,11 +285,67 @@ std::vector<scheduler::SampleResult> Sampler::SampleStep(absl::Span<const float>
     request.suppressed = step.suppressed;
     request.history = step.history;
     request.prompt_length = step.prompt_length;
-    request.position = step.start + static_cast<int32_t>(step.token_ids.size());
+    request.position = PositionOf(step);
     request.sample_index = slot.sample_index;
     results.push_back({slot.sequence_id, Choose(logits, request)});
   }
   return results;
+}
+
+absl::Span<const float> Sampler::OnHost(kernels::TensorView logits, int64_t row) {
+  const float* data = logits.f32() + row * logits.stride;
+  if (!kernels_->host_accessible()) {
+    host_row_.resize(vocab_size_);
+    kernels_->CopyOut(host_row_.data(), data, vocab_size_ * static_cast<int64_t>(sizeof(float)));
+    data = host_row_.data();
+  }
+  return absl::MakeConstSpan(data, vocab_size_);
+}
+
+void Sampler::SampleRows(kernels::TensorView logits, absl::Span<const LogitUse> uses) {
+  PHALANX_CHECK(logits.cols == vocab_size_ && logits.rows == static_cast<int64_t>(uses.size()))
+      << logits.rows << " rows of " << logits.cols << " logits for " << uses.size()
+      << " uses, vocabulary " << vocab_size_;
+  const auto is_plain = [](const LogitUse& use) {
+    const SamplingParams& p = use.step->sampling;
+    return use.target < 0 && p.logprobs < 0 && IsPlain(p, use.step->suppressed);
+  };
+  plain_rows_.clear();
+  for (size_t i = 0; i < uses.size(); ++i) {
+    if (!is_plain(uses[i])) continue;
+    const scheduler::SequenceStep& step = *uses[i].step;
+    for (const scheduler::SampleSlot& slot : step.samples) {
+      plain_rows_.push_back({static_cast<int64_t>(i), TemperatureOf(step.sampling),
+                             kNegativeInfinity,
+                             KeyOf(step.sampling, PositionOf(step), slot.sample_index)});
+    }
+  }
+  choices_.resize(plain_rows_.size());
+  if (!plain_rows_.empty()) {
+    kernels_->GumbelArgmaxRows(logits, plain_rows_, absl::MakeSpan(choices_));
+  }
+  auto choice = choices_.begin();
+  for (size_t i = 0; i < uses.size(); ++i) {
+    const LogitUse& use = uses[i];
+    if (is_plain(use)) {
+      for (const scheduler::SampleSlot& slot : use.step->samples) {
+        TokenLogprobs token;
+        token.id = choice->value > kNegativeInfinity ? choice->id : -1;
+        use.result->samples.push_back({slot.sequence_id, token});
+        ++choice;
+      }
+      continue;
+    }
+    const absl::Span<const float> row = OnHost(logits, static_cast<int64_t>(i));
+    if (use.target >= 0) {
+      use.result->prompt_logprobs.push_back(
+          Logprobs(row, use.target, use.step->sampling.prompt_logprobs));
+    } else {
+      for (scheduler::SampleResult& result : SampleStep(row, *use.step)) {
+        use.result->samples.push_back(std::move(result));
+      }
+    }
+  }
 }
 
 }  // namespace phalanx::sampling

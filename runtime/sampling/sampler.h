@@ -39,7 +39,14 @@ struct SampleRequest {
   uint32_t sample_index = 0;  // 0 .. n - 1
 };
 
-// Not thread-safe: one thread at a time, the one that owns `kernels`. Keeps two rows of scratch.
+// One row of a step's logits, and what it is for. Borrows.
+struct LogitUse {
+  const scheduler::SequenceStep* step = nullptr;
+  int32_t target = -1;  // a prompt token whose logprob is wanted; -1: tokens for step->samples
+  scheduler::SequenceResult* result = nullptr;  // what the row gives is appended here
+};
+
+// Not thread-safe: one thread at a time, the one that owns `kernels`. Keeps a few rows of scratch.
 class Sampler {
  public:
   // `kernels` is borrowed and must outlive the sampler. `vocab_size` >= 1 ids in a row;
@@ -55,10 +62,16 @@ class Sampler {
   // The logprob of `target` (0 <= target < vocab_size) and the best k >= 0 of raw `logits`.
   scheduler::TokenLogprobs Logprobs(absl::Span<const float> logits, int32_t target, int32_t k);
 
-  // All slots of one sequence's step from its last row. The worker's one call: equals Choose for
-  // each of step.samples with position step.start + step.token_ids.size().
+  // All slots of one sequence's step from its last row: equals Choose for each of step.samples with
+  // position step.start + step.token_ids.size().
   std::vector<scheduler::SampleResult> SampleStep(absl::Span<const float> logits,
                                                   const scheduler::SequenceStep& step);
+
+  // The worker's one call: row i of `logits` [uses.size(), vocab_size] F32, which lie on the
+  // kernels' device, is for uses[i]. Equals SampleStep or Logprobs row by row. A row leaves the
+  // device only where its request has logprobs, penalties, a bias, suppressed ids or a cut; the
+  // other rows' tokens are chosen there, together.
+  void SampleRows(kernels::TensorView logits, absl::Span<const LogitUse> uses);
 
  private:
   // log(sum(exp(row))) as (max, log of the sum), merged over leaves by the tree of R2.
@@ -66,6 +79,8 @@ class Sampler {
     float max = 0;
     float log_sum = 0;
   };
+  // Row `row` of `logits` on the host: itself, or a copy in host_row_.
+  absl::Span<const float> OnHost(kernels::TensorView logits, int64_t row);
   kernels::MaxSum MergedMaxSum(absl::Span<const float> row);
   Normalizer Normalize(absl::Span<const float> row);
   void FillLogprobs(absl::Span<const float> logits, const Normalizer& normalizer, int32_t k,
@@ -85,6 +100,9 @@ class Sampler {
   std::vector<std::pair<int64_t, int64_t>> leaves_;
   std::vector<int> program_;
   std::vector<kernels::MaxSum> leaf_sums_;
+  std::vector<float> host_row_;  // [vocab_size], where rows lie on a device
+  std::vector<kernels::GumbelRow> plain_rows_;
+  std::vector<kernels::Choice> choices_;
   std::vector<float> scratch_;  // [vocab_size], allocated when first needed
   std::vector<float> scaled_;   // [vocab_size], allocated when first needed
   std::vector<int32_t> candidates_;

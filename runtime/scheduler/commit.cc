@@ -62,6 +62,7 @@ absl::Status Scheduler::Commit(const StepResult& result) {
   for (size_t i = 0; i < plan.parts.size(); ++i) {
     Sequence& sequence = *plan.parts[i].sequence;
     --sequence.in_flight;
+    if (plan.parts[i].slots.size() == 1) --sequence.choosing;
     if (sequence.state == SequenceState::kFinished) {
       if (sequence.in_flight == 0) ReleaseBlocks(sequence);
     } else {
@@ -204,6 +205,7 @@ void Scheduler::Restart(uint64_t epoch, int64_t num_blocks, int sequence_ranks,
     sequence->published = 0;
     sequence->prefill_share = 0;
     sequence->in_flight = 0;
+    sequence->choosing = 0;
     sequence->state = SequenceState::kWaiting;
     waiting_.emplace(order, sequence);
   }
@@ -285,19 +287,21 @@ absl::Status Scheduler::CheckInvariants() const {
   struct InPlans {
     int plans = 0;
     int64_t rows = 0;
+    int choosing = 0;
     bool sampled = false;  // by the newest so far
   };
   std::map<const Sequence*, InPlans> out;
   for (const InFlight& plan : in_flight_) {
     for (const InFlight::Part& part : plan.parts) {
       InPlans& in = out[part.sequence];
-      if (in.sampled) {
+      if (in.sampled && !options_.look_ahead) {
         return absl::InternalError(absl::StrCat("sequence ", part.sequence->id, " is in plan ",
                                                 plan.number, " before its token is known"));
       }
       ++in.plans;
       in.rows += part.count;
       in.sampled = !part.slots.empty();
+      if (part.slots.size() == 1) ++in.choosing;
       if (part.sequence->state == SequenceState::kFinished && in.plans == 1) count(*part.sequence);
     }
   }
@@ -308,8 +312,12 @@ absl::Status Scheduler::CheckInvariants() const {
       return absl::InternalError(absl::StrCat("sequence ", sequence->id, " lacks blocks"));
     }
     const InPlans& in = out[sequence];
-    if (in.plans != sequence->in_flight || sequence->computed + in.rows != sequence->scheduled ||
-        in.sampled != (sequence->scheduled == sequence->size())) {
+    // Every token but the newest that is being chosen is fed; with none in a plan that chooses
+    // several (a fork) nothing is being chosen.
+    const int64_t fed = sequence->size() + std::max(in.choosing - 1, 0);
+    if (in.plans != sequence->in_flight || in.choosing != sequence->choosing ||
+        sequence->computed + in.rows != sequence->scheduled ||
+        in.sampled != (sequence->scheduled == fed)) {
       return absl::InternalError(absl::StrCat("sequence ", sequence->id, " is in ", in.plans,
                                               " plans with ", in.rows, " rows, but its state says ",
                                               sequence->in_flight, " plans, ", sequence->computed,

@@ -126,14 +126,30 @@ bool Scheduler::Admit(Sequence& sequence) {
   return true;
 }
 
+// Where the plan chooses the sequence's token, counting the slots of all its parts; -1: it doesn't,
+// or chooses for others, too.
+int32_t Scheduler::SlotOf(const InFlight& plan, const Sequence& sequence) {
+  int32_t slot = 0;
+  for (const InFlight::Part& part : plan.parts) {
+    if (part.sequence == &sequence) return part.slots.size() == 1 ? slot : -1;
+    slot += static_cast<int32_t>(part.slots.size());
+  }
+  return -1;
+}
+
 void Scheduler::AddToPlan(Sequence& sequence, int64_t count, StepPlan& plan, InFlight& in_flight) {
   Request& request = *sequence.request;
   const RequestSpec& spec = request.spec;
   const int64_t end = sequence.scheduled + count;
-  const bool is_last = end == sequence.size();
+  const bool is_last = end == sequence.coming_size();
   SequenceStep step;
   step.sequence_id = sequence.id;
-  step.token_ids = sequence.Tokens(sequence.scheduled, end);
+  if (sequence.choosing == 0) {
+    step.token_ids = sequence.Tokens(sequence.scheduled, end);
+  } else {
+    step.token_ids = {0};
+    step.pending_slot = SlotOf(in_flight_.back(), sequence);
+  }
   step.start = static_cast<int32_t>(sequence.scheduled);
   step.block_table.assign(sequence.blocks.begin(),
                           sequence.blocks.begin() + CeilDiv(end, options_.block_tokens));
@@ -153,7 +169,7 @@ void Scheduler::AddToPlan(Sequence& sequence, int64_t count, StepPlan& plan, InF
       const Sequence& chosen = slots > 1 ? *request.samples[i] : sequence;
       step.samples.push_back({chosen.id, static_cast<uint32_t>(chosen.sample_index)});
     }
-    if (static_cast<int64_t>(sequence.generated.size()) < spec.min_tokens) {
+    if (static_cast<int64_t>(sequence.generated.size()) + sequence.choosing < spec.min_tokens) {
       step.suppressed = spec.stop_token_ids;
       if (!spec.ignore_eos) {
         step.suppressed.insert(step.suppressed.end(), options_.eos_token_ids.begin(),
@@ -162,9 +178,10 @@ void Scheduler::AddToPlan(Sequence& sequence, int64_t count, StepPlan& plan, InF
     }
     if (spec.sampling.has_penalties()) step.history = sequence.Tokens(0, end);
   }
-  const bool is_decode = count == 1 && is_last && !sequence.generated.empty();
+  const bool is_decode = count == 1 && is_last && sequence.coming_size() > request.prompt_size();
   if (!is_decode) counters_.prompt_tokens += count;
   ++sequence.in_flight;
+  if (step.samples.size() == 1) ++sequence.choosing;
   sequence.scheduled = end;
   in_flight.parts.push_back(
       {requests_.at(spec.request_id), &sequence, count, step.samples, prompt_rows});
@@ -248,7 +265,7 @@ std::optional<StepPlan> Scheduler::ScheduleIsolated(Request& request) {
 
 std::optional<StepPlan> Scheduler::Schedule() {
   const int64_t max_plans = options_.max_plans_in_flight;
-  if (static_cast<int64_t>(in_flight_.size()) >= max_plans) return std::nullopt;
+  if (static_cast<int64_t>(in_flight_.size()) >= max_plans) return LookAhead();
   if (Request* request = Isolated(); request != nullptr) return ScheduleIsolated(*request);
   StepPlan plan;
   InFlight in_flight;
@@ -327,6 +344,35 @@ std::optional<StepPlan> Scheduler::Schedule() {
     add_chunk(head);
   }
 
+  return Finish(std::move(plan), std::move(in_flight));
+}
+
+std::optional<StepPlan> Scheduler::LookAhead() {
+  if (!options_.look_ahead || options_.max_plans_in_flight != 1 || in_flight_.size() != 1 ||
+      !waiting_.empty() || Isolated() != nullptr) {
+    return std::nullopt;
+  }
+  std::vector<Sequence*> going_on;
+  for (const auto& [order, sequence] : running_) {
+    const RequestSpec& spec = sequence->request->spec;
+    if (spec.sampling.has_penalties() || SlotOf(in_flight_.back(), *sequence) < 0) {
+      return std::nullopt;
+    }
+    const bool ends = static_cast<int64_t>(sequence->generated.size()) + 1 >= spec.max_tokens ||
+                      sequence->coming_size() >= options_.max_context;
+    if (!ends) going_on.push_back(sequence);
+  }
+  for (Sequence* sequence : going_on) {
+    const int64_t index = sequence->scheduled / options_.block_tokens;
+    if (index < static_cast<int64_t>(sequence->blocks.size())) continue;
+    const auto block = pool_->Allocate(striping_.RankOf(index));
+    // Memory is short: the next Schedule() may preempt somebody. The blocks so far are used then.
+    if (!block.has_value()) return std::nullopt;
+    sequence->blocks.push_back(*block);
+  }
+  StepPlan plan;
+  InFlight in_flight;
+  for (Sequence* sequence : going_on) AddToPlan(*sequence, 1, plan, in_flight);
   return Finish(std::move(plan), std::move(in_flight));
 }
 

@@ -193,7 +193,8 @@ bool Scheduler::FinishSample(uint64_t request_id, int32_t sample_index) {
   if (sequence.state == SequenceState::kFinished || sequence.state == SequenceState::kForkPending) {
     return false;
   }
-  PHALANX_CHECK(sequence.in_flight == 0) << "sample " << sample_index << " is in flight";
+  PHALANX_CHECK(sequence.in_flight == sequence.choosing && sequence.choosing <= 1)
+      << "sample " << sample_index << " is in " << sequence.in_flight << " plans";
   FinishSequence(sequence);
   if (request->unfinished == 0) EndRequest(*request, absl::OkStatus());
   return true;

@@ -21,6 +21,13 @@
 // be written by a plan that is made afterwards, while earlier ones that read it are still out: they
 // have read it before, on each rank, by the same order.
 //
+// Look-ahead: with one plan in flight in which every running sequence chooses its next token, the
+// one after it can be made at once: each sequence feeds the token that is being chosen
+// (SequenceStep::pending_slot), so that the ranks go on without waiting for the result to come and
+// the next plan to go. A sequence that ends with the token has had one row computed for nothing;
+// it is dropped at commit like that of a cancelled request. Not where the plan would need more than
+// the token (penalties), memory that isn't free, or a place for something that waits.
+//
 // Use: Add requests; while Schedule() gives a plan, have it computed; Commit() results in the
 // plans' order; TakeOutputs() after any call.
 #ifndef PHALANX_RUNTIME_SCHEDULER_SCHEDULER_H_
@@ -54,6 +61,7 @@ struct SchedulerOptions {
   int64_t min_prefill_chunk = 64;
   int64_t max_queued_requests = 1024;  // not yet admitted, >= 1
   int64_t max_plans_in_flight = 1;     // pipeline stages, >= 1
+  bool look_ahead = false;             // used with one plan in flight: a second one may follow it
   int64_t num_blocks = 0;              // KV blocks that every sp rank holds, >= 1
   int sequence_ranks = 1;              // sp, 1 to sequence_stripes
   int sequence_stripes = 8;            // V of the profile, >= 1
@@ -139,8 +147,8 @@ class Scheduler {
   bool Cancel(uint64_t request_id, absl::Status status);
 
   // Ends one sample with kStop: its text completed a stop string. Its last SampleToken was reported
-  // without a finish. False: no such unfinished sample. Precondition: it isn't in flight, as is the
-  // case between Commit() and the next Schedule().
+  // without a finish. False: no such unfinished sample. Between the Commit() that gave the token
+  // and the next Schedule(): what is in flight of the sample can then only be a look ahead.
   bool FinishSample(uint64_t request_id, int32_t sample_index);
 
   // Ends requests whose deadline is at or before `now` with DEADLINE_EXCEEDED.
@@ -148,7 +156,8 @@ class Scheduler {
   // The earliest deadline of an unfinished request; InfiniteFuture: none.
   absl::Time NextDeadline() const;
 
-  // The next plan, or nullopt: nothing to do, or max_plans_in_flight are out.
+  // The next plan, or nullopt: nothing to do, or max_plans_in_flight are out (and one more, where
+  // the scheduler may look ahead).
   std::optional<StepPlan> Schedule();
 
   // Takes the result of the oldest plan in flight. INTERNAL when the result doesn't answer that
@@ -205,6 +214,9 @@ class Scheduler {
   bool Admit(Sequence& sequence);
   int64_t DecodeShare(int64_t decoding) const;
   int64_t PrefillShare(int64_t rows) const;
+  static int32_t SlotOf(const InFlight& plan, const Sequence& sequence);
+  // The plan that follows the one in flight before its tokens are known, if there may be one.
+  std::optional<StepPlan> LookAhead();
   void AddToPlan(Sequence& sequence, int64_t count, StepPlan& plan, InFlight& in_flight);
   absl::Status CheckResult(const InFlight& plan, const StepResult& result) const;
   void CommitSequence(Sequence& sequence, int64_t count, const SequenceResult& result);

@@ -32,9 +32,12 @@ struct Scheduler::Sequence {
   int64_t published = 0;           // leading full blocks already handed to Publish
   int64_t prefill_share = 0;       // while it is the oldest prefill: rows of a plan; 0: not set
   int64_t reached = 0;             // the largest `computed` ever
-  int in_flight = 0;               // plans in flight that it is in; only the newest may sample
+  int in_flight = 0;               // plans in flight that it is in
+  int choosing = 0;                // its own tokens that plans in flight choose
 
   int64_t size() const;
+  // With the tokens that are being chosen.
+  int64_t coming_size() const { return size() + choosing; }
   int32_t token(int64_t position) const;
   std::vector<int32_t> Tokens(int64_t begin, int64_t end) const;
 };

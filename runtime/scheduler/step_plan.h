@@ -1,6 +1,6 @@
 // StepPlan and StepResult: the only two things that cross between control and compute. Plain
-// values; workers keep no request state between steps, so a plan holds all that a step needs and a
-// new worker group can take over at any step.
+// values; workers keep no request state between steps but the tokens that the last one chose, so a
+// plan holds all that a step needs and a new worker group can take over at any step.
 #ifndef PHALANX_RUNTIME_SCHEDULER_STEP_PLAN_H_
 #define PHALANX_RUNTIME_SCHEDULER_STEP_PLAN_H_
 
@@ -24,7 +24,10 @@ struct SampleSlot {
 struct SequenceStep {
   uint64_t sequence_id = 0;
   std::vector<int32_t> token_ids;  // fed at positions start, start + 1, ...; at least one
-  int32_t start = 0;               // absolute position of token_ids[0]
+  // >= 0: the one token to feed is what this slot of the plan before chooses, counting the samples
+  // of all its sequences; token_ids is {0}. The plan was made before its result was known.
+  int32_t pending_slot = -1;
+  int32_t start = 0;  // absolute position of token_ids[0]
   // Physical block of every absolute block up to the last row's. With sequence parallelism ids run
   // over all sp ranks: id g lies on sp rank g / N, there as block g % N, N the blocks of a rank.
   std::vector<int32_t> block_table;

@@ -17,13 +17,16 @@ absl::Status Prefixed(absl::string_view field, const absl::Status& status) {
 
 absl::StatusOr<std::vector<int32_t>> PromptIds(const v1::GenerateRequest& request,
                                                const ModelInfo& model,
-                                               const tokenizer::Tokenizer& tokenizer) {
+                                               const tokenizer::Tokenizer* tokenizer) {
   switch (request.prompt_case()) {
     case v1::GenerateRequest::kTokenIds:
       return std::vector<int32_t>(request.token_ids().ids().begin(),
                                   request.token_ids().ids().end());
     case v1::GenerateRequest::kText: {
       const std::string& text = request.text();
+      if (tokenizer == nullptr) {
+        return absl::InvalidArgumentError("text: the model has no tokenizer; send token_ids");
+      }
       if (text.empty()) {
         return absl::InvalidArgumentError(
             "text: is empty; to start from nothing send the id of the BOS token in token_ids");
@@ -39,7 +42,7 @@ absl::StatusOr<std::vector<int32_t>> PromptIds(const v1::GenerateRequest& reques
       if (request.has_add_special_tokens()) {
         options.add_special_tokens = request.add_special_tokens();
       }
-      absl::StatusOr<std::vector<int32_t>> ids = tokenizer.Encode(text, options);
+      absl::StatusOr<std::vector<int32_t>> ids = tokenizer->Encode(text, options);
       if (!ids.ok()) return Prefixed("text", ids.status());
       if (ids->empty()) return absl::InvalidArgumentError("text: has no tokens; write some text");
       return ids;
@@ -90,7 +93,7 @@ v1::SamplingParams DefaultSampling(const ModelInfo& model) {
 
 absl::StatusOr<coordinator::GenerateRequest> ToCoordinatorRequest(
     const v1::GenerateRequest& request, const ModelInfo& model,
-    const tokenizer::Tokenizer& tokenizer) {
+    const tokenizer::Tokenizer* tokenizer) {
   absl::Status status = CheckModelName(request.model(), model);
   const v1::SamplingParams& asked = request.sampling();
   status.Update(CheckNotNegative("logprobs", asked.has_logprobs(), asked.logprobs()));

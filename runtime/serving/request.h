@@ -14,10 +14,16 @@
 namespace phalanx::serving {
 
 // Fills in defaults and tokenizes the prompt. What the coordinator checks is left to it. The
-// deadline is not set. INVALID_ARGUMENT names the field; NOT_FOUND: another model's name.
+// deadline is not set. `tokenizer` may be null: a prompt must then be ids. INVALID_ARGUMENT names
+// the field; NOT_FOUND: another model's name.
 absl::StatusOr<coordinator::GenerateRequest> ToCoordinatorRequest(
     const v1::GenerateRequest& request, const ModelInfo& model,
-    const tokenizer::Tokenizer& tokenizer);
+    const tokenizer::Tokenizer* tokenizer);
+inline absl::StatusOr<coordinator::GenerateRequest> ToCoordinatorRequest(
+    const v1::GenerateRequest& request, const ModelInfo& model,
+    const tokenizer::Tokenizer& tokenizer) {
+  return ToCoordinatorRequest(request, model, &tokenizer);
+}
 
 // NOT_FOUND unless `name` is empty or the model's.
 absl::Status CheckModelName(absl::string_view name, const ModelInfo& model);

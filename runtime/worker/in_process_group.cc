@@ -32,7 +32,14 @@ class InProcessGroup : public coordinator::WorkerGroup {
     if (!layout.ok()) return layout;
     const int size = options_.layout.group_size();
     comm::LocalGroupOptions local;
-    local.threads_per_rank = options_.cpu.threads;
+    const bool cuda = options_.device.kind == kernels::DeviceKind::kCuda;
+    int devices = 0;
+    if (cuda) {
+      const absl::StatusOr<int> count = kernels::CudaDeviceCount();
+      if (!count.ok()) return count.status();
+      devices = *count;
+    }
+    local.threads_per_rank = cuda ? 1 : options_.device.cpu.threads;
     {
       // Stop may come meanwhile: it finds all of this or none.
       std::lock_guard<std::mutex> lock(mutex_);
@@ -41,7 +48,17 @@ class InProcessGroup : public coordinator::WorkerGroup {
       comms_ = comm::CreateLocalGroup(size, local);
       loaded_.resize(size);
       for (int rank = 0; rank < size; ++rank) {
-        threads_.emplace_back([this, rank] { RunRank(rank); });
+        WorkerOptions options = options_;
+        if (rank != 0) options.progress = nullptr;
+        if (cuda) {
+          // Devices in turns, from the first one on; ranks that share one share its memory.
+          options.device.cuda.device = (options_.device.cuda.device + rank) % devices;
+          options.gpu_memory_fraction /= 1.0 * ((size + devices - 1) / devices);
+          if (options.device_transport == DeviceTransport::kAuto) {
+            options.device_transport = DeviceTransport::kStaged;
+          }
+        }
+        threads_.emplace_back([this, rank, options] { RunRank(rank, options); });
       }
     }
     GroupInfo info;
@@ -109,9 +126,7 @@ class InProcessGroup : public coordinator::WorkerGroup {
     return plan;
   }
 
-  void RunRank(int rank) {
-    WorkerOptions options = options_;
-    if (rank != 0) options.progress = nullptr;
+  void RunRank(int rank, const WorkerOptions& options) {
     absl::StatusOr<std::unique_ptr<Worker>> worker = Worker::Open(options, *comms_[rank]);
     if (worker.ok()) {
       if (absl::Status status = (*worker)->Load(); !status.ok()) {

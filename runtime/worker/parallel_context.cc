@@ -1,8 +1,12 @@
 #include "runtime/worker/parallel_context.h"
 
+#include <map>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "comm/nccl/nccl_communicator.h"
+#include "comm/nccl/nccl_library.h"
+#include "comm/staged/staged_communicator.h"
 #include "parallel/shard.h"
 
 namespace phalanx::worker {
@@ -21,12 +25,16 @@ void ParallelContext::set_timeout(absl::Duration timeout) {
   for (comm::Communicator* axis : {tp_.get(), sp_.get(), pp_.get(), stage_.get()}) {
     if (axis != nullptr) axis->set_timeout(timeout);
   }
+  for (const auto& axis : device_axes_) axis->set_timeout(timeout);
 }
 
 uint64_t ParallelContext::collective_number() const {
   uint64_t sum = group_->collective_number();
   for (const comm::Communicator* axis : {tp_.get(), sp_.get(), pp_.get(), stage_.get()}) {
     if (axis != nullptr) sum += axis->collective_number();
+  }
+  for (const auto& axis : device_axes_) {
+    if (counts_device_calls_) sum += axis->collective_number();
   }
   return sum;
 }
@@ -73,7 +81,43 @@ absl::StatusOr<ParallelContext> ParallelContext::Create(const parallel::Layout& 
     bind(layout.sp * layout.tp, p, groups.stage_rank(), context.stage_, groups.stage);
   }
   if (!status.ok()) return status;
+  groups.host_pp = groups.pp;
+  groups.host_stage = groups.stage;
   return context;
+}
+
+absl::Status ParallelContext::BindDevice(kernels::Kernels& device, DeviceTransport transport) {
+  if (device.host_accessible()) return absl::OkStatus();
+  absl::StatusOr<std::shared_ptr<const comm::nccl::Library>> nccl =
+      absl::UnavailableError("NCCL was not asked for");
+  counts_device_calls_ = transport != DeviceTransport::kStaged;
+  if (counts_device_calls_ && group_->size() > 1) nccl = comm::nccl::LoadLibrary();
+  comm::NcclOptions options;
+  std::map<comm::Communicator*, comm::Communicator*> bound;  // by the host's
+  for (comm::Communicator** axis : {&groups_.tp, &groups_.sp, &groups_.pp, &groups_.stage}) {
+    if (*axis == nullptr) continue;
+    comm::Communicator*& on_device = bound[*axis];
+    if (on_device == nullptr) {
+      if (transport == DeviceTransport::kStaged) {
+        device_axes_.push_back(comm::StageDeviceMemory(**axis, device));
+      } else {
+        auto created = comm::NcclCommunicator::Create(**axis, device, nccl, options);
+        if (!created.ok()) return created.status();
+        if (options.beside == nullptr) options.beside = created->get();
+        device_axes_.push_back(*std::move(created));
+      }
+      on_device = device_axes_.back().get();
+    }
+    *axis = on_device;
+  }
+  return absl::OkStatus();
+}
+
+absl::Status ParallelContext::CheckDeviceCalls() const {
+  for (const auto& axis : device_axes_) {
+    if (const auto reason = axis->abort_reason()) return absl::AbortedError(*reason);
+  }
+  return absl::OkStatus();
 }
 
 }  // namespace phalanx::worker

@@ -4,14 +4,23 @@
 
 #include <cstdint>
 #include <memory>
+#include <vector>
 
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
 #include "comm/communicator.h"
+#include "kernels/kernels.h"
 #include "parallel/mesh.h"
 #include "runtime/model/groups.h"
 
 namespace phalanx::worker {
+
+// How bytes get from one device's memory to another's.
+enum class DeviceTransport {
+  kAuto,    // NCCL
+  kNccl,    // one rank a device
+  kStaged,  // through host memory, over the ranks' own communicator
+};
 
 class ParallelContext {
  public:
@@ -19,6 +28,14 @@ class ParallelContext {
   // layout's.
   static absl::StatusOr<ParallelContext> Create(const parallel::Layout& layout,
                                                 comm::Communicator& group);
+
+  // Where `device` has memory of its own: from here on groups() has communicators that move it,
+  // `transport` saying how. Borrows `device`, which must outlive this. Collective.
+  absl::Status BindDevice(kernels::Kernels& device, DeviceTransport transport);
+
+  // ABORTED where a call that groups() enqueued on the device has failed meanwhile: to be asked
+  // once its results are on the host, before they are believed.
+  absl::Status CheckDeviceCalls() const;
 
   const model::ParallelGroups& groups() const { return groups_; }
   // The rank of the worker group that samples: the last stage's first.
@@ -38,6 +55,9 @@ class ParallelContext {
   std::unique_ptr<comm::Communicator> sp_;
   std::unique_ptr<comm::Communicator> pp_;
   std::unique_ptr<comm::Communicator> stage_;
+  // The axes of a device's memory, over those above.
+  std::vector<std::unique_ptr<comm::Communicator>> device_axes_;
+  bool counts_device_calls_ = false;  // apart from the host's
 };
 
 // The rank of a worker group that samples: the last stage's first.

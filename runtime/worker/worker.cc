@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <array>
 #include <atomic>
+#include <numeric>
 #include <optional>
 #include <utility>
 #include <vector>
@@ -30,12 +31,8 @@ namespace {
 // that is late; these keep a rank whose coordinator doesn't from waiting for ever.
 constexpr absl::Duration kLoadTimeout = absl::Hours(2);
 constexpr absl::Duration kStepTimeout = absl::Minutes(10);
-
-// What one row of logits is for.
-struct LogitUse {
-  size_t sequence;      // index in the plan
-  int32_t target = -1;  // a prompt token whose logprob is wanted; -1: choose tokens
-};
+// Bytes of a device that KV blocks leave free.
+constexpr int64_t kDeviceReserve = int64_t{64} << 20;
 
 // The blocks of `table` that lie on sp rank `s`, as its own ids, -1 for the others'.
 std::vector<int32_t> LocalBlocks(const std::vector<int32_t>& table, int64_t blocks_per_rank,
@@ -65,21 +62,31 @@ struct Worker::Impl {
   // The digest of all that the group has read.
   absl::StatusOr<uint64_t> AgreeOnContent(const model::DecoderOptions& decoder_options);
   absl::StatusOr<int64_t> AgreeOnKvBlocks();
+  // Bytes for KV blocks where nobody said how many: what the device has left beside weights and all
+  // that the largest step takes.
+  absl::StatusOr<int64_t> ProfiledKvBytes();
+  absl::Status RunLargestStep();
   absl::Status CheckPlan(const StepPlan& plan) const;
+  // Makes the tokens of the last plan known on every rank, where `plan` feeds any of them.
+  absl::Status ShareChosen(const StepPlan& plan);
+  // Keeps what `plan` has chosen; on other ranks than the one that samples, how many.
+  void KeepChosen(const StepPlan& plan, const StepResult& result);
   // The copies between blocks of this rank, as its own ids.
   std::vector<scheduler::BlockCopy> LocalCopies(
       const std::vector<scheduler::BlockCopy>& copies) const;
 
   WorkerOptions options;
   comm::Communicator& group;
-  std::optional<ParallelContext> context;  // set by Open
+  std::unique_ptr<kernels::Kernels> kernels;
+  std::optional<ParallelContext> context;  // set by Open; its communicators use the device
   coordinator::RankInfo info;
   LoadTimes load_times;
-  std::unique_ptr<kernels::Kernels> kernels;
   std::unique_ptr<checkpoint::Checkpoint> checkpoint;
   std::unique_ptr<model::Decoder> decoder;
   std::atomic<const model::Decoder*> computing{nullptr};  // `decoder`, once it is there
   std::unique_ptr<sampling::Sampler> sampler;             // on the result rank
+  uint64_t last_plan = 0;
+  std::vector<int32_t> chosen;  // by the last plan's slots, in order; 0 for none
 };
 
 Worker::Worker(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
@@ -118,9 +125,14 @@ absl::Status Worker::Impl::Open() {
   absl::StatusOr<ParallelContext> bound = ParallelContext::Create(options.layout, group);
   if (!bound.ok()) return bound.status();
   context.emplace(*std::move(bound));
-  auto created = kernels::CreateCpuKernels(options.cpu);
+  kernels::DeviceOptions device = options.device;
+  if (device.cuda.memory_bytes == 0) device.cuda.memory_fraction = options.gpu_memory_fraction;
+  auto created = kernels::CreateKernels(device);
   if (!created.ok()) return created.status();
   kernels = *std::move(created);
+  if (absl::Status status = context->BindDevice(*kernels, options.device_transport); !status.ok()) {
+    return status;
+  }
   auto opened = checkpoint::Checkpoint::Open(options.model_directory);
   if (!opened.ok()) return opened.status();
   checkpoint = *std::move(opened);
@@ -142,10 +154,11 @@ absl::Status Worker::Impl::Load() {
   decoder_options.max_positions = options.max_positions;
   decoder_options.shard_rows = options.shard_rows;
   decoder_options.progress = options.progress;
-  decoder_options.store = options.store;
+  // Weights outlive their rank in memory of the host.
+  if (kernels->host_accessible()) decoder_options.store = options.store;
   decoder_options.packer =
-      absl::StrCat(options.packer, " ", std::string(kernels::Name(options.cpu.path)));
-  decoder_options.load_threads = options.cpu.threads;
+      absl::StrCat(options.packer, " ", std::string(kernels::Name(options.device.cpu.path)));
+  decoder_options.load_threads = options.device.cpu.threads;
   const absl::Time begin = absl::Now();
   auto loaded = model::Decoder::Load(*checkpoint, decoder_options, *kernels, context->groups());
   if (!loaded.ok()) return loaded.status();
@@ -154,7 +167,7 @@ absl::Status Worker::Impl::Load() {
   const absl::Time packed = absl::Now();
   const absl::StatusOr<uint64_t> content = AgreeOnContent(decoder_options);
   if (!content.ok()) return content.status();
-  if (options.store != nullptr) options.store->Agreed(*content);
+  if (decoder_options.store != nullptr) options.store->Agreed(*content);
   checkpoint->ReleasePages();
   info.content_digest = absl::StrCat(absl::Hex(*content, absl::kZeroPad16));
   const absl::Time agreed = absl::Now();
@@ -195,7 +208,15 @@ absl::StatusOr<uint64_t> Worker::Impl::AgreeOnContent(
 absl::StatusOr<int64_t> Worker::Impl::AgreeOnKvBlocks() {
   const int64_t block_bytes = decoder->kv_block_bytes();
   int64_t blocks = options.kv_blocks;
-  if (blocks == 0) blocks = options.kv_memory_bytes / std::max<int64_t>(block_bytes, 1);
+  if (blocks == 0) {
+    int64_t bytes = options.kv_memory_bytes;
+    if (bytes == 0 && !kernels->host_accessible()) {
+      const absl::StatusOr<int64_t> profiled = ProfiledKvBytes();
+      if (!profiled.ok()) return profiled.status();
+      bytes = *profiled;
+    }
+    blocks = bytes / std::max<int64_t>(block_bytes, 1);
+  }
   if (blocks < 1) {
     return absl::InvalidArgumentError(absl::StrCat(
         "a KV memory of ", options.kv_memory_bytes, " bytes holds no block: one takes ",
@@ -216,6 +237,51 @@ absl::StatusOr<int64_t> Worker::Impl::AgreeOnKvBlocks() {
     return status;
   }
   return *std::min_element(all.begin(), all.end());
+}
+
+absl::StatusOr<int64_t> Worker::Impl::ProfiledKvBytes() {
+  if (absl::Status status = RunLargestStep(); !status.ok()) return status;
+  if (absl::Status status = decoder->AllocateKv(0); !status.ok()) return status;
+  const absl::StatusOr<int64_t> left = kernels->FreeBytes();
+  if (!left.ok()) return left.status();
+  // Something is left for host arrays that are larger than any before (kernels/cuda/README.md).
+  return *left - std::min(kDeviceReserve, *left / 16);
+}
+
+// Its tokens and its cache's contents mean nothing: every sequence writes to one block.
+absl::Status Worker::Impl::RunLargestStep() {
+  if (absl::Status status = decoder->AllocateKv(1); !status.ok()) return status;
+  const int64_t longest = std::min(options.max_step_tokens, decoder->max_positions());
+  std::vector<int32_t> table(kernels::RoundUp(longest, kernels::kBlockTokens) /
+                             kernels::kBlockTokens);
+  const parallel::Range stripes = decoder->stripes();
+  for (size_t b = 0; b < table.size(); ++b) {
+    const int64_t stripe = static_cast<int64_t>(b) % options.profile.sequence_stripes;
+    table[b] = stripe >= stripes.begin && stripe < stripes.end ? 0 : -1;
+  }
+  const std::vector<int32_t> tokens(longest, 0);
+  model::Batch batch;
+  while (batch.rows() < options.max_step_tokens) {
+    batch.Append(tokens.data(), std::min(longest, options.max_step_tokens - batch.rows()), 0,
+                 table.data());
+  }
+  kernels->BeginStep(batch.rows());
+  if (absl::Status status = decoder->Forward(batch); !status.ok()) return status;
+  std::vector<int32_t> rows(std::min<int64_t>(batch.rows(), model::kLogitRows));
+  std::iota(rows.begin(), rows.end(), 0);
+  SequenceStep step;
+  step.token_ids = {0};
+  step.samples = {{}};
+  SequenceResult result;
+  const std::vector<sampling::LogitUse> uses(rows.size(), {&step, -1, &result});
+  const absl::Status status = decoder->Logits(rows, [&](int64_t, kernels::TensorView logits) {
+    sampling::Sampler(kernels.get(), logits.cols, options.profile.reduction_leaves)
+        .SampleRows(logits, uses);
+  });
+  kernels->EndStep();
+  kernels->Synchronize();
+  kernels->FreezeScratch();
+  return status;
 }
 
 std::vector<scheduler::BlockCopy> Worker::Impl::LocalCopies(
@@ -266,6 +332,12 @@ absl::Status Worker::Impl::CheckPlan(const StepPlan& plan) const {
         return bad(step, absl::StrCat("block ", block, " of ", blocks));
       }
     }
+    if (step.pending_slot >= 0 && (plan.number != last_plan + 1 || step.token_ids.size() != 1 ||
+                                   step.pending_slot >= static_cast<int64_t>(chosen.size()))) {
+      return bad(step, absl::StrCat("feeds ", step.token_ids.size(), " tokens from slot ",
+                                    step.pending_slot, " of the plan before, but the last one was ",
+                                    last_plan, " with ", chosen.size(), " slots"));
+    }
     for (const int32_t id : step.token_ids) {
       if (id < 0 || id >= vocab) {
         return bad(step, absl::StrCat("token id ", id, " with a vocabulary of ", vocab));
@@ -275,10 +347,36 @@ absl::Status Worker::Impl::CheckPlan(const StepPlan& plan) const {
   return absl::OkStatus();
 }
 
+absl::Status Worker::Impl::ShareChosen(const StepPlan& plan) {
+  const bool wanted = std::any_of(plan.sequences.begin(), plan.sequences.end(),
+                                  [](const SequenceStep& step) { return step.pending_slot >= 0; });
+  if (!wanted || group.size() == 1) return absl::OkStatus();
+  return group.Broadcast(chosen.data(), static_cast<int64_t>(chosen.size() * sizeof(int32_t)),
+                         context->result_rank());
+}
+
+void Worker::Impl::KeepChosen(const StepPlan& plan, const StepResult& result) {
+  last_plan = plan.number;
+  chosen.clear();
+  if (sampler == nullptr) {
+    size_t slots = 0;
+    for (const SequenceStep& step : plan.sequences) slots += step.samples.size();
+    chosen.resize(slots);
+    return;
+  }
+  // A sequence whose logits gave no token ends with this step; what it feeds next means nothing.
+  for (const SequenceResult& sequence : result.sequences) {
+    for (const scheduler::SampleResult& sample : sequence.samples) {
+      chosen.push_back(std::max(sample.token.id, 0));
+    }
+  }
+}
+
 absl::StatusOr<StepResult> Worker::Execute(const StepPlan& plan) {
   const absl::Time begin = absl::Now();
   Impl& m = *impl_;
   if (absl::Status status = m.CheckPlan(plan); !status.ok()) return status;
+  if (absl::Status status = m.ShareChosen(plan); !status.ok()) return status;
   const model::ParallelGroups& groups = m.context->groups();
   const bool samples = m.sampler != nullptr;
   const auto trace = [&](bool is_begin) {
@@ -293,9 +391,12 @@ absl::StatusOr<StepResult> Worker::Execute(const StepPlan& plan) {
   std::vector<std::vector<int32_t>> tables;  // sp > 1: local block tables
   tables.reserve(plan.sequences.size());
   std::vector<int32_t> rows;
-  std::vector<LogitUse> uses;
+  std::vector<sampling::LogitUse> uses;
+  result.sequences.resize(plan.sequences.size());
   for (size_t s = 0; s < plan.sequences.size(); ++s) {
     const SequenceStep& step = plan.sequences[s];
+    SequenceResult& out = result.sequences[s];
+    out.sequence_id = step.sequence_id;
     const int64_t first_row = batch.rows();
     const int64_t count = static_cast<int64_t>(step.token_ids.size());
     const int32_t* table = step.block_table.data();
@@ -303,45 +404,40 @@ absl::StatusOr<StepResult> Worker::Execute(const StepPlan& plan) {
       tables.push_back(LocalBlocks(step.block_table, m.decoder->kv_blocks(), groups.at.s));
       table = tables.back().data();
     }
-    batch.Append(step.token_ids.data(), count, step.start, table);
+    const int32_t* ids =
+        step.pending_slot >= 0 ? &m.chosen[step.pending_slot] : step.token_ids.data();
+    batch.Append(ids, count, step.start, table);
     for (int64_t i = 0; i < count; ++i) {
       const int32_t row = static_cast<int32_t>(first_row + i);
       if (step.sampling.prompt_logprobs >= 0 && step.start + i + 1 < step.prompt_length) {
         rows.push_back(row);
-        uses.push_back({s, i + 1 < count ? step.token_ids[i + 1] : step.next_prompt_token});
+        uses.push_back(
+            {&step, i + 1 < count ? step.token_ids[i + 1] : step.next_prompt_token, &out});
       }
       if (i + 1 == count && !step.samples.empty()) {
         rows.push_back(row);
-        uses.push_back({s});
+        uses.push_back({&step, -1, &out});
       }
     }
   }
 
+  m.kernels->BeginStep(batch.rows());
   m.decoder->CopyBlocks(m.LocalCopies(plan.copies));
   model::StageHooks hooks;
   hooks.input_ready = [&] { trace(true); };
   // The rank that samples is not done before it has.
-  if (!samples) hooks.output_ready = [&] { trace(false); };
+  if (!samples && m.options.trace) hooks.output_ready = [&] { trace(false); };
   if (absl::Status status = m.decoder->Forward(batch, hooks); !status.ok()) return status;
 
-  result.sequences.resize(plan.sequences.size());
-  for (size_t s = 0; s < plan.sequences.size(); ++s) {
-    result.sequences[s].sequence_id = plan.sequences[s].sequence_id;
-  }
   const absl::Status status =
-      m.decoder->Logits(rows, [&](int64_t i, absl::Span<const float> logits) {
-        const LogitUse& use = uses[i];
-        const SequenceStep& step = plan.sequences[use.sequence];
-        SequenceResult& out = result.sequences[use.sequence];
-        if (use.target >= 0) {
-          out.prompt_logprobs.push_back(
-              m.sampler->Logprobs(logits, use.target, step.sampling.prompt_logprobs));
-        } else {
-          out.samples = m.sampler->SampleStep(logits, step);
-        }
+      m.decoder->Logits(rows, [&](int64_t first, kernels::TensorView logits) {
+        m.sampler->SampleRows(logits, absl::MakeConstSpan(uses).subspan(first, logits.rows));
       });
   if (!status.ok()) return status;
+  m.kernels->EndStep();
+  m.KeepChosen(plan, result);
   if (samples) {
+    if (absl::Status sound = m.context->CheckDeviceCalls(); !sound.ok()) return sound;
     result.expert_tokens = m.decoder->expert_tokens();
     trace(false);
   } else {

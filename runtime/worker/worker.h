@@ -12,11 +12,12 @@
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
 #include "comm/communicator.h"
-#include "kernels/kernels.h"
+#include "kernels/device.h"
 #include "parallel/mesh.h"
 #include "runtime/coordinator/worker_group.h"
 #include "runtime/model/decoder.h"
 #include "runtime/scheduler/step_plan.h"
+#include "runtime/worker/parallel_context.h"
 
 namespace phalanx::worker {
 
@@ -33,11 +34,16 @@ struct WorkerOptions {
   std::string model_directory;
   parallel::Layout layout;
   model::Profile profile;  // weights: taken from the checkpoint
-  kernels::CpuOptions cpu;
+  kernels::DeviceOptions device;
+  DeviceTransport device_transport = DeviceTransport::kAuto;
+  // Of a device's memory, what ranks may take; those that share a device share it (cuda).
+  double gpu_memory_fraction = 0.9;
   int64_t max_step_tokens = 512;  // rows of the largest step: the scheduler's token budget
   int64_t max_positions = 0;      // context; 0: the checkpoint's
-  int64_t kv_memory_bytes = 0;    // of this rank; used where kv_blocks is 0
-  int64_t kv_blocks = 0;          // blocks to hold, whatever they weigh; 0: by kv_memory_bytes
+  // Of this rank; used where kv_blocks is 0. 0 (on a device with memory of its own): all that
+  // weights and the largest step leave.
+  int64_t kv_memory_bytes = 0;
+  int64_t kv_blocks = 0;  // blocks to hold, whatever they weigh; 0: by kv_memory_bytes
   // By kv_memory_bytes: no more blocks than this many sequences of full context use; 0: no limit.
   int64_t max_kv_sequences = 0;
   // Steps of at least this many rows shard the residual stream by token (DecoderOptions).

@@ -232,8 +232,11 @@ class BadInput(unittest.TestCase):
                 (2, "no experts", ("--prompt", "a", "--layout", "tp=2,ep=2")),
                 (2, "layout", ("--prompt", "a", "--layout", "tp=0")),
                 (2, "layout", ("--prompt", "a", "--layout", "tp=two")),
+                (2, "too many for one machine", ("--prompt", "a", "--layout", "dp=60000")),
+                (2, "more than 65536 ranks", ("--prompt", "a", "--layout", "dp=60000,tp=8")),
+                (2, "--hosts", ("--prompt", "a", "--workers", "threads", "--hosts", "a:2")),
                 (2, "--nonsense", ("--prompt", "a", "--nonsense")),
-                (2, "cuda", ("--prompt", "a", "--device", "cuda")),
+                (2, "--device", ("--prompt", "a", "--device", "gpu")),
                 (2, "--max-context", ("--prompt", "a", "--max-context", "99999")),
                 (2, "--kv-memory", ("--prompt", "a", "--kv-memory", "much")),
                 (2, "no prompt", ())):

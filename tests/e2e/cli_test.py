@@ -159,6 +159,20 @@ class Cli(unittest.TestCase):
             self.assertEqual(bad.returncode, 2, bad.stdout)
             self.assertEqual(len(bad.stderr.splitlines()), 1)
 
+    def test_token_ids_need_no_tokenizer(self):
+        model = str(harness.GOLDEN_MODELS / "llama-gqa-tied")
+        ids = ("--token-ids", "1,2,3", "--max-tokens", "4", "--temperature", "0", "--ignore-eos")
+        answer = json.loads(self.succeed("run", "--model", model, *ids, "--json"))
+        self.assertEqual(len(answer["token_ids"]), 4)
+        self.assertEqual(answer["text"], "")
+        printed = self.succeed("run", "--model", model, *ids)
+        self.assertIn("\n" + ",".join(map(str, answer["token_ids"])) + "\n", printed)
+        for more in (("--prompt", PROMPT), ("--token-ids", "1", "--stop", "a")):
+            refused = harness.run("run", "--model", model, *more)
+            self.assertEqual(refused.returncode, 2, refused.stdout)
+            self.assertIn(b"tokenizer", refused.stderr)
+            self.assertEqual(len(refused.stderr.splitlines()), 1, refused.stderr)
+
     def test_tokenize_with_a_sentencepiece_model(self):
         model = str(harness.ROOT / "tests" / "goldens" / "tokenizer" / "sentencepiece")
         text = "Chloé saw a 本 by the sea.\n"

@@ -14,6 +14,7 @@ namespace {
 
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
+using ::testing::Pair;
 using ::testing::StartsWith;
 
 // The lines of what ParseConfig says of `text`; none where it is valid.
@@ -137,7 +138,8 @@ TEST(ConfigTest, EveryFieldIsApplied) {
       "cluster: {hosts: [{name: a, slots: 2}, {name: b}], launcher: {kind: mpirun, "
       "mpirun_path: /m, extra_args: [--mca, btl, self], pass_environment: [A]}}\n"
       "layout: {tp: 3, pp: 1, sp: 1, ep: 1, dp: 1}\n"
-      "worker: {device: cuda, cpu_path: avx2, threads: 3, kv_cache_bytes: 2GiB, "
+      "worker: {device: cuda, device_comm: staged, gpu_memory_fraction: 0.75, cpu_path: avx2, "
+      "threads: 3, kv_cache_bytes: 2GiB, "
       "profile: {reduction_leaves: 16, sequence_stripes: 4}}\n"
       "scheduler: {max_step_tokens: 100, max_running_sequences: 7, max_waiting_requests: 9, "
       "prefill_chunk_tokens: 50, max_context_length: 1000, prefix_cache: false}\n"
@@ -148,6 +150,8 @@ TEST(ConfigTest, EveryFieldIsApplied) {
   EXPECT_EQ(o.rank.model, "/etc/phalanx/sub/m");
   EXPECT_EQ(o.rank.layout, "tp=3,pp=1,sp=1,ep=1,dp=1");
   EXPECT_EQ(o.rank.device, "cuda");
+  EXPECT_EQ(o.rank.device_comm, "staged");
+  EXPECT_EQ(o.rank.gpu_memory_fraction, 0.75);
   EXPECT_EQ(o.rank.cpu_path, "avx2");
   EXPECT_EQ(o.rank.threads, 3);
   EXPECT_EQ(o.rank.kv_memory, "2147483648");
@@ -187,6 +191,40 @@ TEST(ConfigTest, AFlagOverridesTheFileEvenWithTheDefaultsValue) {
   EXPECT_EQ(applied.options.rank.max_step_tokens, 9);
 }
 
+TEST(ConfigTest, NcclsSettingsAreForTheRanks) {
+  const Applied applied = Apply("model: m\ncluster: {nccl: {debug: warn, cross_nic: 0}}\n");
+  ASSERT_TRUE(applied.status.ok()) << applied.status.message();
+  EXPECT_THAT(applied.options.rank_environment,
+              ElementsAre(Pair("NCCL_CROSS_NIC", "0"), Pair("NCCL_DEBUG", "WARN")));
+}
+
+TEST(ConfigTest, AFractionOfMemoryIsAboveZeroAndAtMostOne) {
+  EXPECT_THAT(Faults("worker: {gpu_memory_fraction: 0}"),
+              ElementsAre(HasSubstr("worker.gpu_memory_fraction: expected a number above 0")));
+  EXPECT_THAT(Faults("worker: {gpu_memory_fraction: 1.5}"),
+              ElementsAre(HasSubstr("expected a number of at most 1, found \"1.5\"")));
+  EXPECT_THAT(Faults("worker: {gpu_memory_fraction: 1}"), ElementsAre());
+  EXPECT_THAT(Faults("worker: {device_comm: mpi}"),
+              ElementsAre(HasSubstr("expected auto or nccl or staged, found \"mpi\"")));
+}
+
+TEST(ConfigTest, AGpuTypeStandsForTheFiguresOfAGpu) {
+  EXPECT_THAT(Faults("cluster: {nodes: [{name: n, device: cuda, devices: 8, gpu_type: h200}]}"),
+              ElementsAre());
+  EXPECT_THAT(Faults("cluster:\n  nodes:\n    - { name: n, device: cuda, devices: 1, gpu_type: T4 "
+                     "}\n    - { name: m, cores: 4, gpu_type: h200 }\n"),
+              ElementsAre("c.yaml: 4 faults in the configuration",
+                          HasSubstr("cluster.nodes[0]: network_us, network_gb_per_s are missing"),
+                          HasSubstr("nodes[0].gpu_type: expected a100-80g, h100-sxm or h200, found "
+                                    "\"T4\""),
+                          HasSubstr("cluster.nodes[1]: network_us, network_gb_per_s are missing"),
+                          HasSubstr("nodes[1].gpu_type: needs device: cuda")));
+  EXPECT_THAT(Faults("cluster: {nodes: [{name: n, device: cuda, devices: 2}]}"),
+              ElementsAre(HasSubstr("memory_bytes, read_gb_per_s, matrix_tflops, link_us, "
+                                    "link_gb_per_s are missing (or gpu_type: a100-80g, h100-sxm "
+                                    "or h200)")));
+}
+
 TEST(ConfigTest, HostsNeedASlotForEveryRank) {
   const std::string text = "model: m\ncluster:\n  hosts:\n    - name: a\n      slots: 2\n";
   EXPECT_TRUE(Apply(text, {"--layout", "tp=2"}).status.ok());
@@ -204,6 +242,22 @@ TEST(ConfigTest, EmptyFilesAndSectionsLeaveTheDefaults) {
     EXPECT_TRUE(applied.status.ok()) << applied.status.message();
     EXPECT_EQ(applied.options.rank.max_step_tokens, ServiceOptions().rank.max_step_tokens);
     EXPECT_EQ(applied.options.workers, "auto");
+  }
+}
+
+TEST(ConfigTest, HostsAreNotForThreads) {
+  for (const char* flag : {"--hosts", "--hostfile"}) {
+    CLI::App app;
+    ServiceOptions options;
+    AddServiceOptions(app, options);
+    std::vector<std::string> arguments = {"m", "--model", "a", flag};
+    app.parse(arguments);
+    ASSERT_TRUE(ApplyClusterFile(app, options, nullptr).ok());
+    EXPECT_TRUE(options.hosts_are_named);
+    options.workers = "threads";
+    const absl::Status status = ApplyClusterFile(app, options, nullptr);
+    EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
+    EXPECT_THAT(std::string(status.message()), StartsWith(flag));
   }
 }
 

@@ -30,6 +30,56 @@ class PromptsFile : public ::testing::Test {
   std::string path_;
 };
 
+// What the flags of a rank make of `arguments`; what is wrong with them in `fault`.
+RankOptions Parsed(std::vector<std::string> arguments, std::string* fault = nullptr) {
+  RankOptions out;
+  CLI::App app;
+  AddRankOptions(app, out);
+  arguments.insert(arguments.begin(), {"--model", "m"});
+  try {
+    app.parse(std::vector<std::string>(arguments.rbegin(), arguments.rend()));
+  } catch (const CLI::ParseError& error) {
+    EXPECT_NE(fault, nullptr) << error.what();
+    if (fault != nullptr) *fault = error.what();
+  }
+  return out;
+}
+
+TEST(DeviceOptions, AreACpuOrNineTenthsOfGpusOverNccl) {
+  const RankOptions none = Parsed({});
+  EXPECT_EQ(none.device, "cpu");
+  EXPECT_EQ(none.device_comm, "auto");
+  EXPECT_EQ(none.gpu_memory_fraction, 0.9);
+  const RankOptions all =
+      Parsed({"--device", "cuda", "--device-comm", "staged", "--gpu-memory-fraction", "1"});
+  EXPECT_EQ(all.device, "cuda");
+  EXPECT_EQ(all.device_comm, "staged");
+  EXPECT_EQ(all.gpu_memory_fraction, 1);
+}
+
+TEST(DeviceOptions, NameWhatIsNone) {
+  for (const char* text : {"0", "-0.5", "1.01", "nan", "all", ""}) {
+    std::string fault;
+    Parsed({"--gpu-memory-fraction", text}, &fault);
+    EXPECT_THAT(fault, HasSubstr("--gpu-memory-fraction")) << text;
+    EXPECT_THAT(fault, HasSubstr("above 0 and at most 1")) << text;
+  }
+  std::string fault;
+  Parsed({"--device-comm", "mpi"}, &fault);
+  EXPECT_THAT(fault, HasSubstr("--device-comm"));
+  Parsed({"--device", "gpu"}, &fault);
+  EXPECT_THAT(fault, HasSubstr("--device"));
+}
+
+TEST(DeviceOptions, HaveAGroupInHelp) {
+  RankOptions options;
+  CLI::App app;
+  AddRankOptions(app, options);
+  for (const char* flag : {"--device", "--device-comm", "--gpu-memory-fraction"}) {
+    EXPECT_EQ(app.get_option(flag)->get_group(), "Device") << flag;
+  }
+}
+
 TEST(ParseTokenIds, ReadsAList) {
   const auto ids = ParseTokenIds("1,22,-3");
   ASSERT_TRUE(ids.ok()) << ids.status();

@@ -57,6 +57,14 @@ TEST(PlaceReplicas, DividesHostsInOrder) {
   EXPECT_EQ((*placed)[2].ranks_per_host, 4);
 }
 
+TEST(PlaceReplicas, CountsTheRanksThatAHostHasBefore) {
+  const auto placed = PlaceReplicas({{"a", 8}, {"b", 8}}, 3, 5);
+  ASSERT_TRUE(placed.ok()) << placed.status();
+  EXPECT_THAT((*placed)[0].hosts, ElementsAre(HostSlots{"a", 5, 0}));
+  EXPECT_THAT((*placed)[1].hosts, ElementsAre(HostSlots{"a", 3, 5}, HostSlots{"b", 2, 0}));
+  EXPECT_THAT((*placed)[2].hosts, ElementsAre(HostSlots{"b", 5, 2}));
+}
+
 TEST(PlaceReplicas, AReplicaMaySpanHostsAndCountsTheirBusiest) {
   const auto placed = PlaceReplicas({{"a", 3}, {"b", 3}}, 2, 3);
   ASSERT_TRUE(placed.ok());

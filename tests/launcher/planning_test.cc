@@ -9,7 +9,11 @@
 #include "absl/strings/str_cat.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "kernels/cuda/cuda_device.h"
+#include "kernels/cuda/kv_layout.h"
+#include "kernels/cuda/pack.h"
 #include "launcher/random_checkpoint.h"
+#include "parallel/gpu_types.h"
 #include "runtime/worker/in_process_group.h"
 
 namespace phalanx::launcher {
@@ -44,6 +48,7 @@ absl::StatusOr<parallel::PlanOptions> OptionsFor(const std::string& model,
   ServiceOptions service;
   service.rank.model = kModels + model;
   service.rank.layout = "auto";
+  if (file->config.worker().device() == v1::WorkerConfig::DEVICE_CUDA) service.rank.device = "cuda";
   return MakePlanOptions(service, {}, &*file);
 }
 
@@ -119,14 +124,150 @@ TEST(PlanningTest, MachinesAreCheckedWholeWithTheirPlace) {
 }
 
 TEST(PlanningTest, HostsAreTakenToBeLikeThisMachine) {
-  const auto cluster = MakeCluster(nullptr, "a:2,b", 3);
+  RankOptions rank;
+  rank.threads = 3;
+  const auto cluster = MakeCluster(nullptr, "a:2,b", rank, "");
   ASSERT_TRUE(cluster.ok()) << cluster.status();
   ASSERT_EQ(cluster->nodes.size(), 2u);
   EXPECT_EQ(cluster->nodes[0].devices, 2);
   EXPECT_EQ(cluster->nodes[1].name, "b");
   EXPECT_EQ(cluster->devices(), 3);
   EXPECT_EQ(cluster->ThreadsOn(cluster->nodes[0], 2), 3);
-  EXPECT_FALSE(MakeCluster(nullptr, "a:none", 0).ok());
+  EXPECT_FALSE(MakeCluster(nullptr, "a:none", rank, "").ok());
+}
+
+TEST(PlanningTest, AGpuTypeDescribesMachinesThatAreNotHere) {
+  RankOptions rank;
+  rank.device = "cuda";
+  rank.gpu_memory_fraction = 0.5;
+  const auto one = MakeCluster(nullptr, "", rank, "h200");
+  ASSERT_TRUE(one.ok()) << one.status();
+  EXPECT_EQ(one->devices(), 1);
+  EXPECT_FALSE(one->nodes[0].shared);
+  EXPECT_EQ(one->nodes[0].memory_bytes, int64_t{139} << 30);
+  EXPECT_EQ(one->memory_share, 0.5);
+  EXPECT_EQ(MakeCluster(nullptr, "", rank, "8xh100-sxm")->devices(), 8);
+  // Hosts say how many ranks each is given.
+  const auto hosts = MakeCluster(nullptr, "a:4,b:2", rank, "8xh100-sxm");
+  ASSERT_TRUE(hosts.ok()) << hosts.status();
+  EXPECT_EQ(hosts->nodes[0].devices, 4);
+  EXPECT_EQ(hosts->nodes[1].devices, 2);
+  EXPECT_GT(hosts->nodes[0].network.bytes_per_s, 0);
+  for (const char* bad : {"8xT4", "0xh200", "h100", "8x", "x", "-1xh200"}) {
+    const auto cluster = MakeCluster(nullptr, "", rank, bad);
+    EXPECT_EQ(cluster.status().code(), absl::StatusCode::kInvalidArgument) << bad;
+    EXPECT_THAT(std::string(cluster.status().message()), HasSubstr("a100-80g, h100-sxm or h200"));
+  }
+  EXPECT_THAT(std::string(MakeCluster(nullptr, "", RankOptions(), "h200").status().message()),
+              HasSubstr("--gpu-type is for --device cuda"));
+}
+
+TEST(PlanningTest, GpusThatNobodyDescribesAreThisMachines) {
+  RankOptions rank;
+  rank.device = "cuda";
+  const auto devices = kernels::CudaDeviceCount();
+  const auto cluster = MakeCluster(nullptr, "", rank, "");
+  if (cluster.ok()) {
+    EXPECT_EQ(cluster->devices(), *devices);
+  } else {
+    // Without a driver, or with GPUs of another type.
+    EXPECT_THAT(std::string(cluster.status().message()), HasSubstr("--gpu-type"));
+    EXPECT_THAT(std::string(cluster.status().message()), HasSubstr("--cluster"));
+  }
+}
+
+TEST(PlanningTest, MachinesAreOfTheDeviceThatRanksComputeOn) {
+  const auto gpus = ReadConfig(absl::StrCat(kConfigs, "one-gpu.yaml"));
+  ASSERT_TRUE(gpus.ok()) << gpus.status();
+  const auto refused = MakeCluster(&*gpus, "", RankOptions(), "");
+  EXPECT_EQ(refused.status().code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(std::string(refused.status().message()),
+              HasSubstr("described with device: cuda, but ranks are to compute on cpu"));
+  const auto cpus = ParseConfig(
+      "cluster: {nodes: [{name: n, cores: 4, memory_bytes: 1GiB, read_gb_per_s: 9, "
+      "matrix_tflops: 1}]}",
+      "c.yaml");
+  ASSERT_TRUE(cpus.ok()) << cpus.status();
+  RankOptions rank;
+  rank.device = "cuda";
+  EXPECT_THAT(std::string(MakeCluster(&*cpus, "", rank, "").status().message()),
+              HasSubstr("c.yaml: cluster.nodes: n is described without device: cuda"));
+}
+
+TEST(PlanningTest, FiguresBesideAGpuTypeTakeItsPlace) {
+  const auto file = ParseConfig(
+      "cluster: {nodes: [{name: n, device: cuda, devices: 2, gpu_type: a100-80g, "
+      "memory_bytes: 40GiB, link_gb_per_s: 20, op_us: 5}]}",
+      "c.yaml");
+  ASSERT_TRUE(file.ok()) << file.status();
+  RankOptions rank;
+  rank.device = "cuda";
+  const auto cluster = MakeCluster(&*file, "", rank, "");
+  ASSERT_TRUE(cluster.ok()) << cluster.status();
+  const parallel::NodeSpec& node = cluster->nodes[0];
+  const parallel::NodeSpec type = parallel::GpuNode(*parallel::FindGpuType("a100-80g"), 2);
+  EXPECT_EQ(node.name, "n");
+  EXPECT_EQ(node.memory_bytes, int64_t{40} << 30);
+  EXPECT_EQ(node.link.bytes_per_s, 20e9);
+  EXPECT_EQ(node.link.latency_s, type.link.latency_s);
+  EXPECT_DOUBLE_EQ(node.op_s, 5e-6);
+  EXPECT_EQ(node.read_bytes_per_s, type.read_bytes_per_s);
+  EXPECT_EQ(node.matrix_flops_per_s, type.matrix_flops_per_s);
+}
+
+TEST(PlanningTest, RanksShareDescribedGpusOnlyWhereTheyAreStaged) {
+  const auto file = ParseConfig(
+      "cluster: {nodes: [{name: n, device: cuda, devices: 4, gpu_type: h200}]}", "c.yaml");
+  ASSERT_TRUE(file.ok()) << file.status();
+  RankOptions rank;
+  rank.device = "cuda";
+  EXPECT_EQ(MakeCluster(&*file, "a:3", rank, "")->devices(), 3);
+  EXPECT_THAT(std::string(MakeCluster(&*file, "a:5", rank, "").status().message()),
+              HasSubstr("host a has 5 slots, but cluster.nodes says that n has 4 GPUs"));
+  rank.device_comm = "staged";
+  const auto shared = MakeCluster(&*file, "a:5", rank, "");
+  ASSERT_TRUE(shared.ok()) << shared.status();
+  EXPECT_EQ(shared->devices(), 5);
+  EXPECT_EQ(shared->nodes[0].memory_bytes, (int64_t{139} << 30) / 2);
+}
+
+// What a GPU's kernels make of a weight and of a KV block, without a GPU.
+TEST(PlanningTest, MemoryOnAGpuIsWhatItsKernelsPack) {
+  struct Case {
+    const char* dtype;
+    kernels::DType type;
+  };
+  for (const Case& c : {Case{"bfloat16", kernels::DType::kBF16},
+                        {"float16", kernels::DType::kF16},
+                        {"float32", kernels::DType::kF32}}) {
+    ScratchDirectory scratch;
+    // Heads of 40: keys and values are padded each in its own way.
+    std::ofstream(scratch / "config.json") << absl::StrCat(
+        R"({"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 120,
+        "intermediate_size": 424, "num_hidden_layers": 1, "num_attention_heads": 3,
+        "num_key_value_heads": 3, "head_dim": 40, "vocab_size": 1013,
+        "max_position_embeddings": 256, "torch_dtype": ")",
+        c.dtype, R"("})");
+    const auto spec = ReadModelSpec(scratch / "");
+    ASSERT_TRUE(spec.ok()) << spec.status();
+    const parallel::Layout layout;
+    const parallel::DecoderShards shards(spec->shape, layout, 1, 1);
+    const parallel::RankMemory memory =
+        parallel::MemoryModel(*spec, CudaTraits(c.type), shards, 64).rank(0);
+    EXPECT_EQ(memory.kv_block_bytes, kernels::cuda::KvLayout(c.type, 3, 40).block_bytes) << c.dtype;
+    const auto packed = [&](int64_t n, int64_t k) {
+      kernels::WeightPlan plan;
+      plan.dtype = c.type;
+      plan.n = n;
+      plan.k = kernels::RoundUp(k, kernels::kDotGroup);
+      return kernels::cuda::NumUnits(plan) * kernels::cuda::UnitBytes(plan);
+    };
+    const int64_t vectors = 3 * 120 * 4;  // norms
+    const int64_t embedding = 1013 * 120 * kernels::SizeOf(c.type);
+    EXPECT_EQ(memory.weight_bytes, packed(3 * 120, 120) + packed(120, 120) + packed(2 * 424, 120) +
+                                       packed(120, 424) + packed(1013, 120) + vectors + embedding)
+        << c.dtype;
+  }
 }
 
 TEST(PlanningTest, AxesOfTheLayoutFlagAreSettled) {
@@ -135,11 +276,34 @@ TEST(PlanningTest, AxesOfTheLayoutFlagAreSettled) {
   ServiceOptions service;
   service.rank.model = absl::StrCat(kModels, "llama-3.1-405b");
   service.rank.layout = "pp=4,dp=1";
+  service.rank.device = "cuda";
   const auto options = MakePlanOptions(service, {}, &*file);
   ASSERT_TRUE(options.ok()) << options.status();
   EXPECT_EQ(options->pp, 4);
   EXPECT_EQ(options->dp, 1);
   EXPECT_EQ(options->tp, 0);
+}
+
+TEST(PlanningTest, AContextBeyondTheModelsIsRefused) {
+  ServiceOptions service;
+  service.rank.model = absl::StrCat(kModels, "mixtral-8x22b");
+  service.rank.max_context = 65536;
+  EXPECT_TRUE(MakePlanOptions(service, {}, nullptr).ok());
+  service.rank.max_context = 65537;
+  EXPECT_THAT(std::string(MakePlanOptions(service, {}, nullptr).status().message()),
+              HasSubstr("--max-context 65537: the model was made for at most 65536 tokens"));
+}
+
+TEST(PlanningTest, RequestsAreCutToTheContext) {
+  parallel::PlanOptions plan;
+  plan.model.max_positions = 300;
+  FitWorkload(plan);
+  EXPECT_EQ(plan.workload.prompt_tokens, 44);
+  EXPECT_EQ(plan.workload.output_tokens, 256);
+  plan.max_positions = 100;
+  FitWorkload(plan);
+  EXPECT_EQ(plan.workload.prompt_tokens, 1);
+  EXPECT_EQ(plan.workload.output_tokens, 99);
 }
 
 TEST(PlanningTest, AutoBecomesALayoutThatFitsThisMachine) {

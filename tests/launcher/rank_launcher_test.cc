@@ -53,6 +53,12 @@ TEST(MpirunArguments, HandsOnTheTokenByNameAlone) {
   EXPECT_THAT(line, Not(HasSubstr("secret")));
 }
 
+TEST(MpirunArguments, HandsOnWhatNcclIsTold) {
+  RankLaunch launch = Launch(1, {});
+  launch.environment["NCCL_CROSS_NIC"] = "1";
+  EXPECT_THAT(Mpirun({}, launch), HasSubstr(" -x NCCL_CROSS_NIC -x PHALANX_CONTROL_TOKEN "));
+}
+
 TEST(MpirunArguments, FurtherArgumentsComeLast) {
   ServiceOptions options;
   options.mpirun_args = {"--mca", "btl", "tcp,self"};
@@ -73,6 +79,17 @@ TEST(SrunArguments, NamesEachRanksNodeAndHoldsEachRankByTheLeash) {
   EXPECT_THAT(line, HasSubstr(" --overlap "));
   EXPECT_THAT(line, HasSubstr(" --cpu-bind=none "));
   EXPECT_THAT(line, HasSubstr(" /bin/phalanx guard --leash a:1 --deaf /bin/phalanx worker"));
+}
+
+TEST(SrunArguments, HandsOnTheEnvironmentWhateverTheJobSays) {
+  EXPECT_THAT(Srun({}, Launch(1, {})), HasSubstr(" --export=ALL "));
+}
+
+TEST(SrunArguments, EveryRankSeesAllGpusOfItsNode) {
+  ServiceOptions options;
+  EXPECT_THAT(Srun(options, Launch(2, {})), Not(HasSubstr("gpu")));
+  options.rank.device = "cuda";
+  EXPECT_THAT(Srun(options, Launch(2, {})), HasSubstr(" --gpu-bind=none "));
 }
 
 TEST(SrunArguments, CountsAHostOnceThatIsNamedTwice) {

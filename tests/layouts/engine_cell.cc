@@ -118,8 +118,8 @@ Answer EngineCells::Run(const Cell& cell, const Fixture& fixture) {
   options.model_directory = absl::StrCat(PHALANX_SOURCE_DIR, "/", cell.model);
   options.layout = cell.layout;
   options.shard_rows = cell.shard_rows;
-  options.cpu.threads = cell.threads;
-  options.cpu.path = cell.path;
+  options.device.cpu.threads = cell.threads;
+  options.device.cpu.path = cell.path;
   options.kv_blocks = cell.tight ? TightBlocks(cell) : kRoomyBlocks;
   coordinator::CoordinatorOptions service;
   service.limits.vocab_size = fixture.vocab;
@@ -127,6 +127,7 @@ Answer EngineCells::Run(const Cell& cell, const Fixture& fixture) {
   service.eos_token_ids = fixture.eos;
   service.scheduler.max_batch_tokens = options.max_step_tokens;
   service.scheduler.prefill_chunk = cell.chunk;
+  service.scheduler.look_ahead = true;
   service.scheduler.max_context = fixture.context;
   if (fixture.tokenizer != nullptr) {
     service.text_decoder = serving::MakeTextDecoderFactory(*fixture.tokenizer);

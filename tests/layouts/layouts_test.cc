@@ -163,7 +163,7 @@ TEST(Layouts, APromptOf64kTokensRunsOnFourRanksOfWhichNoneCouldHoldIt) {
   }
   worker::WorkerOptions options;
   options.model_directory = copy;
-  options.cpu.threads = 1;
+  options.device.cpu.threads = 1;
   options.max_step_tokens = 2048;
   coordinator::GenerateRequest request;
   std::mt19937 rng(64);

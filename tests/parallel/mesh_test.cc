@@ -27,6 +27,17 @@ TEST(Layout, RefusesWhatIsNotALayoutByName) {
   EXPECT_NE(ParseLayout("zp=2").status().message().find("\"zp\""), std::string::npos);
 }
 
+TEST(Layout, HasABoundedNumberOfRanks) {
+  EXPECT_TRUE(ParseLayout("dp=65536").ok());
+  EXPECT_TRUE(ParseLayout("dp=256,tp=256").ok());
+  for (const char* bad :
+       {"dp=65536,tp=2", "dp=32768,pp=3", "dp=65536,pp=65536,sp=65536,tp=65536"}) {
+    const absl::StatusOr<Layout> layout = ParseLayout(bad);
+    EXPECT_EQ(layout.status().code(), absl::StatusCode::kInvalidArgument) << bad;
+    EXPECT_NE(layout.status().message().find("more than 65536 ranks"), std::string::npos) << bad;
+  }
+}
+
 TEST(Mesh, RanksAndCoordinatesAreInverseWithTpFastest) {
   const Mesh mesh(*ParseLayout("pp=3,sp=2,tp=4"));
   std::set<int> ranks;

@@ -95,6 +95,24 @@ TEST(PlannerTest, TensorGroupsCrossNodesOnlyWhereNothingElseFits) {
   EXPECT_THAT(Reason(options, *plan), HasSubstr("across nodes"));
 }
 
+TEST(PlannerTest, ATensorGroupMayLieOnTwoNodesThatAreSmallerThanTheOthers) {
+  ClusterSpec mixed = H100Cluster(2);
+  mixed.nodes.push_back(H100Node("small", 4));
+  mixed.nodes.push_back(H100Node("small", 4));
+  PlanOptions options = For(Llama8b(), mixed);
+  options.pp = 3;
+  options.tp = 8;
+  const auto plan = PlanLayouts(options);
+  ASSERT_TRUE(plan.ok()) << plan.status();
+  EXPECT_EQ(plan->candidates[0].layout.ToString(), "pp=3,tp=8");
+  EXPECT_TRUE(plan->candidates[0].tp_across_nodes);
+  // It is the last resort: two groups have a node each.
+  options.pp = 2;
+  const auto whole = PlanLayouts(options);
+  ASSERT_TRUE(whole.ok()) << whole.status();
+  EXPECT_FALSE(whole->candidates[0].tp_across_nodes);
+}
+
 TEST(PlannerTest, SettledAxesAreKept) {
   PlanOptions options = For(Llama8b(), H100Cluster(1));
   options.tp = 2;

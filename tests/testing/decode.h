@@ -5,10 +5,12 @@
 #include <algorithm>
 #include <filesystem>
 #include <numeric>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "kernels/device.h"
 #include "kernels/kernels.h"
 #include "runtime/checkpoint/checkpoint.h"
 #include "runtime/model/decoder.h"
@@ -26,7 +28,31 @@ struct DecodeOptions {
   int reduction_leaves = 8;
   // Of each rank; ranks past its end have none.
   std::vector<model::WeightStore*> stores = {};
+  // Where ranks compute on a GPU that they share, instead of the CPU.
+  std::optional<kernels::CudaOptions> cuda = {};
 };
+
+// A rank's op set, and the axes over its memory.
+struct RankDevice {
+  std::unique_ptr<kernels::Kernels> kernels;
+  worker::ParallelContext context;  // borrows the kernels
+};
+inline absl::StatusOr<RankDevice> MakeRankDevice(const DecodeOptions& options,
+                                                 comm::Communicator& group) {
+  kernels::DeviceOptions device;
+  device.cpu = {options.threads, options.path};
+  if (options.cuda) {
+    device.kind = kernels::DeviceKind::kCuda;
+    device.cuda = *options.cuda;
+  }
+  auto kernels = kernels::CreateKernels(device);
+  if (!kernels.ok()) return kernels.status();
+  auto context = worker::ParallelContext::Create(options.layout, group);
+  if (!context.ok()) return context.status();
+  absl::Status bound = context->BindDevice(**kernels, worker::DeviceTransport::kStaged);
+  if (!bound.ok()) return bound;
+  return RankDevice{*std::move(kernels), *std::move(context)};
+}
 
 // Logits [tokens, vocab_size] of every position of `ids`, fed from position 0.
 inline absl::StatusOr<std::vector<float>> DecodeLogits(const std::string& directory,
@@ -37,10 +63,9 @@ inline absl::StatusOr<std::vector<float>> DecodeLogits(const std::string& direct
       RunRanks(options.layout.group_size(), [&](comm::Communicator& group) -> absl::Status {
         auto checkpoint = checkpoint::Checkpoint::Open(directory);
         if (!checkpoint.ok()) return checkpoint.status();
-        auto context = worker::ParallelContext::Create(options.layout, group);
-        if (!context.ok()) return context.status();
-        auto kernels = kernels::CreateCpuKernels({options.threads, options.path});
-        if (!kernels.ok()) return kernels.status();
+        auto device = MakeRankDevice(options, group);
+        if (!device.ok()) return device.status();
+        const auto& kernels = device->kernels;
         model::DecoderOptions decoder_options;
         const int64_t n = static_cast<int64_t>(ids.size());
         decoder_options.max_rows = n;
@@ -51,7 +76,7 @@ inline absl::StatusOr<std::vector<float>> DecodeLogits(const std::string& direct
           decoder_options.store = options.stores[group.rank()];
         }
         auto decoder =
-            model::Decoder::Load(**checkpoint, decoder_options, **kernels, context->groups());
+            model::Decoder::Load(**checkpoint, decoder_options, *kernels, device->context.groups());
         if (!decoder.ok()) return decoder.status();
         const int64_t blocks = n / kernels::kBlockTokens + 1;
         if (absl::Status status = (*decoder)->AllocateKv(blocks); !status.ok()) return status;
@@ -69,15 +94,24 @@ inline absl::StatusOr<std::vector<float>> DecodeLogits(const std::string& direct
           const int64_t count = std::min(options.chunk, n - begin);
           model::Batch batch;
           batch.Append(ids.data() + begin, count, static_cast<int32_t>(begin), table.data());
+          kernels->BeginStep(count);
           if (absl::Status status = (*decoder)->Forward(batch); !status.ok()) return status;
           std::vector<int32_t> rows(count);
           std::iota(rows.begin(), rows.end(), 0);
           const absl::Status status =
-              (*decoder)->Logits(rows, [&](int64_t, absl::Span<const float> logits) {
-                out.insert(out.end(), logits.begin(), logits.end());
+              (*decoder)->Logits(rows, [&](int64_t, kernels::TensorView logits) {
+                const size_t end = out.size();
+                out.resize(end + logits.rows * logits.cols);
+                for (int64_t i = 0; i < logits.rows; ++i) {
+                  kernels->CopyOut(&out[end + i * logits.cols], logits.f32() + i * logits.stride,
+                                   logits.cols * 4);
+                }
               });
           if (!status.ok()) return status;
+          kernels->EndStep();
         }
+        // What was enqueued uses this rank's memory and its peers'.
+        kernels->Synchronize();
         return absl::OkStatus();
       });
   for (const absl::Status& status : statuses) {

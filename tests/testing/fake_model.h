@@ -39,8 +39,15 @@ class FakeModel {
       std::copy_n(kv_.begin() + copy.source * block_tokens_, block_tokens_,
                   kv_.begin() + copy.destination * block_tokens_);
     }
-    for (const scheduler::SequenceStep& s : plan.sequences) Write(s);
-    for (const scheduler::SequenceStep& s : plan.sequences) result.sequences.push_back(Read(s));
+    std::vector<scheduler::SequenceStep> steps = plan.sequences;
+    for (scheduler::SequenceStep& s : steps) Resolve(plan, s);
+    for (const scheduler::SequenceStep& s : steps) Write(s);
+    for (const scheduler::SequenceStep& s : steps) result.sequences.push_back(Read(s));
+    chosen_.clear();
+    for (const scheduler::SequenceResult& s : result.sequences) {
+      for (const scheduler::SampleResult& sample : s.samples) chosen_.push_back(sample);
+    }
+    last_number_ = plan.number;
     return result;
   }
 
@@ -104,6 +111,18 @@ class FakeModel {
     return s.block_table[index] * block_tokens_ + position % block_tokens_;
   }
 
+  // Puts the token in that the plan before chose.
+  void Resolve(const scheduler::StepPlan& plan, scheduler::SequenceStep& s) {
+    if (s.pending_slot < 0) return;
+    if (plan.number != last_number_ + 1 || s.token_ids.size() != 1 ||
+        s.pending_slot >= static_cast<int32_t>(chosen_.size()) ||
+        chosen_[s.pending_slot].sequence_id != s.sequence_id) {
+      Wrong("a pending slot that the plan before hasn't");
+      return;
+    }
+    s.token_ids[0] = chosen_[s.pending_slot].token.id;
+  }
+
   void Write(const scheduler::SequenceStep& s) {
     if (s.token_ids.empty()) Wrong("a sequence feeds no token");
     const int64_t end = s.start + static_cast<int64_t>(s.token_ids.size());
@@ -160,6 +179,8 @@ class FakeModel {
   std::vector<uint64_t> kv_;
   std::vector<uint64_t> written_in_;
   uint64_t step_ = 0;
+  uint64_t last_number_ = 0;
+  std::vector<scheduler::SampleResult> chosen_;  // by the last plan
   std::string error_;
 };
 

@@ -4,6 +4,7 @@
 # Tests labelled unit or multirank also run under ASan and UBSan (tests/run.sh). Those of them that
 # link neither gRPC nor MPI get the label tsan and run under TSan: the system's gRPC, protobuf and
 # Open MPI are not instrumented.
+get_filename_component(PHALANX_ROOT ${CMAKE_CURRENT_LIST_DIR}/../.. ABSOLUTE)
 set(PHALANX_NOT_FOR_TSAN phalanx_proto phalanx_control phalanx_serving phalanx_launcher
                          phalanx_comm_mpi)
 
@@ -16,10 +17,10 @@ function(phalanx_test)
   add_executable(${T_NAME} ${T_SRCS})
   target_link_libraries(${T_NAME} PRIVATE ${T_LIBS} GTest::gmock GTest::gtest_main)
   target_compile_definitions(
-    ${T_NAME} PRIVATE PHALANX_SOURCE_DIR="${CMAKE_SOURCE_DIR}"
+    ${T_NAME} PRIVATE PHALANX_SOURCE_DIR="${PHALANX_ROOT}"
                       PHALANX_BINARY_DIR="${CMAKE_BINARY_DIR}"
-                      PHALANX_SHARED_DIR="${CMAKE_SOURCE_DIR}/../shared")
-  if(NOT CMAKE_CURRENT_SOURCE_DIR MATCHES "/tests/(kernels|comm)$")
+                      PHALANX_SHARED_DIR="${PHALANX_ROOT}/../shared")
+  if(NOT CMAKE_CURRENT_SOURCE_DIR MATCHES "/tests/(kernels|comm|gpu)$")
     # Optimising the bodies of tests took a third of the build. What is tested is optimised; the
     # tests of kernels and comm compute much themselves.
     target_compile_options(${T_NAME} PRIVATE -O0)

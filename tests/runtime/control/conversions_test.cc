@@ -43,6 +43,7 @@ scheduler::StepPlan FullPlan() {
   plan.number = 3;
   plan.copies = {{4, 9}, {0, 2147483647}};
   scheduler::SequenceStep& a = plan.sequences.emplace_back();
+  a.pending_slot = 3;
   a.sequence_id = std::numeric_limits<uint64_t>::max() - 1;
   a.token_ids = {0, 5, 151935};
   a.start = 64;

@@ -11,6 +11,7 @@
 
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "kernels/cpu/cpu_kernels.h"
 #include "kernels/scalar_math.h"
 
 namespace phalanx::sampling {
@@ -298,6 +299,84 @@ TEST(Sampler, AStepGivesEachSlotItsOwnToken) {
     ++different[got[i].token.id];
   }
   EXPECT_GT(different.size(), 8u);
+}
+
+// A CPU that says its memory is the device's own, and counts the bytes that leave it.
+class FarKernels : public kernels::CpuKernels {
+ public:
+  FarKernels() : kernels::CpuKernels(kernels::CpuOptions{}) {}
+  bool host_accessible() const override { return false; }
+  void CopyOut(void* host, const void* device, int64_t bytes) override {
+    copied += bytes;
+    kernels::CpuKernels::CopyOut(host, device, bytes);
+  }
+  int64_t copied = 0;
+};
+
+TEST(Sampler, RowsTogetherGiveWhatEachGivesAlone) {
+  constexpr int64_t kVocab = 777;
+  constexpr int kRows = 32;
+  std::mt19937 rng(21);
+  std::vector<float> logits;
+  std::vector<scheduler::SequenceStep> steps(kRows);
+  int64_t rows_that_leave = 0;
+  for (int i = 0; i < kRows; ++i) {
+    const std::vector<float> row = RandomRow(rng, kVocab, 1, i % 5 == 0);
+    logits.insert(logits.end(), row.begin(), row.end());
+    scheduler::SequenceStep& step = steps[i];
+    step.sequence_id = i;
+    step.token_ids.assign(1 + i % 3, 7);
+    step.start = 5 * i;
+    step.sampling.seed = 100 + i;
+    step.sampling.temperature = i % 4 == 0 ? 0.0f : 0.9f;
+    for (uint32_t slot = 0; slot < 1 + i % 2u; ++slot) step.samples.push_back({1000u + i, slot});
+    bool leaves = true;
+    switch (i % 8) {
+      case 1:
+        step.sampling.logprobs = 3;
+        break;
+      case 2:
+        step.sampling.top_p = 0.8f;
+        break;
+      case 3:
+        step.suppressed = {3, 5};
+        break;
+      case 4:  // greedy: a cut changes nothing
+        step.sampling.top_k = 4;
+        leaves = false;
+        break;
+      case 5:
+        step.sampling.logit_bias = {{9, 4.0f}};
+        break;
+      case 6:
+        step.sampling.prompt_logprobs = 2;
+        break;
+      default:
+        leaves = false;
+    }
+    rows_that_leave += leaves ? 1 : 0;
+  }
+  auto near = MakeKernels();
+  FarKernels far;
+  Sampler alone(near.get(), kVocab, 8);
+  for (kernels::Kernels* kernels : {near.get(), static_cast<kernels::Kernels*>(&far)}) {
+    Sampler together(kernels, kVocab, 8);
+    std::vector<scheduler::SequenceResult> results(kRows);
+    std::vector<LogitUse> uses;
+    for (int i = 0; i < kRows; ++i) uses.push_back({&steps[i], i % 8 == 6 ? 11 : -1, &results[i]});
+    together.SampleRows({logits.data(), kernels::DType::kF32, kRows, kVocab, kVocab}, uses);
+    for (int i = 0; i < kRows; ++i) {
+      const absl::Span<const float> row(logits.data() + i * kVocab, kVocab);
+      scheduler::SequenceResult expected;
+      if (uses[i].target >= 0) {
+        expected.prompt_logprobs = {alone.Logprobs(row, 11, 2)};
+      } else {
+        expected.samples = alone.SampleStep(row, steps[i]);
+      }
+      EXPECT_EQ(results[i], expected) << "row " << i;
+    }
+  }
+  EXPECT_EQ(far.copied, rows_that_leave * kVocab * 4);
 }
 
 }  // namespace

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <map>
 #include <memory>
+#include <utility>
 #include <vector>
 
 #include "gtest/gtest.h"
@@ -70,6 +71,7 @@ class Simulation {
   const testing::FakeModel& model() const { return *model_; }
 
   void Take() {
+    newest_.clear();
     for (RequestOutput& output : scheduler_.TakeOutputs()) {
       RequestTrace& trace = traces_[output.request_id];
       EXPECT_EQ(trace.ends, 0) << "output after the end of request " << output.request_id;
@@ -86,6 +88,9 @@ class Simulation {
         EXPECT_EQ(sample.finish, FinishReason::kNone);
         sample.tokens.push_back(token.token);
         sample.finish = token.finish;
+        if (token.finish == FinishReason::kNone) {
+          newest_.emplace_back(output.request_id, token.sample_index);
+        }
       }
       if (output.done) {
         ++trace.ends;
@@ -94,6 +99,9 @@ class Simulation {
       }
     }
   }
+
+  // Request and sample of the tokens that the last call gave and that ended nothing.
+  const std::vector<std::pair<uint64_t, int32_t>>& newest() const { return newest_; }
 
   // Schedules one plan, if there is one.
   bool Schedule() {
@@ -104,6 +112,7 @@ class Simulation {
     EXPECT_LE(static_cast<int64_t>(plan->sequences.size()), options_.max_batch_sequences);
     CheckRanks(*plan);
     for (const SequenceStep& step : plan->sequences) {
+      if (step.pending_slot >= 0) ++looked_ahead_;
       for (const StepResult& out : results_) {
         for (const SequenceResult& part : out.sequences) {
           if (part.sequence_id == step.sequence_id) ++chained_;
@@ -118,6 +127,9 @@ class Simulation {
   const StepPlan& last_plan() const { return last_plan_; }
   // How often a plan held a sequence that was in an earlier one in flight, over all such pairs.
   int64_t Chained() const { return chained_; }
+
+  // Rows that fed a token which wasn't known when their plan was made.
+  int64_t LookedAhead() const { return looked_ahead_; }
 
   bool Commit() {
     if (results_.empty()) return false;
@@ -189,7 +201,9 @@ class Simulation {
   std::vector<StepResult> results_;
   std::map<uint64_t, RequestTrace> traces_;
   StepPlan last_plan_;
+  std::vector<std::pair<uint64_t, int32_t>> newest_;
   int64_t chained_ = 0;
+  int64_t looked_ahead_ = 0;
 };
 
 // A request of `prompt` tokens that rise from `first`.

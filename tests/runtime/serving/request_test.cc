@@ -24,6 +24,17 @@ ModelInfo Model() {
 
 std::string Text(const absl::Status& status) { return std::string(status.message()); }
 
+TEST(ToCoordinatorRequest, WithoutATokenizerAPromptIsIds) {
+  v1::GenerateRequest request;
+  request.mutable_token_ids()->add_ids(5);
+  const auto got = ToCoordinatorRequest(request, Model(), nullptr);
+  ASSERT_TRUE(got.ok()) << got.status();
+  EXPECT_THAT(got->prompt_token_ids, ::testing::ElementsAre(5));
+  request.set_text("a");
+  EXPECT_EQ(ToCoordinatorRequest(request, Model(), nullptr).status().message(),
+            "text: the model has no tokenizer; send token_ids");
+}
+
 TEST(RequestTest, AbsentFieldsTakeTheDocumentedDefaults) {
   v1::GenerateRequest request;
   request.set_text("hi");

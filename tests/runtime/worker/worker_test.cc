@@ -109,6 +109,51 @@ TEST_F(OneWorker, RefusesAPlanThatLeavesItsMemoryAndGoesOn) {
   EXPECT_EQ(result->sequences[0].samples[0].token.top.size(), 2u);
 }
 
+// The plan after Plan(): feeds what its one slot chose.
+StepPlan NextPlan() {
+  StepPlan plan = Plan();
+  plan.number = 6;
+  SequenceStep& step = plan.sequences[0];
+  step.start = 4;
+  step.token_ids = {0};
+  step.pending_slot = 0;
+  return plan;
+}
+
+TEST_F(OneWorker, FeedsTheTokenThatThePlanBeforeChose) {
+  const auto first = worker_->Execute(Plan());
+  ASSERT_TRUE(first.ok()) << first.status();
+  const auto ahead = worker_->Execute(NextPlan());
+  ASSERT_TRUE(ahead.ok()) << ahead.status();
+  StepPlan known = NextPlan();
+  known.number = 7;
+  known.sequences[0].pending_slot = -1;
+  known.sequences[0].token_ids = {first->sequences[0].samples[0].token.id};
+  const auto expected = worker_->Execute(known);
+  ASSERT_TRUE(expected.ok()) << expected.status();
+  EXPECT_EQ(ahead->sequences, expected->sequences);
+  known.number = 8;
+  known.sequences[0].token_ids[0] ^= 1;
+  const auto other = worker_->Execute(known);
+  ASSERT_TRUE(other.ok()) << other.status();
+  EXPECT_NE(ahead->sequences, other->sequences);
+}
+
+TEST_F(OneWorker, RefusesToFeedASlotThatThePlanBeforeHasNot) {
+  ASSERT_TRUE(worker_->Execute(Plan()).ok());
+  StepPlan beyond = NextPlan();
+  beyond.sequences[0].pending_slot = 1;
+  StepPlan late = NextPlan();
+  late.number = 7;
+  StepPlan two = NextPlan();
+  two.sequences[0].token_ids = {0, 0};
+  for (const StepPlan& plan : {beyond, late, two}) {
+    const auto result = worker_->Execute(plan);
+    EXPECT_EQ(result.status().code(), absl::StatusCode::kInternal);
+    EXPECT_THAT(Text(result.status()), HasSubstr("the last one was 5 with 1 slots"));
+  }
+}
+
 TEST_F(OneWorker, PromptLogprobsDoNotDependOnTheChunks) {
   StepPlan whole = Plan();
   whole.sequences[0].sampling.prompt_logprobs = 3;

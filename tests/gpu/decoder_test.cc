@@ -1,0 +1,186 @@
+// The decoder on a device whose memory the host can't touch: parity with Transformers, and the
+// promise that a request's bits don't depend on layout, chunking, or who shares its steps.
+#include <algorithm>
+#include <cstring>
+#include <filesystem>
+#include <memory>
+#include <numeric>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "gtest/gtest.h"
+#include "runtime/model/shape.h"
+#include "tests/gpu/tested_device.h"
+#include "tests/testing/decode.h"
+#include "tests/testing/golden.h"
+#include "tests/testing/layouts.h"
+
+namespace phalanx {
+namespace {
+
+// Models with one of everything: grouped queries, biases, q/k norms, windows, experts; each type.
+std::vector<std::string> Models() {
+  if (testing::kSlowDevice) return {"llama-gqa-tied-bf16", "qwen3-moe", "mistral-full-f16"};
+  std::vector<std::string> names = testing::GoldenNames();
+  return names;
+}
+constexpr double kF32Error = 1e-3;
+
+testing::DecodeOptions OnDevice(testing::DecodeOptions options = {}) {
+  options.cuda = testing::TestedDevice();
+  return options;
+}
+
+class DecoderOnDevice : public ::testing::TestWithParam<std::string> {
+ protected:
+  void SetUp() override {
+    golden_ = testing::LoadGolden(GetParam());
+    if (!std::filesystem::exists(golden_.directory)) {
+      GTEST_SKIP() << golden_.directory << " is not there: it comes with ../shared";
+    }
+    ids_ = golden_.inputs();
+    if (testing::kSlowDevice) ids_.resize(std::min<size_t>(ids_.size(), 40));
+  }
+
+  void ExpectSameBits(const testing::DecodeOptions& options) {
+    if (reference_.empty()) {
+      const auto alone = testing::DecodeLogits(golden_.directory, ids_, OnDevice());
+      ASSERT_TRUE(alone.ok()) << alone.status();
+      reference_ = *alone;
+    }
+    const auto logits = testing::DecodeLogits(golden_.directory, ids_, OnDevice(options));
+    ASSERT_TRUE(logits.ok()) << options.layout.ToString() << ": " << logits.status();
+    ASSERT_EQ(logits->size(), reference_.size());
+    EXPECT_EQ(std::memcmp(logits->data(), reference_.data(), reference_.size() * sizeof(float)), 0)
+        << options.layout.ToString() << ", chunk " << options.chunk << ", shard_rows "
+        << options.shard_rows;
+  }
+
+  testing::Golden golden_;
+  std::vector<int32_t> ids_;
+  std::vector<float> reference_;
+};
+
+// As issue 5 asks: F32 within 1e-3; BF16 and F16 no further from float32 than Transformers' own.
+TEST_P(DecoderOnDevice, LogprobsMatchTransformers) {
+  const auto logits = testing::DecodeLogits(golden_.directory, golden_.inputs(), OnDevice());
+  ASSERT_TRUE(logits.ok()) << logits.status();
+  testing::ExpectParity(golden_, *logits, kF32Error);
+}
+
+TEST_P(DecoderOnDevice, EveryLayoutGivesTheBitsOfOneRank) {
+  auto checkpoint = checkpoint::Checkpoint::Open(golden_.directory);
+  ASSERT_TRUE(checkpoint.ok()) << checkpoint.status();
+  const checkpoint::ModelConfig& config = (*checkpoint)->config();
+  // 31: the residual stream is sharded by token in some steps and not in others.
+  if (testing::kSlowDevice) {
+    ExpectSameBits({.layout = {.tp = 2}, .chunk = 31});
+    ExpectSameBits({.layout = {.pp = 2, .sp = 2}, .chunk = 36});
+    if (config.num_experts > 0) ExpectSameBits({.layout = {.tp = 3, .ep = 3}, .chunk = 36});
+    return;
+  }
+  for (const parallel::Layout& layout : testing::LayoutsOf(model::ShapeOf(config), 8)) {
+    ExpectSameBits({.layout = layout, .chunk = 50});
+  }
+}
+
+TEST_P(DecoderOnDevice, ChunksDoNotMatter) {
+  const std::vector<int64_t> chunks =
+      testing::kSlowDevice ? std::vector<int64_t>{7} : std::vector<int64_t>{1, 2, 7, 31, 64, 100};
+  for (const int64_t chunk : chunks) ExpectSameBits({.chunk = chunk});
+}
+
+TEST_P(DecoderOnDevice, GraphsDoNotMatter) {
+  testing::DecodeOptions plain = OnDevice({.chunk = 3});
+  std::vector<int32_t> ids(ids_.begin(), ids_.begin() + 24);
+  const auto with = testing::DecodeLogits(golden_.directory, ids, plain);
+  plain.cuda->graphs = false;
+  const auto without = testing::DecodeLogits(golden_.directory, ids, plain);
+  ASSERT_TRUE(with.ok()) << with.status();
+  ASSERT_TRUE(without.ok()) << without.status();
+  EXPECT_EQ(*with, *without);
+}
+
+// Sequences of one model that decode together: their first tokens are fed in one step, the others
+// one by one in steps that all share. The logits of each sequence's last token.
+absl::StatusOr<std::vector<std::vector<float>>> DecodeTogether(
+    const std::string& directory, const std::vector<std::vector<int32_t>>& sequences) {
+  std::vector<std::vector<float>> out(sequences.size());
+  const std::vector<absl::Status> statuses =
+      testing::RunRanks(1, [&](comm::Communicator& group) -> absl::Status {
+        auto checkpoint = checkpoint::Checkpoint::Open(directory);
+        if (!checkpoint.ok()) return checkpoint.status();
+        auto device = testing::MakeRankDevice(OnDevice(), group);
+        if (!device.ok()) return device.status();
+        model::DecoderOptions options;
+        const auto length = static_cast<int64_t>(sequences[0].size());
+        const auto count = static_cast<int64_t>(sequences.size());
+        options.max_rows = count * length;
+        auto decoder =
+            model::Decoder::Load(**checkpoint, options, *device->kernels, device->context.groups());
+        if (!decoder.ok()) return decoder.status();
+        const int64_t blocks = length / kernels::kBlockTokens + 1;
+        if (absl::Status status = (*decoder)->AllocateKv(blocks * count); !status.ok()) {
+          return status;
+        }
+        std::vector<int32_t> tables(blocks * count);
+        std::iota(tables.rbegin(), tables.rend(), 0);
+        const int64_t prompt = length - 3;
+        for (int64_t at = 0; at < length; at = std::max(prompt, at + 1)) {
+          model::Batch batch;
+          for (int64_t s = 0; s < count; ++s) {
+            batch.Append(sequences[s].data() + at, at == 0 ? prompt : 1, static_cast<int32_t>(at),
+                         &tables[s * blocks]);
+          }
+          device->kernels->BeginStep(batch.rows());
+          if (absl::Status status = (*decoder)->Forward(batch); !status.ok()) return status;
+          std::vector<int32_t> rows(batch.rows());
+          std::iota(rows.begin(), rows.end(), 0);
+          if (at + 1 == length) {
+            const absl::Status status =
+                (*decoder)->Logits(rows, [&](int64_t first, kernels::TensorView logits) {
+                  for (int64_t i = 0; i < logits.rows; ++i) {
+                    out[first + i].resize(logits.cols);
+                    device->kernels->CopyOut(out[first + i].data(),
+                                             logits.f32() + i * logits.stride, logits.cols * 4);
+                  }
+                });
+            if (!status.ok()) return status;
+          }
+          device->kernels->EndStep();
+        }
+        device->kernels->Synchronize();
+        return absl::OkStatus();
+      });
+  if (!statuses[0].ok()) return statuses[0];
+  return out;
+}
+
+TEST_P(DecoderOnDevice, WhoSharesAStepDoesNotMatter) {
+  const size_t most = testing::kSlowDevice ? 5 : 64;
+  std::mt19937 random(17);
+  std::vector<std::vector<int32_t>> sequences(most);
+  for (auto& sequence : sequences) {
+    for (int i = 0; i < 12; ++i) sequence.push_back(ids_[random() % ids_.size()]);
+  }
+  const auto all = DecodeTogether(golden_.directory, sequences);
+  ASSERT_TRUE(all.ok()) << all.status();
+  for (size_t size = 1; size < most; size += testing::kSlowDevice ? 3 : 1) {
+    // The last `size` of them, so that rows lie elsewhere.
+    const std::vector<std::vector<int32_t>> some(sequences.end() - size, sequences.end());
+    const auto logits = DecodeTogether(golden_.directory, some);
+    ASSERT_TRUE(logits.ok()) << logits.status();
+    for (size_t i = 0; i < size; ++i) {
+      const std::vector<float>& together = (*all)[most - size + i];
+      ASSERT_EQ(std::memcmp((*logits)[i].data(), together.data(), together.size() * 4), 0)
+          << "sequence " << i << " of " << size;
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Goldens, DecoderOnDevice, ::testing::ValuesIn(Models()),
+                         testing::GoldenTestName);
+
+}  // namespace
+}  // namespace phalanx

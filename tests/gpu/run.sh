@@ -1,0 +1,61 @@
+#!/usr/bin/env bash
+# Configures, builds and runs the tests on a GPU: needs CMake, a C++20 compiler, CUDA, Abseil,
+# GoogleTest and nlohmann/json alone. Where no device is present everything is skipped, saying so.
+#   tests/gpu/run.sh [--sanitize] [--timing] [--build FOLDER] [-- CMAKE_OPTION ...]
+# --sanitize  the op tests and a part of the decoder's under compute-sanitizer's memcheck, racecheck
+#             and initcheck, too
+# --timing    the figures of RESULTS.md, as FOLDER/timing.json
+# CMake options: -DCMAKE_PREFIX_PATH=... where the libraries lie elsewhere.
+set -euo pipefail
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+root=$(cd "$here/../.." && pwd)
+build=$root/build/gpu
+sanitize=0
+timing=0
+while [[ $# -gt 0 ]]; do
+  case $1 in
+    --sanitize) sanitize=1 ;;
+    --timing) timing=1 ;;
+    --build)
+      build=${2:?--build wants a folder}
+      shift
+      ;;
+    --)
+      shift
+      break
+      ;;
+    *)
+      echo "$0: unknown option $1; see the head of this file" >&2
+      exit 2
+      ;;
+  esac
+  shift
+done
+
+generator=()
+if command -v ninja >/dev/null && [[ ! -e $build/CMakeCache.txt ]]; then generator=(-G Ninja); fi
+cmake -S "$here" -B "$build" "${generator[@]}" "$@"
+cmake --build "$build" --parallel --target gpu_ops_test gpu_decoder_test gpu_timing
+ctest --test-dir "$build" -L gpu --output-on-failure
+
+if ((sanitize)); then
+  if "$build/gpu_ops_test" --gtest_list_tests | grep '^skipped: '; then
+    echo "compute-sanitizer: skipped, too"
+  elif ! command -v compute-sanitizer >/dev/null; then
+    echo "compute-sanitizer: not in PATH; it comes with the CUDA toolkit" >&2
+    exit 1
+  else
+    for tool in memcheck racecheck initcheck; do
+      echo "compute-sanitizer $tool"
+      compute-sanitizer --tool "$tool" --error-exitcode 1 "$build/gpu_ops_test" \
+        --gtest_filter='-*Invariance*:*EveryNumberOfRows*'
+      compute-sanitizer --tool "$tool" --error-exitcode 1 "$build/gpu_decoder_test" \
+        --gtest_filter='*GraphsDoNotMatter/llama_gqa_tied_bf16:*GraphsDoNotMatter/qwen3_moe'
+    done
+  fi
+fi
+
+if ((timing)); then
+  "$build/gpu_timing" >"$build/timing.json"
+  [[ ! -s $build/timing.json ]] || echo "figures: $build/timing.json"
+fi

@@ -1,0 +1,316 @@
+#include "tests/gpu/timing_model.h"
+
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+#include <utility>
+
+#include "absl/types/span.h"
+#include "kernels/check.h"
+#include "parallel/leaves.h"
+
+namespace phalanx::timing {
+namespace {
+
+using kernels::DType;
+using kernels::kBlockTokens;
+using kernels::TensorView;
+
+constexpr int kLeaves = 8;
+constexpr int kStripes = 8;
+constexpr float kEps = 1e-5f;
+
+std::vector<int> Tree(int count) { return parallel::LeafProgram({0, count}, 0); }
+
+int64_t BlocksOf(const StepShape& step) {
+  return (step.past + step.rows + kBlockTokens - 1) / kBlockTokens;
+}
+
+}  // namespace
+
+ModelShape Llama1B() { return {"llama-3.2-1b", 16, 2048, 32, 8, 64, 8192, 128256}; }
+ModelShape Llama8B() { return {"llama-3.1-8b", 32, 4096, 32, 8, 128, 14336, 128256}; }
+
+TimingModel::TimingModel(kernels::Kernels& kernels, const ModelShape& shape, int64_t max_rows,
+                         int64_t max_tokens)
+    : kernels_(kernels), shape_(shape), stripe_program_(Tree(kStripes)) {
+  const int64_t h = shape.hidden_size;
+  const int64_t q_width = shape.num_heads * shape.head_dim;
+  const int64_t qkv_width = q_width + 2 * shape.num_kv_heads * shape.head_dim;
+  const int64_t widest =
+      std::max({shape.vocab_size * h, 2 * shape.intermediate_size * h, qkv_width * h});
+  // Around 2^-6, either sign: sums of thousands of products stay small.
+  random_.resize(static_cast<size_t>(widest));
+  uint64_t state = 88172645463325252u;
+  for (uint16_t& value : random_) {
+    state ^= state << 13;
+    state ^= state >> 7;
+    state ^= state << 17;
+    value = static_cast<uint16_t>((state & 0x8000u) | (119u << 7) | (state >> 20 & 0x7fu));
+  }
+  num_blocks_ = max_tokens / kBlockTokens + 1;
+  kernels::KvShape kv = {DType::kBF16, shape.num_kv_heads, shape.head_dim};
+  for (int64_t i = 0; i < shape.num_layers; ++i) {
+    Layer& layer = layers_.emplace_back();
+    layer.qkv = MakeWeight(qkv_width, h, 1);
+    layer.o = MakeWeight(h, q_width, kLeaves);
+    layer.gate_up = MakeWeight(2 * shape.intermediate_size, h, 1);
+    layer.down = MakeWeight(h, shape.intermediate_size, kLeaves);
+    layer.kv = Allocate(num_blocks_ * kernels_.KvBlockBytes(kv));
+  }
+  head_ = MakeWeight(shape.vocab_size, h, 1);
+  table_ = Allocate(shape.vocab_size * h * 2);
+  kernels_.CopyIn(table_.data(), random_.data(), shape.vocab_size * h * 2);
+  norm_weight_ = Allocate(h * 4);
+  const std::vector<float> ones(h, 1.0f);
+  kernels_.CopyIn(norm_weight_.data(), ones.data(), h * 4);
+  const int64_t half = shape.head_dim / 2;
+  std::vector<float> cosines(max_tokens * half), sines(max_tokens * half);
+  for (int64_t p = 0; p < max_tokens; ++p) {
+    for (int64_t i = 0; i < half; ++i) {
+      const double angle = static_cast<double>(p) *
+                           std::pow(500000.0, -static_cast<double>(i) / static_cast<double>(half));
+      cosines[p * half + i] = static_cast<float>(std::cos(angle));
+      sines[p * half + i] = static_cast<float>(std::sin(angle));
+    }
+  }
+  cos_ = Allocate(max_tokens * half * 4);
+  sin_ = Allocate(max_tokens * half * 4);
+  kernels_.CopyIn(cos_.data(), cosines.data(), max_tokens * half * 4);
+  kernels_.CopyIn(sin_.data(), sines.data(), max_tokens * half * 4);
+  x_ = Allocate(max_rows * h * 4);
+  normed_ = Allocate(max_rows * h * 2);
+  qkv_ = Allocate(max_rows * qkv_width * 4);
+  q_ = Allocate(max_rows * q_width * 2);
+  attended_ = Allocate(max_rows * q_width * 2);
+  delta_ = Allocate(max_rows * h * 4);
+  gate_up_ = Allocate(max_rows * 2 * shape.intermediate_size * 4);
+  act_ = Allocate(max_rows * shape.intermediate_size * 2);
+  // Logits of one row a sequence, of as many as decode together.
+  last_ = Allocate(std::min<int64_t>(max_rows, 256) * h * 4);
+  logits_ = Allocate(std::min<int64_t>(max_rows, 256) * shape.vocab_size * 4);
+  for (int64_t head = 0; head < shape.num_heads; ++head) {
+    kv_head_of_.push_back(static_cast<int32_t>(head * shape.num_kv_heads / shape.num_heads));
+    out_column_.push_back(static_cast<int32_t>(head * shape.head_dim));
+  }
+}
+
+kernels::Buffer TimingModel::Allocate(int64_t bytes) {
+  absl::StatusOr<kernels::Buffer> buffer = kernels_.Allocate(bytes);
+  PHALANX_CHECK(buffer.ok()) << buffer.status().message();
+  return *std::move(buffer);
+}
+
+TimingModel::Weight TimingModel::MakeWeight(int64_t n, int64_t k, int leaves) {
+  kernels::WeightSpec spec;
+  spec.dtype = DType::kBF16;
+  spec.rows = {{random_.data(), n, k}};
+  for (int i = 0; i < leaves; ++i) {
+    spec.leaves.push_back({i * k / leaves / 32 * 32, (i + 1) * k / leaves / 32 * 32});
+  }
+  spec.parts = {Tree(leaves)};
+  absl::StatusOr<Weight> weight = kernels_.Pack(spec);
+  PHALANX_CHECK(weight.ok()) << weight.status().message();
+  return *std::move(weight);
+}
+
+kernels::KvView TimingModel::Cache(const Layer& layer) const {
+  return {{DType::kBF16, shape_.num_kv_heads, shape_.head_dim}, layer.kv.data(), num_blocks_};
+}
+
+TensorView TimingModel::View(const kernels::Buffer& buffer, DType type, int64_t rows,
+                             int64_t cols) const {
+  return {buffer.data(), type, rows, cols, cols};
+}
+
+void TimingModel::SetStep(const StepShape& step) {
+  rows_ = step.sequences * step.rows;
+  const int64_t blocks = BlocksOf(step);
+  PHALANX_CHECK(blocks * step.sequences <= num_blocks_)
+      << blocks * step.sequences << " blocks of " << num_blocks_;
+  ids_.clear();
+  positions_.clear();
+  slots_.clear();
+  sequences_.clear();
+  last_rows_.clear();
+  samples_.clear();
+  blocks_.resize(blocks * step.sequences);
+  // Neighbours in a sequence are none in memory.
+  for (int64_t s = 0; s < step.sequences; ++s) {
+    for (int64_t b = 0; b < blocks; ++b) {
+      blocks_[s * blocks + b] = static_cast<int32_t>(b * step.sequences + s);
+    }
+  }
+  for (int64_t s = 0; s < step.sequences; ++s) {
+    sequences_.push_back({s * step.rows, step.rows, step.past, &blocks_[s * blocks]});
+    for (int64_t i = 0; i < step.rows; ++i) {
+      const int64_t position = step.past + i;
+      ids_.push_back(static_cast<int32_t>((s * 7919 + i * 31) % shape_.vocab_size));
+      positions_.push_back(static_cast<int32_t>(position));
+      slots_.push_back(static_cast<int32_t>(
+          blocks_[s * blocks + position / kBlockTokens] * kBlockTokens + position % kBlockTokens));
+    }
+    last_rows_.push_back(static_cast<int32_t>((s + 1) * step.rows - 1));
+    kernels::GumbelRow sample;
+    sample.row = s;
+    sample.threshold = -INFINITY;
+    samples_.push_back(sample);
+  }
+  chosen_.resize(samples_.size());
+}
+
+void TimingModel::Qkv(const Layer& layer) {
+  const int64_t q_width = shape_.num_heads * shape_.head_dim;
+  kernels::QkvArgs args;
+  args.qkv = View(qkv_, DType::kF32, rows_, layer.qkv->n());
+  args.num_heads = shape_.num_heads;
+  args.cos = cos_.as<float>();
+  args.sin = sin_.as<float>();
+  args.rotary_dim = shape_.head_dim;
+  args.positions = positions_;
+  args.slots = slots_;
+  args.cache = Cache(layer);
+  args.q = View(q_, DType::kBF16, rows_, q_width);
+  kernels_.QkvToCache(args);
+}
+
+void TimingModel::Attend(const Layer& layer) {
+  const int64_t q_width = shape_.num_heads * shape_.head_dim;
+  kernels::AttentionArgs args;
+  args.q = View(q_, DType::kBF16, rows_, q_width);
+  args.num_heads = shape_.num_heads;
+  args.kv_head_of = kv_head_of_;
+  args.scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(shape_.head_dim)));
+  args.cache = Cache(layer);
+  args.sequences = sequences_;
+  args.num_stripes = kStripes;
+  args.stripe_end = kStripes;
+  args.stripe_program = stripe_program_;
+  args.out_column = out_column_;
+  args.out = View(attended_, DType::kBF16, rows_, q_width);
+  kernels_.Attention(args);
+}
+
+void TimingModel::RunLayer(const Layer& layer, bool first) {
+  const int64_t h = shape_.hidden_size;
+  const TensorView x = View(x_, DType::kF32, rows_, h);
+  const TensorView normed = View(normed_, DType::kBF16, rows_, h);
+  const TensorView delta = View(delta_, DType::kF32, rows_, h);
+  const auto* norm = norm_weight_.as<float>();
+  if (first) {
+    kernels_.RmsNorm(x, norm, kEps, normed);
+  } else {
+    kernels_.AddResidualRmsNorm(x, delta, nullptr, norm, kEps, normed);
+  }
+  const TensorView qkv = View(qkv_, DType::kF32, rows_, layer.qkv->n());
+  kernels_.MatMul(normed, *layer.qkv, {&qkv, 1});
+  Qkv(layer);
+  Attend(layer);
+  kernels_.MatMul(View(attended_, DType::kBF16, rows_, layer.o->k()), *layer.o, {&delta, 1});
+  kernels_.AddResidualRmsNorm(x, delta, nullptr, norm, kEps, normed);
+  const TensorView gate_up = View(gate_up_, DType::kF32, rows_, layer.gate_up->n());
+  kernels_.MatMul(normed, *layer.gate_up, {&gate_up, 1});
+  const TensorView act = View(act_, DType::kBF16, rows_, shape_.intermediate_size);
+  kernels_.SiluMul(gate_up, nullptr, shape_.intermediate_size, act);
+  kernels_.MatMul(act, *layer.down, {&delta, 1});
+}
+
+void TimingModel::Head() {
+  const int64_t h = shape_.hidden_size;
+  const auto count = static_cast<int64_t>(last_rows_.size());
+  const TensorView x = View(x_, DType::kF32, rows_, h);
+  kernels_.AddResidual(x, View(delta_, DType::kF32, rows_, h), nullptr);
+  const TensorView last = View(last_, DType::kF32, count, h);
+  kernels_.GatherTokens(x, last_rows_, last);
+  const TensorView normed = View(normed_, DType::kBF16, count, h);
+  kernels_.RmsNorm(last, norm_weight_.as<float>(), kEps, normed);
+  const TensorView logits = View(logits_, DType::kF32, count, shape_.vocab_size);
+  kernels_.MatMul(normed, *head_, {&logits, 1});
+  kernels_.GumbelArgmaxRows(logits, samples_, absl::MakeSpan(chosen_));
+}
+
+void TimingModel::Run(const StepShape& step) {
+  SetStep(step);
+  kernels_.BeginStep(rows_);
+  kernels_.GatherRows(View(table_, DType::kBF16, shape_.vocab_size, shape_.hidden_size), ids_, 0,
+                      View(x_, DType::kF32, rows_, shape_.hidden_size));
+  for (size_t i = 0; i < layers_.size(); ++i) RunLayer(layers_[i], i == 0);
+  Head();
+  kernels_.EndStep();
+}
+
+void TimingModel::EachOp(const StepShape& step,
+                         const std::function<void(const std::string&, int64_t, int64_t,
+                                                  const std::function<void()>&)>& measure) {
+  SetStep(step);
+  const int64_t h = shape_.hidden_size;
+  const int64_t m = rows_;
+  const TensorView x = View(x_, DType::kF32, m, h);
+  const TensorView normed = View(normed_, DType::kBF16, m, h);
+  const TensorView delta = View(delta_, DType::kF32, m, h);
+  // Weights of one layer after the other, lest what is small should stay in the L2 cache.
+  size_t turn = 0;
+  const auto next = [&]() -> const Layer& { return layers_[turn++ % layers_.size()]; };
+  const auto product = [&](const char* name, Weight Layer::*weight, const kernels::Buffer& in,
+                           const kernels::Buffer& out) {
+    const kernels::PackedWeight& w = *(layers_[0].*weight);
+    const int64_t bytes = w.bytes() + m * (w.k() * 2 + w.n() * 4);
+    measure(name, bytes, 2 * m * w.n() * w.k(), [&, weight] {
+      const kernels::PackedWeight& other = *(next().*weight);
+      const TensorView result = View(out, DType::kF32, m, other.n());
+      kernels_.MatMul(View(in, DType::kBF16, m, other.k()), other, {&result, 1});
+    });
+  };
+  measure("add_residual_rms_norm", m * h * 14, 0, [&] {
+    kernels_.AddResidualRmsNorm(x, delta, nullptr, norm_weight_.as<float>(), kEps, normed);
+  });
+  product("matmul_qkv", &Layer::qkv, normed_, qkv_);
+  measure("qkv_to_cache", m * layers_[0].qkv->n() * 6, 0, [&] { Qkv(next()); });
+  measure("attention", kv_bytes(step) / shape_.num_layers,
+          4 * shape_.num_heads * shape_.head_dim * step.sequences *
+              (step.rows * step.past + step.rows * (step.rows + 1) / 2),
+          [&] { Attend(next()); });
+  product("matmul_o", &Layer::o, attended_, delta_);
+  product("matmul_gate_up", &Layer::gate_up, normed_, gate_up_);
+  measure("silu_mul", m * shape_.intermediate_size * 10, 0, [&] {
+    kernels_.SiluMul(View(gate_up_, DType::kF32, m, 2 * shape_.intermediate_size), nullptr,
+                     shape_.intermediate_size,
+                     View(act_, DType::kBF16, m, shape_.intermediate_size));
+  });
+  product("matmul_down", &Layer::down, act_, delta_);
+  const auto count = static_cast<int64_t>(last_rows_.size());
+  const TensorView logits = View(logits_, DType::kF32, count, shape_.vocab_size);
+  measure("matmul_head", head_->bytes() + count * (h * 2 + shape_.vocab_size * 4),
+          2 * count * h * shape_.vocab_size, [&] {
+            kernels_.MatMul(View(normed_, DType::kBF16, count, h), *head_, {&logits, 1});
+          });
+  measure("choose", count * shape_.vocab_size * 4, 0,
+          [&] { kernels_.GumbelArgmaxRows(logits, samples_, absl::MakeSpan(chosen_)); });
+}
+
+int64_t TimingModel::weight_bytes() const {
+  int64_t bytes = head_->bytes();
+  for (const Layer& layer : layers_) {
+    bytes += layer.qkv->bytes() + layer.o->bytes() + layer.gate_up->bytes() + layer.down->bytes();
+  }
+  return bytes;
+}
+
+int64_t TimingModel::kv_bytes(const StepShape& step) const {
+  return shape_.num_layers * step.sequences * BlocksOf(step) *
+         kernels_.KvBlockBytes({DType::kBF16, shape_.num_kv_heads, shape_.head_dim});
+}
+
+int64_t TimingModel::flops(const StepShape& step) const {
+  const Layer& layer = layers_[0];
+  int64_t per_row = 0;
+  for (const Weight* w : {&layer.qkv, &layer.o, &layer.gate_up, &layer.down}) {
+    per_row += 2 * (*w)->n() * (*w)->k();
+  }
+  const int64_t seen = step.rows * step.past + step.rows * (step.rows + 1) / 2;
+  return step.sequences * (shape_.num_layers * (step.rows * per_row +
+                                                4 * shape_.num_heads * shape_.head_dim * seen) +
+                           2 * head_->n() * head_->k());
+}
+
+}  // namespace phalanx::timing
