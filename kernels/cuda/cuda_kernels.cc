@@ -25,13 +25,6 @@ constexpr int64_t kStagingHalf = int64_t{4} << 20;
 // Room for results from the start, more than most steps bring.
 constexpr int64_t kResultBytes = int64_t{64} << 10;
 
-cudaStream_t MakeStream(int device) {
-  CheckCuda(cudaSetDevice(device), "choosing the device");
-  cudaStream_t stream = nullptr;
-  CheckCuda(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "creating a stream");
-  return stream;
-}
-
 cuda::KvLayout LayoutOf(const KvShape& shape) {
   return cuda::KvLayout(shape.dtype, shape.num_kv_heads, shape.head_dim);
 }
@@ -43,7 +36,8 @@ CudaKernels::CudaKernels(const CudaOptions& options, std::shared_ptr<cuda::Devic
     : device_(options.device),
       use_graphs_(options.graphs),
       memory_(std::move(memory)),
-      stream_(MakeStream(options.device)),
+      owned_stream_(options.device),
+      stream_(owned_stream_.get()),
       pack_pool_(std::max(1, options.pack_threads)),
       graph_api_(stream_),
       graphs_(graph_api_, graphs),
@@ -69,8 +63,6 @@ CudaKernels::~CudaKernels() {
   (void)cudaSetDevice(device_);
   (void)cudaStreamSynchronize(stream_);
   for (char* buffer : pack_buffers_) (void)cudaFreeHost(buffer);
-  // Memory and graphs, which go after this, don't use the stream.
-  (void)cudaStreamDestroy(stream_);
 }
 
 void CudaKernels::Enter() {

@@ -173,6 +173,7 @@ class CudaKernels : public Kernels {
   const int device_;
   const bool use_graphs_;
   const std::shared_ptr<cuda::DeviceMemory> memory_;
+  const cuda::OwnedStream owned_stream_;  // what is declared after it may use it to its own end
   const cudaStream_t stream_;
   std::string name_;
   std::string device_id_;

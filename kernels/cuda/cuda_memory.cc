@@ -109,6 +109,16 @@ std::string UuidText(const cudaUUID_t& uuid) {
   return text;
 }
 
+OwnedStream::OwnedStream(int device) : device_(device) {
+  CheckCuda(cudaSetDevice(device), "choosing the device");
+  CheckCuda(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "creating a stream");
+}
+
+OwnedStream::~OwnedStream() {
+  (void)cudaSetDevice(device_);
+  (void)cudaStreamDestroy(stream_);
+}
+
 EventMarker::EventMarker(int device, cudaStream_t stream) : device_(device) {
   CheckCuda(cudaEventCreateWithFlags(&event_, cudaEventDisableTiming), "creating an event");
   CheckCuda(cudaEventRecord(event_, stream), "recording an event");

@@ -62,6 +62,20 @@ absl::StatusOr<Buffer> AllocatePinned(int64_t bytes);
 // "GPU-xxxxxxxx-xxxx-xxxx-xxxx-xxxxxxxxxxxx".
 std::string UuidText(const cudaUUID_t& uuid);
 
+// A stream of a device, beside the default one.
+class OwnedStream {
+ public:
+  explicit OwnedStream(int device);
+  ~OwnedStream();
+  OwnedStream(const OwnedStream&) = delete;
+  OwnedStream& operator=(const OwnedStream&) = delete;
+  cudaStream_t get() const { return stream_; }
+
+ private:
+  const int device_;
+  cudaStream_t stream_ = nullptr;
+};
+
 // An event recorded on a stream.
 class EventMarker : public Marker {
  public:

@@ -131,7 +131,7 @@ class Runner {
   ~Runner() { group_->Stop(); }
 
   absl::Status Start() {
-    const auto info = group_->Start([this](absl::StatusOr<scheduler::StepResult> result) {
+    const auto info = group_->Start([this](const absl::StatusOr<scheduler::StepResult>& result) {
       absl::MutexLock lock(&mutex_);
       if (!result.ok() && failure_.ok()) failure_ = result.status();
       ++results_;
@@ -165,6 +165,7 @@ class Runner {
   // Seconds of `count` plans of the shape with at most `in_flight` out at once.
   absl::StatusOr<double> Run(const Shape& shape, int count, int in_flight, int64_t vocab) {
     std::vector<scheduler::StepPlan> plans;
+    plans.reserve(count);
     for (int i = 0; i < count; ++i) plans.push_back(MakePlan(shape, vocab));
     const absl::Time begin = absl::Now();
     int64_t submitted = 0;
@@ -287,7 +288,7 @@ absl::Status BenchLayout(const PlanBenchOptions& options, const std::string& dir
   const absl::StatusOr<Layout> layout = parallel::ParseLayout(layout_text);
   if (!layout.ok()) return layout.status();
   const parallel::DeviceTraits traits = CpuTraits(kernels::DType::kBF16);
-  const absl::Status check = parallel::DecoderShards::Check(spec.shape, *layout, 8, 8);
+  absl::Status check = parallel::DecoderShards::Check(spec.shape, *layout, 8, 8);
   if (!check.ok()) return check;
   const parallel::DecoderShards shards(spec.shape, *layout, 8, 8);
   cluster.nodes[0].devices = std::max(cluster.nodes[0].devices, layout->group_size());
@@ -420,7 +421,7 @@ absl::Status RunPlanBench(const PlanBenchOptions& options) {
     const std::pair<const char*, const char*> random[] = {{"dense", kDense}, {"experts", kExperts}};
     for (const auto& [name, config] : random) {
       directories.push_back(absl::StrCat(scratch, "/", name));
-      const absl::Status written = WriteRandomCheckpoint(directories.back(), config, 1);
+      absl::Status written = WriteRandomCheckpoint(directories.back(), config, 1);
       if (!written.ok()) return written;
     }
   }
@@ -456,6 +457,7 @@ absl::Status RunPlanBench(const PlanBenchOptions& options) {
   }
   const std::vector<Choice> choices = Choices(rows);
   std::vector<double> ratios;
+  ratios.reserve(choices.size());
   for (const Choice& c : choices) ratios.push_back(c.ratio);
   const double worst_ratio = *std::min_element(ratios.begin(), ratios.end());
   if (options.json) {

@@ -6,6 +6,8 @@
 #include <cstdint>
 #include <functional>
 
+// The names are CUDA's.
+// NOLINTBEGIN(bugprone-reserved-identifier)
 #define __global__
 #define __device__
 #define __forceinline__ inline
@@ -14,6 +16,7 @@
 // Blocks run one after the other, so one copy serves them all.
 #define __shared__ static
 #define __align__(bytes) alignas(bytes)
+// NOLINTEND(bugprone-reserved-identifier)
 
 struct dim3 {
   unsigned x = 1;
@@ -72,6 +75,7 @@ void LandAllBut(int groups);
 
 }  // namespace phalanx::kernels::emulation
 
+// NOLINTBEGIN(bugprone-reserved-identifier)
 void __syncthreads();
 void __syncwarp();
 
@@ -95,5 +99,6 @@ template <typename T>
 T __ldg(const T* from) {
   return *from;
 }
+// NOLINTEND(bugprone-reserved-identifier)
 
 #endif  // PHALANX_TESTS_KERNELS_EMULATION_DEVICE_H_
