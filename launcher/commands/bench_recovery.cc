@@ -255,6 +255,7 @@ struct Spread {
 Spread SpreadOf(const std::vector<Sample>& samples,
                 const std::function<double(const Sample&)>& value) {
   std::vector<double> values;
+  values.reserve(samples.size());
   for (const Sample& sample : samples) values.push_back(value(sample));
   if (values.empty()) return {};
   std::sort(values.begin(), values.end());
@@ -298,7 +299,7 @@ absl::Status RunRecoveryBench(RecoveryBenchOptions options) {
     std::error_code error;
     scratch = std::filesystem::temp_directory_path(error) /
               absl::StrCat("phalanx-bench-", RandomToken().substr(0, 12));
-    const absl::Status written = WriteRandomCheckpoint(scratch, kConfig, 1);
+    absl::Status written = WriteRandomCheckpoint(scratch, kConfig, 1);
     if (!written.ok()) return written;
     WriteTokenizer(scratch);
     options.service.rank.model = scratch;

@@ -78,7 +78,8 @@ std::string DescribeCluster(const parallel::ClusterSpec& cluster) {
 
 std::string Seconds(double seconds) {
   if (seconds >= 10) return absl::StrFormat("%.1f s", seconds);
-  return absl::StrFormat(seconds >= 0.1 ? "%.0f ms" : "%.2f ms", seconds * 1e3);
+  if (seconds >= 0.1) return absl::StrFormat("%.0f ms", seconds * 1e3);
+  return absl::StrFormat("%.2f ms", seconds * 1e3);
 }
 
 // Within a hundredth of one another.
@@ -232,7 +233,7 @@ absl::Status RunPlan(const CLI::App& flags, PlanCommandOptions& options) {
     if (!read.ok()) return read.status();
     file = *std::move(read);
     file->config.clear_layout();
-    const absl::Status applied = ApplyConfig(*file, flags, options.service, /*serving=*/nullptr);
+    absl::Status applied = ApplyConfig(*file, flags, options.service, /*serving=*/nullptr);
     if (!applied.ok()) return applied;
   }
   options.service.rank.layout = layout;
@@ -254,7 +255,7 @@ absl::Status RunPlan(const CLI::App& flags, PlanCommandOptions& options) {
     options.measure.mpirun = options.service.mpirun;
     const absl::StatusOr<v1::Calibration> measured = Measure(options.measure);
     if (!measured.ok()) return measured.status();
-    const absl::Status written = WriteCalibration(*measured, options.calibrate);
+    absl::Status written = WriteCalibration(*measured, options.calibrate);
     if (!written.ok()) return written;
     spdlog::info("written to {}", options.calibrate);
     options.planning.calibration = options.calibrate;

@@ -522,8 +522,7 @@ absl::Status RemoteWorkerGroup::Impl::Submit(const scheduler::StepPlan& plan) {
   const std::shared_ptr<RankStream>& lead = ranks_.at(0).stream;
   if (lead == nullptr) {
     // OnLost is about to say the same.
-    return absl::UnavailableError(absl::StrCat("lost ", Describe(ranks_.at(0).info), " ", AtStep(),
-                                               ": its control stream broke"));
+    return absl::UnavailableError(Lost(deaths_.FirstOr(0, kEndAfterClose)));
   }
   const Clock::time_point now = Clock::now();
   if (outstanding_.empty()) advanced_ = now;
