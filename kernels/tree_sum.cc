@@ -49,4 +49,8 @@ void TreeSum::Run(absl::Span<const int> program, absl::Span<const float* const> 
   }
 }
 
+void OrInto(uint32_t* data, const uint32_t* other, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) data[i] |= other[i];
+}
+
 }  // namespace phalanx::kernels

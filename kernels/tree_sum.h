@@ -1,4 +1,5 @@
-// A postfix program of additions over host arrays (rule R2 of the design).
+// What joins ranks' parts, over host arrays: a postfix program of additions (rule R2 of the
+// design), and the bitwise or.
 #ifndef PHALANX_KERNELS_TREE_SUM_H_
 #define PHALANX_KERNELS_TREE_SUM_H_
 
@@ -23,6 +24,9 @@ class TreeSum {
   std::vector<float> scratch_;
   std::vector<const float*> stack_;
 };
+
+// data[i] |= other[i], i < count.
+void OrInto(uint32_t* data, const uint32_t* other, int64_t count);
 
 }  // namespace phalanx::kernels
 

@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "comm/group/arguments.h"
 
 namespace phalanx::comm {
 
@@ -103,42 +104,11 @@ absl::Status GroupCommunicator::End(const Call& call, absl::Status status) {
 
 void GroupCommunicator::Abort(std::string_view reason) { scope_->Abort(reason); }
 
-absl::Status GroupCommunicator::CheckParts(const ReducePlan& plan,
-                                           absl::Span<const float* const> parts) const {
-  if (absl::Status status = CheckPlan(plan, size()); !status.ok()) return status;
-  if (static_cast<int>(parts.size()) != plan.parts_per_member[rank_]) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        "called with ", parts.size(), " parts, the plan says ", plan.parts_per_member[rank_]));
-  }
-  return absl::OkStatus();
-}
-
-absl::Status GroupCommunicator::CheckCounts(absl::Span<const int64_t> counts,
-                                            const char* what) const {
-  if (static_cast<int>(counts.size()) != size()) {
-    return absl::InvalidArgumentError(
-        absl::StrCat(what, " has ", counts.size(), " entries, the group has ", size(), " members"));
-  }
-  for (const int64_t count : counts) {
-    if (count < 0) {
-      return absl::InvalidArgumentError(
-          absl::StrCat(what, " has an entry ", count, "; expected 0 or more"));
-    }
-  }
-  return absl::OkStatus();
-}
-
-absl::Status GroupCommunicator::CheckRank(int rank, const char* what) const {
-  if (rank >= 0 && rank < size()) return absl::OkStatus();
-  return absl::InvalidArgumentError(
-      absl::StrCat(what, " ", rank, " is no rank of a group of ", size()));
-}
-
 absl::Status GroupCommunicator::AllReduce(const ReducePlan& plan,
                                           absl::Span<const float* const> parts, float* out,
                                           int64_t count) {
   const Call call = Begin(Op::kAllReduce, Digest(count, plan));
-  absl::Status status = CheckParts(plan, parts);
+  absl::Status status = CheckParts(*this, plan, parts);
   if (status.ok() && count < 0) {
     status = absl::InvalidArgumentError(absl::StrCat("count ", count, " is below 0"));
   }
@@ -167,7 +137,7 @@ absl::Status GroupCommunicator::AllReduceOr(uint32_t* data, int64_t count) {
   const Combine<uint32_t> combine = [](absl::Span<const uint32_t* const> operands, uint32_t* to,
                                        int64_t n) {
     std::memcpy(to, operands[0], n * sizeof(uint32_t));
-    for (size_t i = 1; i < operands.size(); ++i) OrInto(to, operands[i], n);
+    for (size_t i = 1; i < operands.size(); ++i) kernels::OrInto(to, operands[i], n);
   };
   const std::vector<int> one_each(size(), 1);
   const uint32_t* part = data;
@@ -181,8 +151,8 @@ absl::Status GroupCommunicator::ReduceScatter(const ReducePlan& plan,
                                               absl::Span<const float* const> parts, float* out,
                                               absl::Span<const int64_t> counts) {
   const Call call = Begin(Op::kReduceScatter, Digest(Digest(0, plan), counts));
-  absl::Status status = CheckParts(plan, parts);
-  if (status.ok()) status = CheckCounts(counts, "counts");
+  absl::Status status = CheckParts(*this, plan, parts);
+  if (status.ok()) status = CheckCounts(*this, counts, "counts");
   if (status.ok()) status = shm_->CheckAbort();
   if (!status.ok()) return End(call, std::move(status));
   if (size() == 1) {
@@ -195,8 +165,8 @@ absl::Status GroupCommunicator::ReduceScatter(const ReducePlan& plan,
 
 absl::Status GroupCommunicator::GatherAny(const Call& call, const void* send, void* recv,
                                           absl::Span<const int64_t> bytes, int root) {
-  absl::Status status = CheckCounts(bytes, "bytes");
-  if (status.ok() && root >= size()) status = CheckRank(root, "root");
+  absl::Status status = CheckCounts(*this, bytes, "bytes");
+  if (status.ok() && root >= size()) status = CheckRank(*this, root, "root");
   if (status.ok()) status = shm_->CheckAbort();
   if (!status.ok()) return status;
   if (size() == 1) {
@@ -216,7 +186,7 @@ absl::Status GroupCommunicator::AllGather(const void* send, void* recv,
 absl::Status GroupCommunicator::Gather(const void* send, void* recv,
                                        absl::Span<const int64_t> bytes, int root) {
   const Call call = Begin(Op::kGather, Digest(root, bytes));
-  if (absl::Status status = CheckRank(root, "root"); !status.ok()) {
+  if (absl::Status status = CheckRank(*this, root, "root"); !status.ok()) {
     return End(call, std::move(status));
   }
   return End(call, GatherAny(call, send, recv, bytes, root));
@@ -225,8 +195,8 @@ absl::Status GroupCommunicator::Gather(const void* send, void* recv,
 absl::Status GroupCommunicator::AllToAll(const void* send, absl::Span<const int64_t> send_bytes,
                                          void* recv, absl::Span<const int64_t> recv_bytes) {
   const Call call = Begin(Op::kAllToAll, 0);
-  absl::Status status = CheckCounts(send_bytes, "send_bytes");
-  if (status.ok()) status = CheckCounts(recv_bytes, "recv_bytes");
+  absl::Status status = CheckCounts(*this, send_bytes, "send_bytes");
+  if (status.ok()) status = CheckCounts(*this, recv_bytes, "recv_bytes");
   if (status.ok() && send_bytes[rank_] != recv_bytes[rank_]) {
     status = absl::InvalidArgumentError(absl::StrCat("this rank sends itself ", send_bytes[rank_],
                                                      " bytes and expects ", recv_bytes[rank_]));
@@ -239,7 +209,7 @@ absl::Status GroupCommunicator::AllToAll(const void* send, absl::Span<const int6
 
 absl::Status GroupCommunicator::Broadcast(void* data, int64_t bytes, int root) {
   const Call call = Begin(Op::kBroadcast, Digest(0, {bytes, root}));
-  absl::Status status = CheckRank(root, "root");
+  absl::Status status = CheckRank(*this, root, "root");
   if (status.ok() && bytes < 0) {
     status = absl::InvalidArgumentError(absl::StrCat("bytes ", bytes, " is below 0"));
   }
@@ -252,7 +222,7 @@ absl::Status GroupCommunicator::Broadcast(void* data, int64_t bytes, int root) {
 
 absl::Status GroupCommunicator::BroadcastMessage(std::string& message, int root) {
   Call call = Begin(Op::kBroadcastMessage, 0);
-  absl::Status status = CheckRank(root, "root");
+  absl::Status status = CheckRank(*this, root, "root");
   if (status.ok()) status = shm_->CheckAbort();
   if (!status.ok()) return End(call, std::move(status));
   if (rank_ != root) {
@@ -269,7 +239,7 @@ absl::Status GroupCommunicator::BroadcastMessage(std::string& message, int root)
 
 absl::Status GroupCommunicator::Send(const void* data, int64_t bytes, int peer, int tag) {
   const Call call = Begin(Op::kSend, 0);
-  absl::Status status = CheckRank(peer, "peer");
+  absl::Status status = CheckRank(*this, peer, "peer");
   if (status.ok() && (bytes < 0 || tag < 0)) {
     status = absl::InvalidArgumentError(
         absl::StrCat("bytes ", bytes, ", tag ", tag, "; expected 0 or more"));
@@ -282,7 +252,7 @@ absl::Status GroupCommunicator::Send(const void* data, int64_t bytes, int peer, 
 
 absl::Status GroupCommunicator::Recv(void* data, int64_t bytes, int peer, int tag) {
   const Call call = Begin(Op::kRecv, 0);
-  absl::Status status = CheckRank(peer, "peer");
+  absl::Status status = CheckRank(*this, peer, "peer");
   if (status.ok() && (bytes < 0 || tag < 0)) {
     status = absl::InvalidArgumentError(
         absl::StrCat("bytes ", bytes, ", tag ", tag, "; expected 0 or more"));

@@ -101,10 +101,6 @@ class GroupCommunicator : public Communicator {
   std::string Name(int rank) const;
   bool one_node() const { return one_node_; }
 
-  absl::Status CheckParts(const ReducePlan& plan, absl::Span<const float* const> parts) const;
-  absl::Status CheckCounts(absl::Span<const int64_t> counts, const char* what) const;
-  absl::Status CheckRank(int rank, const char* what) const;
-
   // Over slots. `T` is 4 bytes wide; `combine(operands, out, count)` gives the sum of all parts.
   template <typename T>
   using Combine = std::function<void(absl::Span<const T* const>, T*, int64_t)>;

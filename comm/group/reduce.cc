@@ -58,8 +58,4 @@ uint64_t Digest(uint64_t seed, const ReducePlan& plan) {
   return hash;
 }
 
-void OrInto(uint32_t* data, const uint32_t* other, int64_t count) {
-  for (int64_t i = 0; i < count; ++i) data[i] |= other[i];
-}
-
 }  // namespace phalanx::comm

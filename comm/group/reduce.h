@@ -22,9 +22,6 @@ int TotalParts(const ReducePlan& plan);
 uint64_t Digest(uint64_t seed, absl::Span<const int64_t> values);
 uint64_t Digest(uint64_t seed, const ReducePlan& plan);
 
-// data[i] |= other[i].
-void OrInto(uint32_t* data, const uint32_t* other, int64_t count);
-
 }  // namespace phalanx::comm
 
 #endif  // PHALANX_COMM_GROUP_REDUCE_H_

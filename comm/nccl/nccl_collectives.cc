@@ -3,6 +3,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "comm/group/arguments.h"
 #include "comm/group/reduce.h"
 #include "comm/nccl/nccl_communicator.h"
 
@@ -187,7 +188,7 @@ absl::Status NcclCommunicator::ReduceAll(absl::Span<const int> parts_per_member,
 absl::Status NcclCommunicator::AllReduce(const ReducePlan& plan,
                                          absl::Span<const float* const> parts, float* out,
                                          int64_t count) {
-  absl::Status checked = CheckParts(plan, parts);
+  absl::Status checked = CheckAddends(plan, parts);
   if (checked.ok() && count < 0) {
     checked = absl::InvalidArgumentError(absl::StrCat("count ", count, " is below 0"));
   }
@@ -228,8 +229,8 @@ absl::Status NcclCommunicator::AllReduceOr(uint32_t* data, int64_t count) {
 absl::Status NcclCommunicator::ReduceScatter(const ReducePlan& plan,
                                              absl::Span<const float* const> parts, float* out,
                                              absl::Span<const int64_t> counts) {
-  absl::Status checked = CheckParts(plan, parts);
-  if (checked.ok()) checked = CheckCounts(counts, "counts");
+  absl::Status checked = CheckAddends(plan, parts);
+  if (checked.ok()) checked = CheckCounts(*this, counts, "counts");
   const uint64_t digest = checked.ok() ? Digest(Digest(0, counts), plan) : 0;
   return Device(Op::kReduceScatter, std::move(checked), digest, -1, [&] {
     // NCCL's knows blocks of one size only.
@@ -316,7 +317,7 @@ absl::Status NcclCommunicator::FastReduceScatter(absl::Span<const float* const> 
 
 absl::Status NcclCommunicator::AllGather(const void* send, void* recv,
                                          absl::Span<const int64_t> bytes) {
-  absl::Status checked = CheckCounts(bytes, "bytes");
+  absl::Status checked = CheckCounts(*this, bytes, "bytes");
   const uint64_t digest = Digest(0, bytes);
   return Device(Op::kAllGather, std::move(checked), digest, -1,
                 [&] { return GatherAll(send, recv, bytes); });
@@ -324,8 +325,8 @@ absl::Status NcclCommunicator::AllGather(const void* send, void* recv,
 
 absl::Status NcclCommunicator::Gather(const void* send, void* recv, absl::Span<const int64_t> bytes,
                                       int root) {
-  absl::Status checked = CheckCounts(bytes, "bytes");
-  if (checked.ok()) checked = CheckRank(root, "root");
+  absl::Status checked = CheckCounts(*this, bytes, "bytes");
+  if (checked.ok()) checked = CheckRank(*this, root, "root");
   const uint64_t digest = Digest(static_cast<uint64_t>(root), bytes);
   return Device(Op::kGather, std::move(checked), digest, -1, [&] {
     std::vector<Piece> pieces = {{send, bytes[rank()], root, true}};
@@ -344,8 +345,8 @@ absl::Status NcclCommunicator::Gather(const void* send, void* recv, absl::Span<c
 
 absl::Status NcclCommunicator::AllToAll(const void* send, absl::Span<const int64_t> send_bytes,
                                         void* recv, absl::Span<const int64_t> recv_bytes) {
-  absl::Status checked = CheckCounts(send_bytes, "send_bytes");
-  if (checked.ok()) checked = CheckCounts(recv_bytes, "recv_bytes");
+  absl::Status checked = CheckCounts(*this, send_bytes, "send_bytes");
+  if (checked.ok()) checked = CheckCounts(*this, recv_bytes, "recv_bytes");
   if (checked.ok() && send_bytes[rank()] != recv_bytes[rank()]) {
     checked = absl::InvalidArgumentError(absl::StrCat("this rank sends itself ", send_bytes[rank()],
                                                       " bytes and expects ", recv_bytes[rank()]));
@@ -366,7 +367,7 @@ absl::Status NcclCommunicator::AllToAll(const void* send, absl::Span<const int64
 }
 
 absl::Status NcclCommunicator::Broadcast(void* data, int64_t bytes, int root) {
-  absl::Status checked = CheckRank(root, "root");
+  absl::Status checked = CheckRank(*this, root, "root");
   if (checked.ok() && bytes < 0) {
     checked = absl::InvalidArgumentError(absl::StrCat("bytes ", bytes, " is below 0"));
   }

@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "comm/group/arguments.h"
 #include "comm/group/reduce.h"
 #include "comm/staged/staged_communicator.h"
 
@@ -183,39 +184,14 @@ void NcclCommunicator::WatchProgress(std::string_view what) {
   watchdog_->Enqueued(id, device_.Mark());
 }
 
-absl::Status NcclCommunicator::CheckParts(const ReducePlan& plan,
-                                          absl::Span<const float* const> parts) const {
-  if (absl::Status status = CheckPlan(plan, size()); !status.ok()) return status;
-  if (static_cast<int>(parts.size()) != plan.parts_per_member[rank()]) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        "called with ", parts.size(), " parts, the plan says ", plan.parts_per_member[rank()]));
-  }
+absl::Status NcclCommunicator::CheckAddends(const ReducePlan& plan,
+                                            absl::Span<const float* const> parts) const {
+  if (absl::Status status = CheckParts(*this, plan, parts); !status.ok()) return status;
   if (TotalParts(plan) > kernels::kMaxAddends) {
     return absl::InvalidArgumentError(absl::StrCat(
         "the plan has ", TotalParts(plan), " parts; a device adds at most ", kernels::kMaxAddends));
   }
   return absl::OkStatus();
-}
-
-absl::Status NcclCommunicator::CheckCounts(absl::Span<const int64_t> counts,
-                                           const char* what) const {
-  if (static_cast<int>(counts.size()) != size()) {
-    return absl::InvalidArgumentError(
-        absl::StrCat(what, " has ", counts.size(), " entries, the group has ", size(), " members"));
-  }
-  for (const int64_t count : counts) {
-    if (count < 0) {
-      return absl::InvalidArgumentError(
-          absl::StrCat(what, " has an entry ", count, "; expected 0 or more"));
-    }
-  }
-  return absl::OkStatus();
-}
-
-absl::Status NcclCommunicator::CheckRank(int rank, const char* what) const {
-  if (rank >= 0 && rank < size()) return absl::OkStatus();
-  return absl::InvalidArgumentError(
-      absl::StrCat(what, " ", rank, " is no rank of a group of ", size()));
 }
 
 absl::Status NcclCommunicator::BroadcastMessage(std::string& message, int root) {
@@ -231,7 +207,7 @@ absl::Status NcclCommunicator::Barrier() {
 }
 
 absl::Status NcclCommunicator::Send(const void* data, int64_t bytes, int peer, int tag) {
-  absl::Status checked = CheckRank(peer, "peer");
+  absl::Status checked = CheckRank(*this, peer, "peer");
   if (checked.ok() && (bytes < 0 || tag < 0)) {
     checked = absl::InvalidArgumentError(
         absl::StrCat("bytes ", bytes, ", tag ", tag, "; expected 0 or more"));
@@ -249,7 +225,7 @@ absl::Status NcclCommunicator::Send(const void* data, int64_t bytes, int peer, i
 }
 
 absl::Status NcclCommunicator::Recv(void* data, int64_t bytes, int peer, int tag) {
-  absl::Status checked = CheckRank(peer, "peer");
+  absl::Status checked = CheckRank(*this, peer, "peer");
   if (checked.ok() && (bytes < 0 || tag < 0)) {
     checked = absl::InvalidArgumentError(
         absl::StrCat("bytes ", bytes, ", tag ", tag, "; expected 0 or more"));

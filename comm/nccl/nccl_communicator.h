@@ -154,9 +154,8 @@ class NcclCommunicator : public Communicator {
   absl::Status Device(Op op, absl::Status checked, uint64_t digest, int peer,
                       absl::FunctionRef<absl::Status()> enqueue);
 
-  absl::Status CheckParts(const ReducePlan& plan, absl::Span<const float* const> parts) const;
-  absl::Status CheckCounts(absl::Span<const int64_t> counts, const char* what) const;
-  absl::Status CheckRank(int rank, const char* what) const;
+  // CheckParts, and that a device can add so many.
+  absl::Status CheckAddends(const ReducePlan& plan, absl::Span<const float* const> parts) const;
 
   // Device memory that is kept from call to call; what it held is lost.
   absl::StatusOr<char*> Scratch(int64_t bytes);

@@ -55,7 +55,7 @@ void CpuKernels::AddParts(absl::Span<const float* const> operands, absl::Span<co
 }
 
 void CpuKernels::OrInto(uint32_t* data, const uint32_t* other, int64_t count) {
-  for (int64_t i = 0; i < count; ++i) data[i] |= other[i];
+  kernels::OrInto(data, other, count);
 }
 
 absl::StatusOr<std::unique_ptr<PackedWeight>> CpuKernels::Pack(const WeightSpec& spec) {

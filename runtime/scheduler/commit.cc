@@ -146,7 +146,7 @@ void Scheduler::AppendToken(Sequence& sequence, const TokenLogprobs& token) {
       (!spec.ignore_eos && Contains(options_.eos_token_ids, token.id))) {
     out.finish = FinishReason::kStop;
     out.stop_token_id = token.id;
-  } else if (out.num_generated >= spec.max_tokens || sequence.size() >= options_.max_context) {
+  } else if (EndsByLength(sequence, sequence.size())) {
     out.finish = FinishReason::kLength;
   }
   const bool finished = out.finish != FinishReason::kNone;
@@ -154,6 +154,11 @@ void Scheduler::AppendToken(Sequence& sequence, const TokenLogprobs& token) {
   if (!finished) return;
   FinishSequence(sequence);
   if (request.unfinished == 0) EndRequest(request, absl::OkStatus());
+}
+
+bool Scheduler::EndsByLength(const Sequence& sequence, int64_t size) const {
+  const Request& request = *sequence.request;
+  return size - request.prompt_size() >= request.spec.max_tokens || size >= options_.max_context;
 }
 
 int64_t Scheduler::ReachedBy(const Request& request) {

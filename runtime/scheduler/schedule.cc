@@ -354,13 +354,11 @@ std::optional<StepPlan> Scheduler::LookAhead() {
   }
   std::vector<Sequence*> going_on;
   for (const auto& [order, sequence] : running_) {
-    const RequestSpec& spec = sequence->request->spec;
-    if (spec.sampling.has_penalties() || SlotOf(in_flight_.back(), *sequence) < 0) {
+    if (sequence->request->spec.sampling.has_penalties() ||
+        SlotOf(in_flight_.back(), *sequence) < 0) {
       return std::nullopt;
     }
-    const bool ends = static_cast<int64_t>(sequence->generated.size()) + 1 >= spec.max_tokens ||
-                      sequence->coming_size() >= options_.max_context;
-    if (!ends) going_on.push_back(sequence);
+    if (!EndsByLength(*sequence, sequence->coming_size())) going_on.push_back(sequence);
   }
   for (Sequence* sequence : going_on) {
     const int64_t index = sequence->scheduled / options_.block_tokens;

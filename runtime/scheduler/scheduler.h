@@ -222,6 +222,8 @@ class Scheduler {
   void CommitSequence(Sequence& sequence, int64_t count, const SequenceResult& result);
   void PublishFullBlocks(Sequence& sequence);
   void AppendToken(Sequence& sequence, const TokenLogprobs& token);
+  // Whether the sample has all its tokens once the sequence is `size` long.
+  bool EndsByLength(const Sequence& sequence, int64_t size) const;
   void ReleaseBlocks(Sequence& sequence);
   void FinishSequence(Sequence& sequence);
   // Erases the request: keep a shared_ptr if it is used afterwards.
