@@ -211,6 +211,8 @@ class Marker {
   virtual ~Marker() = default;
   // Whether everything enqueued before it has finished. From any thread; never waits.
   virtual bool Passed() const { return true; }
+  // Returns once it has. From any thread.
+  virtual void Wait() const {}
 };
 
 class Kernels {
@@ -224,6 +226,11 @@ class Kernels {
   virtual absl::StatusOr<Buffer> Allocate(int64_t bytes) = 0;
   virtual void CopyIn(void* device, const void* host, int64_t bytes) = 0;
   virtual void CopyOut(void* host, const void* device, int64_t bytes) = 0;
+  // As CopyOut to memory of AllocateHost, without waiting: it is there when a later Mark has
+  // passed.
+  virtual void CopyOutLater(void* host, const void* device, int64_t bytes) {
+    CopyOut(host, device, bytes);
+  }
   // Returns when everything enqueued so far has finished.
   virtual void Synchronize() = 0;
   // Whether the host may read and write memory of Allocate, once Synchronize has returned.
@@ -290,9 +297,10 @@ class Kernels {
   virtual void MatMul(TensorView x, const PackedWeight& w, absl::Span<const TensorView> outs) = 0;
 
   // out[i, :] (F32) = table[ids[i] - first_id, :], widened; +0 where ids[i] is outside
-  // [first_id, first_id + table.rows).
+  // [first_id, first_id + table.rows). With `chosen` (on the device) an id of -1 - s stands for
+  // what was chosen there, chosen[s].id, or for 0 where that is -1.
   virtual void GatherRows(TensorView table, absl::Span<const int32_t> ids, int64_t first_id,
-                          TensorView out) = 0;
+                          const Choice* chosen, TensorView out) = 0;
 
   // x[m, n] += delta[m, n] + bias[n] (bias null: none), computed as x + (delta + bias).
   virtual void AddResidual(TensorView x, TensorView delta, const float* bias) = 0;
@@ -366,20 +374,11 @@ class Kernels {
                                absl::Span<const std::pair<int64_t, int64_t>> leaves,
                                absl::Span<MaxSum> out) = 0;
 
-  // The best id of one row: argmax over columns j with logits[j] >= threshold of
-  // logits[j] / temperature + Gumbel(key, first_id + j); ties go to the lower id. temperature 0:
-  // argmax of the logits. NaN logits never win.
-  virtual Choice GumbelArgmax(absl::Span<const float> logits, int32_t first_id, float temperature,
-                              float threshold, const GumbelKey& key) = 0;
-  // out[i] = GumbelArgmax of rows[i]; the id of column 0 is 0. A row may be named many times.
-  virtual void GumbelArgmaxRows(TensorView logits, absl::Span<const GumbelRow> rows,
-                                absl::Span<Choice> out) {
-    for (size_t i = 0; i < rows.size(); ++i) {
-      const GumbelRow& r = rows[i];
-      out[i] = GumbelArgmax(absl::MakeConstSpan(logits.f32() + r.row * logits.stride, logits.cols),
-                            0, r.temperature, r.threshold, r.key);
-    }
-  }
+  // Each edit changes logits[row, id] in place. No id of a row is edited twice.
+  virtual void EditLogits(TensorView logits, absl::Span<const LogitEdit> edits) = 0;
+  // out[i], on the device: what rows[i] chooses; id -1 (value -inf) where its row has no number
+  // above -inf. A row may be named many times.
+  virtual void ChooseRows(TensorView logits, absl::Span<const ChoiceRow> rows, Choice* out) = 0;
 };
 
 enum class CpuPath { kPortable, kAvx2, kAvx512, kAmx };

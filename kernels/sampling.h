@@ -24,12 +24,32 @@ struct Choice {
   float value = 0;
 };
 
-// One choice from row `row` of a matrix of logits.
-struct GumbelRow {
+// One choice from row `row` of a matrix of logits. In order (the order of R5: logit descending, id
+// ascending; NaN and -inf are in it nowhere), of all ids stay
+//   the first top_k,
+//   of those the shortest beginning that has top_p of their shares (kernels/choosing.h),
+//   of those the ids whose share is at least min_p of the best's,
+// and of what stays the id with the largest logit / temperature + Gumbel(key, id) is chosen; ties
+// go to the lower id. With temperature 0 nothing is cut and the best logit is chosen.
+struct ChoiceRow {
   int64_t row = 0;
   float temperature = 0;
-  float threshold = 0;  // logits below it can't be chosen
+  int32_t top_k = 0;  // 0: all
+  float top_p = 1;    // (0, 1]
+  float min_p = 0;    // [0, 1]
   GumbelKey key;
+};
+
+// One id's logit becomes, in this order: + bias; divided (if positive, else multiplied) by
+// `repetition`; - frequency; - presence; or -inf where it may not be chosen.
+struct LogitEdit {
+  int64_t row = 0;
+  int32_t id = 0;
+  float bias = 0;
+  float repetition = 1;
+  float frequency = 0;  // the penalty times the occurrences
+  float presence = 0;
+  bool suppressed = false;
 };
 
 }  // namespace phalanx::kernels

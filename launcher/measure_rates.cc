@@ -316,7 +316,13 @@ void Rank::AddRowOps() {
     std::memcpy(copy_to_.data(), copy_from_.data(), copy_from_.size());
     copy_from_[0] = copy_to_[1];
   });
-  probes_.Add("logits", [this] { (void)sampler_->SampleStep(logits_, step_); });
+  probes_.Add("logits", [this] {
+    const auto vocab = static_cast<int64_t>(logits_.size());
+    scheduler::SequenceResult result;
+    kernels::Choice choice;
+    sampler_->SampleRows({logits_.data(), DType::kF32, 1, vocab, vocab}, {{&step_, -1, &result}},
+                         &choice);
+  });
 }
 
 void Rank::Attend(int64_t sequences, int64_t rows_each, int64_t context) {

@@ -82,7 +82,12 @@ void CpuKernels::MatMul(TensorView x, const PackedWeight& w, absl::Span<const Te
 }
 
 void CpuKernels::GatherRows(TensorView table, absl::Span<const int32_t> ids, int64_t first_id,
-                            TensorView out) {
+                            const Choice* chosen, TensorView out) {
+  if (chosen != nullptr) {
+    ids_.clear();
+    for (const int32_t id : ids) ids_.push_back(FedId(id, chosen));
+    ids = ids_;
+  }
   cpu::GatherRows(pool_, ops_, table, ids, first_id, out);
 }
 
@@ -150,10 +155,12 @@ void CpuKernels::LogSumExpLeaves(TensorView logits,
   cpu::LogSumExpLeaves(pool_, ops_, logits, leaves, out);
 }
 
-Choice CpuKernels::GumbelArgmax(absl::Span<const float> logits, int32_t first_id, float temperature,
-                                float threshold, const GumbelKey& key) {
-  return cpu::GumbelArgmax(pool_, ops_, attention_scratch_, logits, first_id, temperature,
-                           threshold, key);
+void CpuKernels::EditLogits(TensorView logits, absl::Span<const LogitEdit> edits) {
+  cpu::EditLogits(logits, edits);
+}
+
+void CpuKernels::ChooseRows(TensorView logits, absl::Span<const ChoiceRow> rows, Choice* out) {
+  cpu::ChooseRows(pool_, ops_, choice_scratch_, logits, rows, out);
 }
 
 std::string_view Name(CpuPath path) {

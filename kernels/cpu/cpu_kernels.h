@@ -7,6 +7,7 @@
 #include <utility>
 #include <vector>
 
+#include "kernels/cpu/cut.h"
 #include "kernels/cpu/matmul.h"
 #include "kernels/cpu/ops.h"
 #include "kernels/cpu/thread_pool.h"
@@ -39,7 +40,7 @@ class CpuKernels : public Kernels {
   absl::Status Back(void* memory, int64_t bytes) const override;
   void MatMul(TensorView x, const PackedWeight& w, absl::Span<const TensorView> outs) override;
   void GatherRows(TensorView table, absl::Span<const int32_t> ids, int64_t first_id,
-                  TensorView out) override;
+                  const Choice* chosen, TensorView out) override;
   void AddResidual(TensorView x, TensorView delta, const float* bias) override;
   void RmsNorm(TensorView x, const float* weight, float eps, TensorView out) override;
   void AddResidualRmsNorm(TensorView x, TensorView delta, const float* bias, const float* weight,
@@ -61,8 +62,8 @@ class CpuKernels : public Kernels {
                      absl::Span<const TensorView> outs) override;
   void LogSumExpLeaves(TensorView logits, absl::Span<const std::pair<int64_t, int64_t>> leaves,
                        absl::Span<MaxSum> out) override;
-  Choice GumbelArgmax(absl::Span<const float> logits, int32_t first_id, float temperature,
-                      float threshold, const GumbelKey& key) override;
+  void EditLogits(TensorView logits, absl::Span<const LogitEdit> edits) override;
+  void ChooseRows(TensorView logits, absl::Span<const ChoiceRow> rows, Choice* out) override;
 
  private:
   const CpuPath path_;
@@ -70,6 +71,8 @@ class CpuKernels : public Kernels {
   const cpu::OpTable& ops_;
   const cpu::MatMulTable& matmul_;
   cpu::AttentionScratch attention_scratch_;
+  cpu::ChoiceScratch choice_scratch_;
+  std::vector<int32_t> ids_;  // of GatherRows, with what was chosen
   TreeSum tree_sum_;
   Buffer packed_x_;  // MatMul's left operand as the path's kernels want it
 };

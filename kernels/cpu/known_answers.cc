@@ -4,7 +4,6 @@
 #include <cstdint>
 #include <cstdio>
 #include <cstring>
-#include <limits>
 #include <memory>
 #include <string>
 #include <utility>
@@ -134,7 +133,7 @@ void RunRows(Kernels& kernels, Device& device, Inputs& inputs, DType type) {
   constexpr int64_t kRows = 5, kCols = 83;
   const TensorView table = device.Matrix(type, 11, kCols, inputs.Floats(11 * kCols));
   const TensorView x = device.Matrix(DType::kF32, kRows, kCols);
-  kernels.GatherRows(table, std::array<int32_t, kRows>{20, 31, 99, 25, 30}, 20, x);
+  kernels.GatherRows(table, std::array<int32_t, kRows>{20, 31, 99, 25, 30}, 20, nullptr, x);
   device.AddToDigest(x);
   const TensorView delta = device.Matrix(DType::kF32, kRows, kCols, inputs.Floats(kRows * kCols));
   const float* bias = device.Put(inputs.Floats(kCols));
@@ -322,14 +321,24 @@ void RunSampling(Kernels& kernels, Device& device, Inputs& inputs, Digest& diges
   kernels.LogSumExpLeaves(logits, leaves, absl::MakeSpan(sums));
   kernels.Synchronize();
   digest.Add(sums.data(), sums.size() * sizeof(MaxSum));
-  const absl::Span<const float> row(logits.f32(), kVocab);
-  for (uint32_t position = 0; position < 4; ++position) {
-    const GumbelKey key{0x123456789abcdef0u, position, 1, 0};
-    const float temperature = position == 0 ? 0.0f : 0.7f;
-    const float threshold = position == 3 ? 4.0f : -std::numeric_limits<float>::infinity();
-    const Choice choice = kernels.GumbelArgmax(row, 100, temperature, threshold, key);
-    digest.Add(&choice, sizeof choice);
+  // Greedy, drawn from everything, and with each cut.
+  std::vector<ChoiceRow> choices(6);
+  for (size_t i = 0; i < choices.size(); ++i) {
+    choices[i].row = static_cast<int64_t>(i) % kRows;
+    choices[i].temperature = i == 0 ? 0.0f : 0.7f;
+    choices[i].key = {0x123456789abcdef0u, static_cast<uint32_t>(i), 1, 0};
   }
+  choices[2].top_k = 50;
+  choices[3].top_p = 0.9f;
+  choices[4].min_p = 0.02f;
+  choices[5].top_k = 500;
+  choices[5].top_p = 0.8f;
+  const std::vector<LogitEdit> edits = {{0, 17, 3.5f}, {1, 4000, 0, 1.3f, 0.7f, -0.2f}};
+  kernels.EditLogits(logits, edits);
+  const auto bytes = static_cast<int64_t>(choices.size() * sizeof(Choice));
+  auto* chosen = static_cast<Choice*>(device.Put(nullptr, bytes));
+  kernels.ChooseRows(logits, choices, chosen);
+  device.AddToDigest(chosen, bytes);
 }
 
 }  // namespace

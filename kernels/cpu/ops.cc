@@ -10,6 +10,8 @@
 #include "absl/types/span.h"
 #include "kernels/check.h"
 #include "kernels/cpu/attention.h"
+#include "kernels/cpu/cut.h"
+#include "kernels/cpu/fp_environment.h"
 #include "kernels/cpu/kv_layout.h"
 #include "kernels/cpu/thread_pool.h"
 
@@ -34,7 +36,7 @@ namespace {
 
 // Elements worth waking another thread for.
 constexpr int64_t kElementsPerChunk = 16384;
-// Columns of one GumbelArgmax chunk.
+// Columns of one chunk of a choice.
 constexpr int64_t kSampleChunk = 8192;
 
 int64_t RowsPerChunk(int64_t cols) {
@@ -120,18 +122,27 @@ void LogSumExpLeaves(ThreadPool& pool, const OpTable& ops, TensorView logits,
   });
 }
 
-Choice GumbelArgmax(ThreadPool& pool, const OpTable& ops, AttentionScratch& scratch,
-                    absl::Span<const float> logits, int32_t first_id, float temperature,
-                    float threshold, const GumbelKey& key) {
+void EditLogits(TensorView logits, absl::Span<const LogitEdit> edits) {
+  const ScopedFpEnvironment environment;
+  for (const LogitEdit& edit : edits) {
+    float& logit = logits.f32()[edit.row * logits.stride + edit.id];
+    logit = Edited(logit, edit);
+  }
+}
+
+namespace {
+
+// The best of one row.
+Choice ChooseRow(ThreadPool& pool, const OpTable& ops, std::vector<Choice>& choices,
+                 absl::Span<const float> logits, const ChoiceRow& row, const Cut& cut) {
   const int64_t n = static_cast<int64_t>(logits.size());
   const int64_t chunks = (n + kSampleChunk - 1) / kSampleChunk;
-  scratch.choices.resize(std::max<size_t>(scratch.choices.size(), chunks));
-  Choice* choices = scratch.choices.data();
+  choices.resize(std::max<size_t>(choices.size(), chunks));
   pool.ParallelFor(chunks, 1, [&](int64_t begin, int64_t end) {
     for (int64_t chunk = begin; chunk < end; ++chunk) {
-      choices[chunk] = ops.gumbel_argmax(logits.data(), chunk * kSampleChunk,
-                                         std::min(n, (chunk + 1) * kSampleChunk), first_id,
-                                         temperature, threshold, key);
+      choices[chunk] =
+          ops.gumbel_argmax(logits.data(), chunk * kSampleChunk,
+                            std::min(n, (chunk + 1) * kSampleChunk), row.temperature, cut, row.key);
     }
   });
   // Chunks in rising ids: "greater" keeps the lower id of a tie.
@@ -140,6 +151,26 @@ Choice GumbelArgmax(ThreadPool& pool, const OpTable& ops, AttentionScratch& scra
     if (choices[chunk].value > best.value) best = choices[chunk];
   }
   return best;
+}
+
+bool SameCut(const ChoiceRow& a, const ChoiceRow& b) {
+  return a.row == b.row && a.temperature == b.temperature && a.top_k == b.top_k &&
+         a.top_p == b.top_p && a.min_p == b.min_p;
+}
+
+}  // namespace
+
+void ChooseRows(ThreadPool& pool, const OpTable& ops, ChoiceScratch& scratch, TensorView logits,
+                absl::Span<const ChoiceRow> rows, Choice* out) {
+  Cut cut = kNoCut;
+  for (size_t i = 0; i < rows.size(); ++i) {
+    const absl::Span<const float> row(logits.f32() + rows[i].row * logits.stride, logits.cols);
+    // The samples of one request share their row.
+    if (i == 0 || !SameCut(rows[i], rows[i - 1])) {
+      cut = HasCut(rows[i]) ? CutRow(pool, ops, scratch.cut, row, rows[i]) : kNoCut;
+    }
+    out[i] = ChooseRow(pool, ops, scratch.choices, row, rows[i], cut);
+  }
 }
 
 }  // namespace phalanx::kernels::cpu

@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "absl/types/span.h"
+#include "kernels/choosing.h"
 #include "kernels/kernels.h"
 #include "kernels/tensor.h"
 
@@ -22,6 +23,8 @@ namespace phalanx::kernels {
 class ThreadPool;
 
 namespace cpu {
+
+struct ChoiceScratch;
 
 // One attention work unit: some query heads that read one KV head, some rows of one sequence, some
 // stripes. attention.cc makes them.
@@ -48,7 +51,6 @@ struct AttentionScratch {
   std::vector<int32_t> heads;  // query heads, grouped by KV head
   std::vector<AttentionTask> tasks;
   std::vector<float> partials;
-  std::vector<Choice> choices;  // GumbelArgmax: best of each chunk
 };
 
 // A postfix program, as plain data.
@@ -95,9 +97,13 @@ struct OpTable {
   void (*log_sum_exp_leaves)(TensorView logits,
                              absl::Span<const std::pair<int64_t, int64_t>> leaves, MaxSum* out,
                              int64_t begin, int64_t end);
-  // Columns [begin, end) of the row.
-  Choice (*gumbel_argmax)(const float* logits, int64_t begin, int64_t end, int32_t first_id,
-                          float temperature, float threshold, const GumbelKey& key);
+  // The best of columns [begin, end) of the row.
+  Choice (*gumbel_argmax)(const float* logits, int64_t begin, int64_t end, float temperature,
+                          const Cut& cut, const GumbelKey& key);
+  // weights[j] = e^(logits[j] / temperature - scaled_max), 1 where the difference is 0: columns
+  // [begin, end) of the row.
+  void (*softmax_weights)(const float* logits, int64_t begin, int64_t end, float temperature,
+                          float scaled_max, float* weights);
   // Rows [begin, end).
   void (*route)(const RouterArgs& args, int64_t begin, int64_t end);
   void (*combine_experts)(const CombineExpertsArgs& args, int64_t begin, int64_t end);
@@ -133,9 +139,9 @@ void CombineExperts(ThreadPool& pool, const OpTable& ops, const CombineExpertsAr
 void GatherTokens(ThreadPool& pool, TensorView in, absl::Span<const int32_t> rows, TensorView out);
 void LogSumExpLeaves(ThreadPool& pool, const OpTable& ops, TensorView logits,
                      absl::Span<const std::pair<int64_t, int64_t>> leaves, absl::Span<MaxSum> out);
-Choice GumbelArgmax(ThreadPool& pool, const OpTable& ops, AttentionScratch& scratch,
-                    absl::Span<const float> logits, int32_t first_id, float temperature,
-                    float threshold, const GumbelKey& key);
+void EditLogits(TensorView logits, absl::Span<const LogitEdit> edits);
+void ChooseRows(ThreadPool& pool, const OpTable& ops, ChoiceScratch& scratch, TensorView logits,
+                absl::Span<const ChoiceRow> rows, Choice* out);
 
 }  // namespace cpu
 }  // namespace phalanx::kernels

@@ -439,18 +439,60 @@ void GatherTokens(TensorView in, absl::Span<const int32_t> rows, TensorView out)
   }
 }
 
-Choice GumbelArgmax(absl::Span<const float> logits, int32_t first_id, float temperature,
-                    float threshold, const GumbelKey& key) {
+void EditLogits(TensorView logits, absl::Span<const LogitEdit> edits) {
   const ScopedFpEnvironment environment;
-  Choice best{-1, kNegativeInfinity};
-  for (size_t j = 0; j < logits.size(); ++j) {
-    if (!(logits[j] >= threshold)) continue;
-    const int32_t id = first_id + static_cast<int32_t>(j);
-    float value = logits[j];
-    if (temperature != 0.0f) {
-      value = logits[j] / temperature + Gumbel(key, static_cast<uint32_t>(id));
+  for (const LogitEdit& edit : edits) {
+    float x = Get(logits, edit.row, edit.id) + edit.bias;
+    if (edit.repetition != 1.0f) x = x > 0.0f ? x / edit.repetition : x * edit.repetition;
+    x -= edit.frequency;
+    x -= edit.presence;
+    Put(logits, edit.row, edit.id, edit.suppressed ? kNegativeInfinity : x);
+  }
+}
+
+Choice ChooseRow(TensorView logits, const ChoiceRow& row) {
+  const ScopedFpEnvironment environment;
+  const float t = row.temperature;
+  const auto logit = [&](int32_t id) { return Get(logits, row.row, id); };
+  std::vector<int32_t> order;
+  for (int32_t id = 0; id < static_cast<int32_t>(logits.cols); ++id) {
+    if (logit(id) > kNegativeInfinity) order.push_back(id);
+  }
+  std::stable_sort(order.begin(), order.end(),
+                   [&](int32_t a, int32_t b) { return logit(a) > logit(b); });
+  // An infinite logit is all that there is.
+  if (t != 0.0f && !order.empty() && std::isfinite(logit(order[0]))) {
+    const float best = logit(order[0]) / t;
+    const auto units = [&](int32_t id) {
+      const float scaled = logit(id) / t;
+      const double share = scaled == best ? 1.0 : ExpScalar(scaled - best);
+      return static_cast<uint64_t>(std::floor(share * 0x1p40));
+    };
+    size_t kept = order.size();
+    if (row.top_k > 0) kept = std::min<size_t>(kept, row.top_k);
+    if (row.top_p < 1.0f) {
+      uint64_t total = 0;
+      for (size_t i = 0; i < kept; ++i) total += units(order[i]);
+      const auto wanted =
+          static_cast<uint64_t>(std::ceil(double{row.top_p} * static_cast<double>(total)));
+      uint64_t sum = 0;
+      kept = 0;
+      while (kept == 0 || sum < wanted) sum += units(order[kept++]);
     }
-    if (value > best.value) best = {id, value};
+    if (row.min_p > 0.0f) {
+      const auto stays = [&](int32_t id) { return logit(id) / t - best >= LogScalar(row.min_p); };
+      while (kept > 1 && !stays(order[kept - 1])) --kept;
+    }
+    order.resize(kept);
+  } else if (t != 0.0f) {
+    const auto is_best = [&](int32_t id) { return logit(id) == logit(order[0]); };
+    order.erase(std::find_if_not(order.begin(), order.end(), is_best), order.end());
+  }
+  Choice best{-1, kNegativeInfinity};
+  for (const int32_t id : order) {
+    float value = logit(id);
+    if (t != 0.0f) value = value / t + Gumbel(row.key, static_cast<uint32_t>(id));
+    if (value > best.value || (value == best.value && id < best.id)) best = {id, value};
   }
   return best;
 }

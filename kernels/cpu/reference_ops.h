@@ -32,8 +32,8 @@ void CombineExperts(const CombineExpertsArgs& args);
 void GatherTokens(TensorView in, absl::Span<const int32_t> rows, TensorView out);
 void LogSumExpLeaves(TensorView logits, absl::Span<const std::pair<int64_t, int64_t>> leaves,
                      absl::Span<MaxSum> out);
-Choice GumbelArgmax(absl::Span<const float> logits, int32_t first_id, float temperature,
-                    float threshold, const GumbelKey& key);
+void EditLogits(TensorView logits, absl::Span<const LogitEdit> edits);
+Choice ChooseRow(TensorView logits, const ChoiceRow& row);
 
 }  // namespace phalanx::kernels::reference
 

@@ -3,11 +3,11 @@
 #include <algorithm>
 #include <cstring>
 #include <iterator>
-#include <limits>
 
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
 #include "kernels/check.h"
+#include "kernels/choosing.h"
 #include "kernels/cuda/experts.h"
 #include "kernels/cuda/moves.h"
 #include "kernels/cuda/qkv.h"
@@ -46,8 +46,8 @@ CudaKernels::CudaKernels(const CudaOptions& options, std::shared_ptr<cuda::Devic
       matmul_scratch_(memory_, "matmuls"),
       aligned_x_(memory_, "rows that aren't aligned to 16 bytes"),
       partials_(memory_, "partial softmaxes"),
-      results_(memory_, "results on their way to the host"),
-      host_rows_(memory_, "logits that the host brings") {
+      choices_(memory_, "choices"),
+      results_(memory_, "results on their way to the host") {
   cudaDeviceProp properties;
   CheckCuda(cudaGetDeviceProperties(&properties, device_), "asking for its properties");
   num_sms_ = properties.multiProcessorCount;
@@ -150,6 +150,14 @@ void CudaKernels::CopyOut(void* host, const void* device, int64_t bytes) {
   Fetch(host, device, bytes);
 }
 
+void CudaKernels::CopyOutLater(void* host, const void* device, int64_t bytes) {
+  if (bytes <= 0) return;
+  EnterStream();
+  CheckCuda(
+      cudaMemcpyAsync(host, device, static_cast<size_t>(bytes), cudaMemcpyDeviceToHost, stream_),
+      "copying to the host");
+}
+
 void CudaKernels::Fetch(void* host, const void* device, int64_t bytes) {
   EnterStream();
   CheckCuda(
@@ -215,23 +223,13 @@ void CudaKernels::OrInto(uint32_t* data, const uint32_t* other, int64_t count) {
   CheckCuda(cuda::OrInto(data, other, count, stream_), "OrInto");
 }
 
-const float* CudaKernels::OnDevice(const float* data, int64_t floats) {
-  cudaPointerAttributes attributes;
-  CheckCuda(cudaPointerGetAttributes(&attributes, data), "asking where logits lie");
-  if (attributes.type == cudaMemoryTypeDevice || attributes.type == cudaMemoryTypeManaged) {
-    return data;
-  }
-  void* copy = AtLeast(host_rows_, floats * 4);
-  CopyIn(copy, data, floats * 4);
-  return static_cast<const float*>(copy);
-}
-
 void CudaKernels::GatherRows(TensorView table, absl::Span<const int32_t> ids, int64_t first_id,
-                             TensorView out) {
+                             const Choice* chosen, TensorView out) {
   Enter();
   out.rows = static_cast<int64_t>(ids.size());
-  CheckCuda(cuda::GatherRows(table, staging_.Put(Staged::kIds, ids), first_id, out, stream_),
-            "GatherRows");
+  CheckCuda(
+      cuda::GatherRows(table, staging_.Put(Staged::kIds, ids), first_id, chosen, out, stream_),
+      "GatherRows");
 }
 
 void CudaKernels::AddResidual(TensorView x, TensorView delta, const float* bias) {
@@ -370,8 +368,6 @@ void CudaKernels::LogSumExpLeaves(TensorView logits,
     bounds.push_back(begin);
     bounds.push_back(end);
   }
-  logits.data =
-      const_cast<float*>(OnDevice(logits.f32(), (logits.rows - 1) * logits.stride + logits.cols));
   auto* results = static_cast<MaxSum*>(
       AtLeast(results_, logits.rows * count * static_cast<int64_t>(sizeof(MaxSum))));
   CheckCuda(
@@ -381,36 +377,29 @@ void CudaKernels::LogSumExpLeaves(TensorView logits,
   Fetch(out.data(), results, logits.rows * count * static_cast<int64_t>(sizeof(MaxSum)));
 }
 
-Choice CudaKernels::GumbelArgmax(absl::Span<const float> logits, int32_t first_id,
-                                 float temperature, float threshold, const GumbelKey& key) {
-  Choice choice{-1, -std::numeric_limits<float>::infinity()};
-  if (logits.empty()) return choice;
+void CudaKernels::EditLogits(TensorView logits, absl::Span<const LogitEdit> edits) {
+  if (edits.empty()) return;
   Enter();
-  const auto n = static_cast<int64_t>(logits.size());
-  const TensorView row = {const_cast<float*>(OnDevice(logits.data(), n)), DType::kF32, 1, n, n};
-  ChooseRows(row, first_id, {{0, temperature, threshold, key}}, absl::MakeSpan(&choice, 1));
-  return choice;
+  CheckCuda(cuda::EditLogits(logits, staging_.Put(Staged::kLogitEdits, edits),
+                             static_cast<int64_t>(edits.size()), stream_),
+            "EditLogits");
 }
 
-void CudaKernels::GumbelArgmaxRows(TensorView logits, absl::Span<const GumbelRow> rows,
-                                   absl::Span<Choice> out) {
+void CudaKernels::ChooseRows(TensorView logits, absl::Span<const ChoiceRow> rows, Choice* out) {
   if (rows.empty()) return;
   Enter();
-  logits.data =
-      const_cast<float*>(OnDevice(logits.f32(), (logits.rows - 1) * logits.stride + logits.cols));
-  ChooseRows(logits, 0, rows, out);
-}
-
-void CudaKernels::ChooseRows(TensorView logits, int32_t first_id, absl::Span<const GumbelRow> rows,
-                             absl::Span<Choice> out) {
   const auto count = static_cast<int64_t>(rows.size());
-  const int64_t scratch = cuda::GumbelScratch(logits.cols);
-  auto* results = static_cast<Choice*>(
-      AtLeast(results_, count * (scratch + 1) * static_cast<int64_t>(sizeof(Choice))));
-  CheckCuda(cuda::GumbelArgmaxRows(logits, first_id, staging_.Put(Staged::kGumbelRows, rows), count,
-                                   results + count, results, stream_),
-            "GumbelArgmax");
-  Fetch(out.data(), results, count * static_cast<int64_t>(sizeof(Choice)));
+  const int64_t pieces = count * cuda::ChoiceScratch(logits.cols);
+  auto* choices =
+      static_cast<Choice*>(AtLeast(choices_, pieces * static_cast<int64_t>(sizeof(Choice)) +
+                                                 count * static_cast<int64_t>(sizeof(Cut))));
+  const ChoiceRow* staged = staging_.Put(Staged::kChoiceRows, rows);
+  Cut* cuts = nullptr;
+  if (std::any_of(rows.begin(), rows.end(), [](const ChoiceRow& row) { return HasCut(row); })) {
+    cuts = reinterpret_cast<Cut*>(choices + pieces);
+    CheckCuda(cuda::CutRows(logits, staged, count, cuts, stream_), "CutRows");
+  }
+  CheckCuda(cuda::ChooseRows(logits, staged, count, cuts, choices, out, stream_), "ChooseRows");
 }
 
 }  // namespace phalanx::kernels

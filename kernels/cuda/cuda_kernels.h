@@ -1,8 +1,8 @@
 // The op set on one CUDA device, profile `exact`.
 //
 // All work goes to one stream of the instance's own. Ops whose results lie on the host (RouteTopK,
-// LogSumExpLeaves, GumbelArgmax) wait for them; every other op returns once it is enqueued, having
-// copied what it needs of host memory. An op that fails ends the process: a CUDA error in a step
+// LogSumExpLeaves) wait for them; every other op returns once it is enqueued, having copied what it
+// needs of host memory. An op that fails ends the process: a CUDA error in a step
 // has cost the device's context.
 //
 // Between BeginStep and EndStep ops are recorded (recorder.h), and enqueued by Flush: at the step's
@@ -56,6 +56,7 @@ class CudaKernels : public Kernels {
   void CopyIn(void* device, const void* host, int64_t bytes) override;
   // Waits for the copy, and so for everything enqueued before it.
   void CopyOut(void* host, const void* device, int64_t bytes) override;
+  void CopyOutLater(void* host, const void* device, int64_t bytes) override;
   void Synchronize() override;
   void BeginStep(int64_t rows) override;
   void EndStep() override;
@@ -84,7 +85,7 @@ class CudaKernels : public Kernels {
   absl::Status Back(void* /*memory*/, int64_t /*bytes*/) const override { return absl::OkStatus(); }
   void MatMul(TensorView x, const PackedWeight& w, absl::Span<const TensorView> outs) override;
   void GatherRows(TensorView table, absl::Span<const int32_t> ids, int64_t first_id,
-                  TensorView out) override;
+                  const Choice* chosen, TensorView out) override;
   void AddResidual(TensorView x, TensorView delta, const float* bias) override;
   void RmsNorm(TensorView x, const float* weight, float eps, TensorView out) override;
   void AddResidualRmsNorm(TensorView x, TensorView delta, const float* bias, const float* weight,
@@ -104,13 +105,10 @@ class CudaKernels : public Kernels {
   void GatherTokens(TensorView in, absl::Span<const int32_t> rows, TensorView out) override;
   void GroupedMatMul(TensorView x, absl::Span<const ExpertRows> groups,
                      absl::Span<const TensorView> outs) override;
-  // The logits may lie on the device or on the host.
   void LogSumExpLeaves(TensorView logits, absl::Span<const std::pair<int64_t, int64_t>> leaves,
                        absl::Span<MaxSum> out) override;
-  Choice GumbelArgmax(absl::Span<const float> logits, int32_t first_id, float temperature,
-                      float threshold, const GumbelKey& key) override;
-  void GumbelArgmaxRows(TensorView logits, absl::Span<const GumbelRow> rows,
-                        absl::Span<Choice> out) override;
+  void EditLogits(TensorView logits, absl::Span<const LogitEdit> edits) override;
+  void ChooseRows(TensorView logits, absl::Span<const ChoiceRow> rows, Choice* out) override;
 
   // Where everything is enqueued, with all that was asked for so far: for timing and communicators.
   cudaStream_t stream() {
@@ -153,8 +151,6 @@ class CudaKernels : public Kernels {
   absl::Status FillPacked(const WeightSpec& spec, CudaPackedWeight& weight);
   // `x` with rows aligned to 16 bytes: itself, or a copy.
   TensorView AlignedRows(TensorView x);
-  // `floats` that are on the device, or a copy there.
-  const float* OnDevice(const float* data, int64_t floats);
   // Fills the parts of `params` that a call brings and enqueues it.
   void RunMatMul(TensorView x, const CudaPackedWeight& w, absl::Span<const TensorView> outs,
                  absl::Span<const ExpertRows> groups);
@@ -164,9 +160,6 @@ class CudaKernels : public Kernels {
   cuda::DeviceProgram PutProgram(absl::Span<const int> program, int num_in);
   void MergeRows(const AttentionArgs& args, const float* partials, int num_in, int64_t row_begin,
                  int64_t row_end, cuda::DeviceProgram program, const int32_t* out_column);
-  // `logits` are on the device.
-  void ChooseRows(TensorView logits, int32_t first_id, absl::Span<const GumbelRow> rows,
-                  absl::Span<Choice> out);
   // Copies results to the host and waits for them.
   void Fetch(void* host, const void* device, int64_t bytes);
 
@@ -190,8 +183,8 @@ class CudaKernels : public Kernels {
   cuda::DeviceScratch matmul_scratch_;
   cuda::DeviceScratch aligned_x_;
   cuda::DeviceScratch partials_;
+  cuda::DeviceScratch choices_;                 // of pieces of rows, and where rows are cut
   cuda::DeviceScratch results_;                 // what goes back to the host
-  cuda::DeviceScratch host_rows_;               // logits that came from the host
   std::vector<char> fetched_;                   // results of an op that brings several
   char* pack_buffers_[2] = {nullptr, nullptr};  // pinned, made when first needed
   std::vector<cuda::MatMulTile> tiles_;         // of the GroupedMatMul at hand

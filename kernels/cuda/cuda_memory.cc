@@ -120,7 +120,9 @@ OwnedStream::~OwnedStream() {
 }
 
 EventMarker::EventMarker(int device, cudaStream_t stream) : device_(device) {
-  CheckCuda(cudaEventCreateWithFlags(&event_, cudaEventDisableTiming), "creating an event");
+  // Who waits sleeps, and leaves the core to who enqueues.
+  CheckCuda(cudaEventCreateWithFlags(&event_, cudaEventDisableTiming | cudaEventBlockingSync),
+            "creating an event");
   CheckCuda(cudaEventRecord(event_, stream), "recording an event");
 }
 
@@ -129,6 +131,11 @@ EventMarker::~EventMarker() { (void)cudaEventDestroy(event_); }
 bool EventMarker::Passed() const {
   (void)cudaSetDevice(device_);
   return cudaEventQuery(event_) != cudaErrorNotReady;
+}
+
+void EventMarker::Wait() const {
+  CheckCuda(cudaSetDevice(device_), "choosing the device");
+  CheckCuda(cudaEventSynchronize(event_), "waiting for the device");
 }
 
 int64_t DeviceMemory::LargestFree() const {

@@ -85,6 +85,7 @@ class EventMarker : public Marker {
   EventMarker& operator=(const EventMarker&) = delete;
   // True after an error, too: the context is lost, and nothing runs any more.
   bool Passed() const override;
+  void Wait() const override;
 
  private:
   const int device_;

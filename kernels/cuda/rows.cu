@@ -1,3 +1,4 @@
+#include "kernels/choosing.h"
 #include "kernels/cuda/lane_math.h"
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/ordered_sum.cuh"
@@ -23,8 +24,9 @@ __device__ void ForColumns(int64_t cols, const Body& body) {
 }
 
 __global__ void __launch_bounds__(kThreads)
-    GatherRowsKernel(TensorView table, const int32_t* ids, int64_t first_id, TensorView out) {
-  const int64_t row = ids[blockIdx.x] - first_id;
+    GatherRowsKernel(TensorView table, const int32_t* ids, int64_t first_id, const Choice* chosen,
+                     TensorView out) {
+  const int64_t row = FedId(ids[blockIdx.x], chosen) - first_id;
   const bool held = row >= 0 && row < table.rows;
   float* to = static_cast<float*>(out.data) + blockIdx.x * out.stride;
   ForColumns(out.cols, [&](int64_t j) {
@@ -143,11 +145,11 @@ cudaError_t OrInto(uint32_t* data, const uint32_t* other, int64_t count, cudaStr
   return Launch(OrIntoKernel, StridedGrid(count), kThreads, 0, stream, data, other, count);
 }
 
-cudaError_t GatherRows(TensorView table, const int32_t* ids, int64_t first_id, TensorView out,
-                       cudaStream_t stream) {
+cudaError_t GatherRows(TensorView table, const int32_t* ids, int64_t first_id, const Choice* chosen,
+                       TensorView out, cudaStream_t stream) {
   if (out.rows == 0 || out.cols == 0) return cudaSuccess;
   return Launch(GatherRowsKernel, ElementGrid(out.rows, out.cols), kThreads, 0, stream, table, ids,
-                first_id, out);
+                first_id, chosen, out);
 }
 
 cudaError_t AddResidual(TensorView x, TensorView delta, const float* bias, cudaStream_t stream) {

@@ -7,13 +7,14 @@
 
 #include <cstdint>
 
+#include "kernels/sampling.h"
 #include "kernels/tensor.h"
 
 namespace phalanx::kernels::cuda {
 
-// out.rows ids.
-cudaError_t GatherRows(TensorView table, const int32_t* ids, int64_t first_id, TensorView out,
-                       cudaStream_t stream);
+// out.rows ids; `chosen` as in Kernels::GatherRows.
+cudaError_t GatherRows(TensorView table, const int32_t* ids, int64_t first_id, const Choice* chosen,
+                       TensorView out, cudaStream_t stream);
 cudaError_t AddResidual(TensorView x, TensorView delta, const float* bias, cudaStream_t stream);
 // RmsNorm; with delta.data set AddResidual comes first, in the same pass.
 cudaError_t RmsNorm(TensorView x, TensorView delta, const float* bias, const float* weight,

@@ -1,3 +1,4 @@
+#include "kernels/choosing.h"
 #include "kernels/cuda/best.cuh"
 #include "kernels/cuda/lane_math.h"
 #include "kernels/cuda/launch.cuh"
@@ -21,19 +22,29 @@ __global__ void __launch_bounds__(kThreads)
   if (threadIdx.x == 0) out[int64_t{blockIdx.x} * gridDim.y + blockIdx.y] = result;
 }
 
-// grid: rows, blocks of columns. out: [row][block].
 __global__ void __launch_bounds__(kThreads)
-    ArgmaxKernel(TensorView logits, int32_t first_id, const GumbelRow* rows, Choice* out) {
+    EditKernel(TensorView logits, const LogitEdit* edits, int64_t count) {
+  const int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x;
+  if (i >= count) return;
+  const LogitEdit edit = edits[i];
+  float* logit = static_cast<float*>(logits.data) + edit.row * logits.stride + edit.id;
+  *logit = Edited(*logit, edit);
+}
+
+// grid: choices, blocks of columns. out: [choice][block]. `cuts`: null where no choice has one.
+__global__ void __launch_bounds__(kThreads)
+    ArgmaxKernel(TensorView logits, const ChoiceRow* rows, const Cut* cuts, Choice* out) {
   __shared__ BestSlot best_of_warp[kThreads / kWarp];
-  const GumbelRow row = rows[blockIdx.x];
+  const ChoiceRow row = rows[blockIdx.x];
+  const Cut cut = cuts == nullptr ? kNoCut : cuts[blockIdx.x];
   const float* from = static_cast<const float*>(logits.data) + row.row * logits.stride;
   const int64_t begin = blockIdx.y * kArgmaxColumns;
   const int64_t end = begin + kArgmaxColumns < logits.cols ? begin + kArgmaxColumns : logits.cols;
   Choice best = {-1, kNegativeInfinity};
   for (int64_t j = begin + threadIdx.x; j < end; j += kThreads) {
     const float logit = from[j];
-    if (!(logit >= row.threshold)) continue;
-    const int32_t id = first_id + static_cast<int32_t>(j);
+    const auto id = static_cast<int32_t>(j);
+    if (!(logit > cut.threshold || (logit == cut.threshold && id <= cut.last_id))) continue;
     float value = logit;
     if (row.temperature != 0.0f) {
       value = Add(Div(logit, row.temperature), Gumbel(row.key, static_cast<uint32_t>(id)));
@@ -67,16 +78,23 @@ cudaError_t LogSumExpLeaves(TensorView logits, const int64_t* leaves, int64_t nu
   return Launch(LogSumExpKernel, grid, kThreads, 0, stream, logits, leaves, out);
 }
 
-int64_t GumbelScratch(int64_t cols) { return (cols + kArgmaxColumns - 1) / kArgmaxColumns; }
+cudaError_t EditLogits(TensorView logits, const LogitEdit* edits, int64_t count,
+                       cudaStream_t stream) {
+  if (count == 0) return cudaSuccess;
+  const dim3 grid(static_cast<unsigned>((count + kThreads - 1) / kThreads));
+  return Launch(EditKernel, grid, kThreads, 0, stream, logits, edits, count);
+}
 
-cudaError_t GumbelArgmaxRows(TensorView logits, int32_t first_id, const GumbelRow* rows,
-                             int64_t num_rows, Choice* scratch, Choice* out, cudaStream_t stream) {
+int64_t ChoiceScratch(int64_t cols) { return (cols + kArgmaxColumns - 1) / kArgmaxColumns; }
+
+cudaError_t ChooseRows(TensorView logits, const ChoiceRow* rows, int64_t num_rows, const Cut* cuts,
+                       Choice* scratch, Choice* out, cudaStream_t stream) {
   if (num_rows == 0) return cudaSuccess;
-  const int64_t blocks = GumbelScratch(logits.cols);
+  const int64_t blocks = ChoiceScratch(logits.cols);
   const auto grid_rows = static_cast<unsigned>(num_rows);
   if (blocks > 0) {
     const cudaError_t error = Launch(ArgmaxKernel, dim3(grid_rows, static_cast<unsigned>(blocks)),
-                                     kThreads, 0, stream, logits, first_id, rows, scratch);
+                                     kThreads, 0, stream, logits, rows, cuts, scratch);
     if (error != cudaSuccess) return error;
   }
   return Launch(BestKernel, dim3(grid_rows), kThreads, 0, stream, scratch, blocks, out);

@@ -1,4 +1,4 @@
-// Log-sum-exp leaves and the Gumbel argmax (kernels/kernels.h says what each computes).
+// Log-sum-exp leaves, edits, cuts and choices (kernels/kernels.h says what each computes).
 #ifndef PHALANX_KERNELS_CUDA_SAMPLING_OPS_H_
 #define PHALANX_KERNELS_CUDA_SAMPLING_OPS_H_
 
@@ -6,6 +6,7 @@
 
 #include <cstdint>
 
+#include "kernels/choosing.h"
 #include "kernels/sampling.h"
 #include "kernels/tensor.h"
 
@@ -15,12 +16,21 @@ namespace phalanx::kernels::cuda {
 cudaError_t LogSumExpLeaves(TensorView logits, const int64_t* leaves, int64_t num_leaves,
                             MaxSum* out, cudaStream_t stream);
 
-// Choices that a row of GumbelArgmaxRows needs room for.
-int64_t GumbelScratch(int64_t cols);
-// out[i]: the choice that rows[i] asks for. `scratch`: num_rows * GumbelScratch(logits.cols)
-// choices. All on the device.
-cudaError_t GumbelArgmaxRows(TensorView logits, int32_t first_id, const GumbelRow* rows,
-                             int64_t num_rows, Choice* scratch, Choice* out, cudaStream_t stream);
+// As Kernels::EditLogits; `edits` on the device.
+cudaError_t EditLogits(TensorView logits, const LogitEdit* edits, int64_t count,
+                       cudaStream_t stream);
+
+// out[i]: what is left of row rows[i].row once its cuts are made; kNoCut where it has none. All on
+// the device. (cut.cu)
+cudaError_t CutRows(TensorView logits, const ChoiceRow* rows, int64_t num_rows, Cut* out,
+                    cudaStream_t stream);
+
+// Choices that a row of ChooseRows needs room for.
+int64_t ChoiceScratch(int64_t cols);
+// out[i]: the choice that rows[i] asks for. `cuts`: what CutRows gave, or null where no row has a
+// cut. `scratch`: num_rows * ChoiceScratch(logits.cols) choices. All on the device.
+cudaError_t ChooseRows(TensorView logits, const ChoiceRow* rows, int64_t num_rows, const Cut* cuts,
+                       Choice* scratch, Choice* out, cudaStream_t stream);
 
 }  // namespace phalanx::kernels::cuda
 

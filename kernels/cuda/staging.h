@@ -83,7 +83,8 @@ enum class Staged : uint8_t {
   kExpertWeights,
   kExpertParts,
   kLeaves,
-  kGumbelRows,
+  kLogitEdits,
+  kChoiceRows,
 };
 
 // What was staged in a step, by content: every layer brings the same positions, slots and tables.

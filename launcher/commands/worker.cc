@@ -11,6 +11,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <utility>
 
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
@@ -26,6 +27,7 @@
 #include "launcher/step_trace.h"
 #include "runtime/control/conversions.h"
 #include "runtime/control/worker_client.h"
+#include "runtime/worker/step_runner.h"
 #include "runtime/worker/worker.h"
 #include "spdlog/spdlog.h"
 
@@ -49,6 +51,11 @@ struct WorkerCommandOptions {
 // way as there are stages.
 absl::Status RunPlans(worker::Worker& worker, comm::Communicator& group,
                       control::WorkerClient& client, const WorkerHooks& hooks) {
+  worker::StepRunner::Callbacks callbacks;
+  callbacks.result = [&](scheduler::StepResult result) { return client.SendResult(result); };
+  // This thread may be waiting for a plan that nobody will send: the coordinator asks it to leave.
+  callbacks.failure = [&](const absl::Status& status) { client.SendError(status, 0); };
+  worker::StepRunner runner(worker, std::move(callbacks));
   while (true) {
     std::string message;
     std::optional<scheduler::StepPlan> plan;
@@ -77,14 +84,7 @@ absl::Status RunPlans(worker::Worker& worker, comm::Communicator& group,
     if (!plan.has_value()) return absl::OkStatus();
     client.NoteStep(plan->number);
     if (hooks.step_begin) hooks.step_begin(*plan);
-    absl::StatusOr<scheduler::StepResult> result = worker.Execute(*plan);
-    if (!result.ok()) {
-      return absl::Status(result.status().code(),
-                          absl::StrCat("step ", plan->number, ": ", result.status().message()));
-    }
-    if (group.rank() == worker.result_rank()) {
-      if (absl::Status status = client.SendResult(*result); !status.ok()) return status;
-    }
+    if (absl::Status status = runner.Run(*plan); !status.ok()) return status;
     if (hooks.step_end) hooks.step_end(*plan);
   }
 }

@@ -11,9 +11,11 @@ namespace phalanx::model {
 
 // Rows of all sequences side by side. Block tables are borrowed from whoever made the batch.
 struct Batch {
-  std::vector<int32_t> ids;        // [m] token ids, each in [0, vocab_size)
-  std::vector<int32_t> positions;  // [m] absolute positions
-  std::vector<int32_t> slots;      // [m] physical block * 32 + offset; -1: not on this rank
+  // [m] token ids, each in [0, vocab_size); or -1 - s: chosen[s].id.
+  std::vector<int32_t> ids;
+  const kernels::Choice* chosen = nullptr;  // on the rank's device
+  std::vector<int32_t> positions;           // [m] absolute positions
+  std::vector<int32_t> slots;  // [m] physical block * 32 + offset; -1: not on this rank
   std::vector<kernels::AttentionSequence> sequences;
 
   int64_t rows() const { return static_cast<int64_t>(ids.size()); }

@@ -36,7 +36,8 @@ StepRows Decoder::Impl::PlaceRows(int64_t count) const {
 absl::Status Decoder::Impl::Embed(const Batch& batch) {
   const kernels::Buffer& buffer = rows.sharded ? embedded : residual;
   const TensorView table = View(embedding, profile.weights, shard.vocab.size(), hidden());
-  kernels.GatherRows(table, batch.ids, shard.vocab.begin, F32(buffer, rows.count, hidden()));
+  kernels.GatherRows(table, batch.ids, shard.vocab.begin, batch.chosen,
+                     F32(buffer, rows.count, hidden()));
   if (groups.stage == nullptr) return absl::OkStatus();
   const absl::Status status =
       groups.stage->AllReduceOr(buffer.as<uint32_t>(), rows.count * hidden());

@@ -7,10 +7,9 @@
 //
 // Order of processing: logit_bias, repetition penalty (over prompt and generated tokens; positive
 // logits are divided by it, others multiplied: Keskar et al., arXiv:1909.05858), frequency and
-// presence penalty (over generated tokens), suppressed ids out, then temperature, top_k, top_p
-// (the shortest prefix of the order whose share of the softmax that top_k left is at least top_p;
-// Holtzman et al., arXiv:1904.09751), min_p (ids whose probability is at least min_p times the
-// greatest; arXiv:2407.01082).
+// presence penalty (over generated tokens), suppressed ids out (kernels::LogitEdit), then
+// temperature, top_k, top_p (Holtzman et al., arXiv:1904.09751), min_p (arXiv:2407.01082;
+// kernels::ChoiceRow says what each leaves).
 #ifndef PHALANX_RUNTIME_SAMPLING_SAMPLER_H_
 #define PHALANX_RUNTIME_SAMPLING_SAMPLER_H_
 
@@ -28,17 +27,6 @@ namespace phalanx::sampling {
 // Below this a temperature means greedy: logit / T would leave the range of floats.
 inline constexpr float kGreedyTemperature = 1e-5f;
 
-// One choice. Borrows; valid during the call.
-struct SampleRequest {
-  const SamplingParams* params = nullptr;
-  absl::Span<const int32_t> suppressed;  // ids that may not be chosen
-  // Tokens so far, prompt first; read only when params->has_penalties().
-  absl::Span<const int32_t> history;
-  int32_t prompt_length = 0;  // how many of `history` are the prompt's
-  int32_t position = 0;       // absolute position of the token being chosen
-  uint32_t sample_index = 0;  // 0 .. n - 1
-};
-
 // One row of a step's logits, and what it is for. Borrows.
 struct LogitUse {
   const scheduler::SequenceStep* step = nullptr;
@@ -53,25 +41,21 @@ class Sampler {
   // `num_leaves`: the profile's reduction_leaves L (>= 1).
   Sampler(kernels::Kernels* kernels, int64_t vocab_size, int num_leaves);
 
-  // Chooses from `logits` [vocab_size] (F32, raw). logprob and top are filled when
-  // params->logprobs >= 0 (top holds that many, or the whole vocabulary if it is smaller), else
-  // logprob is 0. id is -1 when no logit is a number above -infinity, or none is left unsuppressed.
-  // Greedy without bias, penalties and suppressed ids is one pass and copies nothing.
-  scheduler::TokenLogprobs Choose(absl::Span<const float> logits, const SampleRequest& request);
+  // Row i of `logits` [uses.size(), vocab_size] F32, raw, which lie on the kernels' device, is for
+  // uses[i]. Rows are chosen from where they lie, all together, and may be changed on the way.
+  //
+  // choices[c], on the device, becomes what the c-th slot of all uses' samples chooses; the id is
+  // -1 where no logit is a number above -infinity, or none is left unsuppressed. A slot's result is
+  // appended with its sequence and an id of -1, which the caller fills in once the choices
+  // are on the host: nobody waits for them here, unless logprobs are wanted. A row whose request
+  // has those is copied to the host; they and the id are filled in at once. Of a prompt token's
+  // logprob the target must be in the vocabulary.
+  void SampleRows(kernels::TensorView logits, absl::Span<const LogitUse> uses,
+                  kernels::Choice* choices);
 
-  // The logprob of `target` (0 <= target < vocab_size) and the best k >= 0 of raw `logits`.
+  // The logprob of `target` (0 <= target < vocab_size) and the best k >= 0 of raw `logits`
+  // [vocab_size]. Precondition: the device's memory is the host's.
   scheduler::TokenLogprobs Logprobs(absl::Span<const float> logits, int32_t target, int32_t k);
-
-  // All slots of one sequence's step from its last row: equals Choose for each of step.samples with
-  // position step.start + step.token_ids.size().
-  std::vector<scheduler::SampleResult> SampleStep(absl::Span<const float> logits,
-                                                  const scheduler::SequenceStep& step);
-
-  // The worker's one call: row i of `logits` [uses.size(), vocab_size] F32, which lie on the
-  // kernels' device, is for uses[i]. Equals SampleStep or Logprobs row by row. A row leaves the
-  // device only where its request has logprobs, penalties, a bias, suppressed ids or a cut; the
-  // other rows' tokens are chosen there, together.
-  void SampleRows(kernels::TensorView logits, absl::Span<const LogitUse> uses);
 
  private:
   // log(sum(exp(row))) as (max, log of the sum), merged over leaves by the tree of R2.
@@ -79,34 +63,30 @@ class Sampler {
     float max = 0;
     float log_sum = 0;
   };
-  // Row `row` of `logits` on the host: itself, or a copy in host_row_.
-  absl::Span<const float> OnHost(kernels::TensorView logits, int64_t row);
-  kernels::MaxSum MergedMaxSum(absl::Span<const float> row);
-  Normalizer Normalize(absl::Span<const float> row);
-  void FillLogprobs(absl::Span<const float> logits, const Normalizer& normalizer, int32_t k,
-                    scheduler::TokenLogprobs& out);
-  // The row to choose from: `logits` itself, or the scratch row with bias, penalties and
-  // suppressed ids applied. `must_copy`: the caller is going to exclude ids.
-  absl::Span<const float> Prepare(absl::Span<const float> logits, const SampleRequest& request,
-                                  bool must_copy);
-  void ApplyPenalties(const SampleRequest& request);
-  // Cuts scratch_ by top_k, top_p and min_p; returns the least logit allowed. Ids that tie with it
-  // but come after the cut are excluded from scratch_.
-  float Cut(const SamplingParams& params);
-  int32_t ChooseId(absl::Span<const float> logits, const SampleRequest& request);
+  // A raw row whose logprobs are wanted.
+  struct RawRow {
+    Normalizer normalizer;
+    absl::Span<const float> logits;
+    std::vector<float> copy;  // what `logits` names, where that isn't the device's own
+  };
+  // Row `row` as it is now. `is_edited`: it is about to change.
+  RawRow Keep(kernels::TensorView logits, int64_t row, bool is_edited);
+  Normalizer Normalize(kernels::TensorView row);
+  void FillLogprobs(const RawRow& row, int32_t k, scheduler::TokenLogprobs& out) const;
+  // Adds to edits_ what bias, penalties and suppressed ids make of row `row`.
+  void AddEdits(const scheduler::SequenceStep& step, int64_t row);
+  // The edit of `id` in row `row`, the one at hand; null for an id that there isn't.
+  kernels::LogitEdit* EditOf(int32_t id, int64_t row);
 
   kernels::Kernels* const kernels_;
   const int64_t vocab_size_;
   std::vector<std::pair<int64_t, int64_t>> leaves_;
   std::vector<int> program_;
   std::vector<kernels::MaxSum> leaf_sums_;
-  std::vector<float> host_row_;  // [vocab_size], where rows lie on a device
-  std::vector<kernels::GumbelRow> plain_rows_;
-  std::vector<kernels::Choice> choices_;
-  std::vector<float> scratch_;  // [vocab_size], allocated when first needed
-  std::vector<float> scaled_;   // [vocab_size], allocated when first needed
-  std::vector<int32_t> candidates_;
-  std::vector<int32_t> counts_;  // [vocab_size] occurrences of a token in the text; kept at zero
+  std::vector<kernels::LogitEdit> edits_;
+  std::vector<int32_t> edit_of_;  // [vocab_size] index in edits_ of the row at hand, or -1
+  std::vector<kernels::ChoiceRow> rows_;
+  std::vector<kernels::Choice> fetched_;
 };
 
 }  // namespace phalanx::sampling

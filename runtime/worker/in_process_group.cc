@@ -12,6 +12,7 @@
 #include "comm/local/local_group.h"
 #include "runtime/coordinator/agreement.h"
 #include "runtime/worker/parallel_context.h"
+#include "runtime/worker/step_runner.h"
 
 namespace phalanx::worker {
 namespace {
@@ -145,19 +146,21 @@ class InProcessGroup : public coordinator::WorkerGroup {
       changed_.notify_all();
     }
     if (!worker.ok()) return;
-    const int result_rank = ResultRank(options_.layout);
+    const auto failed = [&](const absl::Status& status) {
+      Fail(absl::Status(status.code(), absl::StrCat("rank ", rank, ", ", status.message())));
+      comms_[rank]->Abort(absl::StrCat("rank ", rank, " failed"));
+    };
+    StepRunner::Callbacks callbacks;
+    callbacks.result = [&](StepResult result) {
+      on_result_(std::move(result));
+      return absl::OkStatus();
+    };
+    callbacks.failure = failed;
+    StepRunner runner(**worker, std::move(callbacks));
     for (int64_t index = 0;; ++index) {
       const std::shared_ptr<const StepPlan> plan = NextPlan(index);
       if (plan == nullptr) return;
-      absl::StatusOr<StepResult> result = (*worker)->Execute(*plan);
-      if (!result.ok()) {
-        Fail(absl::Status(
-            result.status().code(),
-            absl::StrCat("rank ", rank, ", step ", plan->number, ": ", result.status().message())));
-        comms_[rank]->Abort(absl::StrCat("rank ", rank, " failed"));
-        return;
-      }
-      if (rank == result_rank) on_result_(std::move(result));
+      if (absl::Status status = runner.Run(*plan); !status.ok()) return failed(status);
     }
   }
 

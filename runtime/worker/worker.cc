@@ -4,26 +4,17 @@
 
 #include <algorithm>
 #include <array>
-#include <atomic>
 #include <numeric>
-#include <optional>
 #include <utility>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
-#include "runtime/model/batch.h"
-#include "runtime/sampling/sampler.h"
-#include "runtime/worker/parallel_context.h"
 #include "runtime/worker/slice_agreement.h"
+#include "runtime/worker/worker_impl.h"
 
 namespace phalanx::worker {
-
-using scheduler::SequenceResult;
-using scheduler::SequenceStep;
-using scheduler::StepPlan;
-using scheduler::StepResult;
 
 namespace {
 
@@ -34,18 +25,6 @@ constexpr absl::Duration kStepTimeout = absl::Minutes(10);
 // Bytes of a device that KV blocks leave free.
 constexpr int64_t kDeviceReserve = int64_t{64} << 20;
 
-// The blocks of `table` that lie on sp rank `s`, as its own ids, -1 for the others'.
-std::vector<int32_t> LocalBlocks(const std::vector<int32_t>& table, int64_t blocks_per_rank,
-                                 int s) {
-  std::vector<int32_t> out;
-  out.reserve(table.size());
-  for (const int32_t block : table) {
-    out.push_back(block / blocks_per_rank == s ? static_cast<int32_t>(block % blocks_per_rank)
-                                               : -1);
-  }
-  return out;
-}
-
 std::string HostName() {
   std::array<char, 256> name{};
   gethostname(name.data(), name.size() - 1);
@@ -53,41 +32,6 @@ std::string HostName() {
 }
 
 }  // namespace
-
-struct Worker::Impl {
-  Impl(const WorkerOptions& options, comm::Communicator& group) : options(options), group(group) {}
-
-  absl::Status Open();
-  absl::Status Load();
-  // The digest of all that the group has read.
-  absl::StatusOr<uint64_t> AgreeOnContent(const model::DecoderOptions& decoder_options);
-  absl::StatusOr<int64_t> AgreeOnKvBlocks();
-  // Bytes for KV blocks where nobody said how many: what the device has left beside weights and all
-  // that the largest step takes.
-  absl::StatusOr<int64_t> ProfiledKvBytes();
-  absl::Status RunLargestStep();
-  absl::Status CheckPlan(const StepPlan& plan) const;
-  // Makes the tokens of the last plan known on every rank, where `plan` feeds any of them.
-  absl::Status ShareChosen(const StepPlan& plan);
-  // Keeps what `plan` has chosen; on other ranks than the one that samples, how many.
-  void KeepChosen(const StepPlan& plan, const StepResult& result);
-  // The copies between blocks of this rank, as its own ids.
-  std::vector<scheduler::BlockCopy> LocalCopies(
-      const std::vector<scheduler::BlockCopy>& copies) const;
-
-  WorkerOptions options;
-  comm::Communicator& group;
-  std::unique_ptr<kernels::Kernels> kernels;
-  std::optional<ParallelContext> context;  // set by Open; its communicators use the device
-  coordinator::RankInfo info;
-  LoadTimes load_times;
-  std::unique_ptr<checkpoint::Checkpoint> checkpoint;
-  std::unique_ptr<model::Decoder> decoder;
-  std::atomic<const model::Decoder*> computing{nullptr};  // `decoder`, once it is there
-  std::unique_ptr<sampling::Sampler> sampler;             // on the result rank
-  uint64_t last_plan = 0;
-  std::vector<int32_t> chosen;  // by the last plan's slots, in order; 0 for none
-};
 
 Worker::Worker(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
 Worker::~Worker() = default;
@@ -269,182 +213,22 @@ absl::Status Worker::Impl::RunLargestStep() {
   if (absl::Status status = decoder->Forward(batch); !status.ok()) return status;
   std::vector<int32_t> rows(std::min<int64_t>(batch.rows(), model::kLogitRows));
   std::iota(rows.begin(), rows.end(), 0);
-  SequenceStep step;
+  scheduler::SequenceStep step;
   step.token_ids = {0};
   step.samples = {{}};
-  SequenceResult result;
+  scheduler::SequenceResult result;
   const std::vector<sampling::LogitUse> uses(rows.size(), {&step, -1, &result});
+  const absl::StatusOr<Choices*> room = RoomForChoices(kLeastSlots);
+  if (!room.ok()) return room.status();
+  auto* chosen = (*room)->device.as<kernels::Choice>();
   const absl::Status status = decoder->Logits(rows, [&](int64_t, kernels::TensorView logits) {
     sampling::Sampler(kernels.get(), logits.cols, options.profile.reduction_leaves)
-        .SampleRows(logits, uses);
+        .SampleRows(logits, uses, chosen);
   });
   kernels->EndStep();
   kernels->Synchronize();
   kernels->FreezeScratch();
   return status;
-}
-
-std::vector<scheduler::BlockCopy> Worker::Impl::LocalCopies(
-    const std::vector<scheduler::BlockCopy>& copies) const {
-  const int64_t blocks = decoder->kv_blocks();
-  const int64_t first = blocks * context->groups().at.s;
-  std::vector<scheduler::BlockCopy> out;
-  for (const scheduler::BlockCopy& copy : copies) {
-    if (copy.source < first || copy.source >= first + blocks) continue;
-    out.push_back({static_cast<int32_t>(copy.source - first),
-                   static_cast<int32_t>(copy.destination - first)});
-  }
-  return out;
-}
-
-absl::Status Worker::Impl::CheckPlan(const StepPlan& plan) const {
-  const int64_t vocab = decoder->config().vocab_size;
-  const int64_t blocks = decoder->kv_blocks() * options.layout.sp;
-  const auto bad = [&](const SequenceStep& step, const std::string& what) {
-    return absl::InternalError(
-        absl::StrCat("step ", plan.number, ", sequence ", step.sequence_id, ": ", what));
-  };
-  for (const scheduler::BlockCopy& copy : plan.copies) {
-    if (copy.source < 0 || copy.source >= blocks || copy.destination < 0 ||
-        copy.destination >= blocks) {
-      return absl::InternalError(absl::StrCat("step ", plan.number, ": copy of block ", copy.source,
-                                              " to ", copy.destination, " with ", blocks,
-                                              " blocks"));
-    }
-    if (copy.source / decoder->kv_blocks() != copy.destination / decoder->kv_blocks()) {
-      return absl::InternalError(absl::StrCat("step ", plan.number, ": copy of block ", copy.source,
-                                              " to ", copy.destination,
-                                              ", which lies on another sequence rank"));
-    }
-  }
-  for (const SequenceStep& step : plan.sequences) {
-    const int64_t end = step.start + static_cast<int64_t>(step.token_ids.size());
-    if (step.token_ids.empty() || step.start < 0 || end > decoder->max_positions()) {
-      return bad(step, absl::StrCat("positions ", step.start, " to ", end, " with a context of ",
-                                    decoder->max_positions()));
-    }
-    if (static_cast<int64_t>(step.block_table.size()) * kernels::kBlockTokens < end) {
-      return bad(step, absl::StrCat("a block table of ", step.block_table.size(),
-                                    " blocks for position ", end - 1));
-    }
-    for (const int32_t block : step.block_table) {
-      if (block < 0 || block >= blocks) {
-        return bad(step, absl::StrCat("block ", block, " of ", blocks));
-      }
-    }
-    if (step.pending_slot >= 0 && (plan.number != last_plan + 1 || step.token_ids.size() != 1 ||
-                                   step.pending_slot >= static_cast<int64_t>(chosen.size()))) {
-      return bad(step, absl::StrCat("feeds ", step.token_ids.size(), " tokens from slot ",
-                                    step.pending_slot, " of the plan before, but the last one was ",
-                                    last_plan, " with ", chosen.size(), " slots"));
-    }
-    for (const int32_t id : step.token_ids) {
-      if (id < 0 || id >= vocab) {
-        return bad(step, absl::StrCat("token id ", id, " with a vocabulary of ", vocab));
-      }
-    }
-  }
-  return absl::OkStatus();
-}
-
-absl::Status Worker::Impl::ShareChosen(const StepPlan& plan) {
-  const bool wanted = std::any_of(plan.sequences.begin(), plan.sequences.end(),
-                                  [](const SequenceStep& step) { return step.pending_slot >= 0; });
-  if (!wanted || group.size() == 1) return absl::OkStatus();
-  return group.Broadcast(chosen.data(), static_cast<int64_t>(chosen.size() * sizeof(int32_t)),
-                         context->result_rank());
-}
-
-void Worker::Impl::KeepChosen(const StepPlan& plan, const StepResult& result) {
-  last_plan = plan.number;
-  chosen.clear();
-  if (sampler == nullptr) {
-    size_t slots = 0;
-    for (const SequenceStep& step : plan.sequences) slots += step.samples.size();
-    chosen.resize(slots);
-    return;
-  }
-  // A sequence whose logits gave no token ends with this step; what it feeds next means nothing.
-  for (const SequenceResult& sequence : result.sequences) {
-    for (const scheduler::SampleResult& sample : sequence.samples) {
-      chosen.push_back(std::max(sample.token.id, 0));
-    }
-  }
-}
-
-absl::StatusOr<StepResult> Worker::Execute(const StepPlan& plan) {
-  const absl::Time begin = absl::Now();
-  Impl& m = *impl_;
-  if (absl::Status status = m.CheckPlan(plan); !status.ok()) return status;
-  if (absl::Status status = m.ShareChosen(plan); !status.ok()) return status;
-  const model::ParallelGroups& groups = m.context->groups();
-  const bool samples = m.sampler != nullptr;
-  const auto trace = [&](bool is_begin) {
-    if (!m.options.trace) return;
-    m.options.trace({m.group.rank(), groups.at.p, plan.number, is_begin, absl::Now()});
-  };
-  StepResult result;
-  result.epoch = plan.epoch;
-  result.number = plan.number;
-
-  model::Batch batch;
-  std::vector<std::vector<int32_t>> tables;  // sp > 1: local block tables
-  tables.reserve(plan.sequences.size());
-  std::vector<int32_t> rows;
-  std::vector<sampling::LogitUse> uses;
-  result.sequences.resize(plan.sequences.size());
-  for (size_t s = 0; s < plan.sequences.size(); ++s) {
-    const SequenceStep& step = plan.sequences[s];
-    SequenceResult& out = result.sequences[s];
-    out.sequence_id = step.sequence_id;
-    const int64_t first_row = batch.rows();
-    const int64_t count = static_cast<int64_t>(step.token_ids.size());
-    const int32_t* table = step.block_table.data();
-    if (groups.sp != nullptr) {
-      tables.push_back(LocalBlocks(step.block_table, m.decoder->kv_blocks(), groups.at.s));
-      table = tables.back().data();
-    }
-    const int32_t* ids =
-        step.pending_slot >= 0 ? &m.chosen[step.pending_slot] : step.token_ids.data();
-    batch.Append(ids, count, step.start, table);
-    for (int64_t i = 0; i < count; ++i) {
-      const int32_t row = static_cast<int32_t>(first_row + i);
-      if (step.sampling.prompt_logprobs >= 0 && step.start + i + 1 < step.prompt_length) {
-        rows.push_back(row);
-        uses.push_back(
-            {&step, i + 1 < count ? step.token_ids[i + 1] : step.next_prompt_token, &out});
-      }
-      if (i + 1 == count && !step.samples.empty()) {
-        rows.push_back(row);
-        uses.push_back({&step, -1, &out});
-      }
-    }
-  }
-
-  m.kernels->BeginStep(batch.rows());
-  m.decoder->CopyBlocks(m.LocalCopies(plan.copies));
-  model::StageHooks hooks;
-  hooks.input_ready = [&] { trace(true); };
-  // The rank that samples is not done before it has.
-  if (!samples && m.options.trace) hooks.output_ready = [&] { trace(false); };
-  if (absl::Status status = m.decoder->Forward(batch, hooks); !status.ok()) return status;
-
-  const absl::Status status =
-      m.decoder->Logits(rows, [&](int64_t first, kernels::TensorView logits) {
-        m.sampler->SampleRows(logits, absl::MakeConstSpan(uses).subspan(first, logits.rows));
-      });
-  if (!status.ok()) return status;
-  m.kernels->EndStep();
-  m.KeepChosen(plan, result);
-  if (samples) {
-    if (absl::Status sound = m.context->CheckDeviceCalls(); !sound.ok()) return sound;
-    result.expert_tokens = m.decoder->expert_tokens();
-    trace(false);
-  } else {
-    result.sequences.clear();
-  }
-  result.compute_us = absl::ToInt64Microseconds(absl::Now() - begin);
-  return result;
 }
 
 }  // namespace phalanx::worker

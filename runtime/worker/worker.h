@@ -94,9 +94,23 @@ class Worker {
   // Layers computed so far: a sign of life. From any thread; 0 while it loads.
   uint64_t layers_computed() const;
 
-  // Computes one plan. Collective: every rank of the group calls it with the same plan. The result
-  // is filled on result_rank() and otherwise holds epoch and number alone.
+  // A plan is computed in two calls. Start is collective: every rank of the group calls it with the
+  // same plan. It returns when the plan is computed or, where the device works by itself, enqueued,
+  // as far as nothing on the way needs the host; the next plan may then be started and feed what
+  // this one chooses. Finish waits for the oldest plan that was started and gives its result, which
+  // is filled on result_rank() and otherwise holds epoch and number alone. It may be called by
+  // another thread than Start, one at a time.
+  //
+  // Precondition of Start: fewer than kMostStarted plans are unfinished.
+  static constexpr int kMostStarted = 2;
+  absl::Status Start(const scheduler::StepPlan& plan);
+  absl::StatusOr<scheduler::StepResult> Finish();
+  // Start and Finish, with nothing else under way.
   absl::StatusOr<scheduler::StepResult> Execute(const scheduler::StepPlan& plan);
+  // Whether this rank's Finish gives results, once it has loaded, and whether it waits for the
+  // device.
+  bool gives_results() const;
+  bool finishes_later() const;
 
  private:
   struct Impl;

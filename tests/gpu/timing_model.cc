@@ -89,6 +89,8 @@ TimingModel::TimingModel(kernels::Kernels& kernels, const ModelShape& shape, int
   // Logits of one row a sequence, of as many as decode together.
   last_ = Allocate(std::min<int64_t>(max_rows, 256) * h * 4);
   logits_ = Allocate(std::min<int64_t>(max_rows, 256) * shape.vocab_size * 4);
+  chosen_ =
+      Allocate(std::min<int64_t>(max_rows, 256) * static_cast<int64_t>(sizeof(kernels::Choice)));
   for (int64_t head = 0; head < shape.num_heads; ++head) {
     kv_head_of_.push_back(static_cast<int32_t>(head * shape.num_kv_heads / shape.num_heads));
     out_column_.push_back(static_cast<int32_t>(head * shape.head_dim));
@@ -151,12 +153,8 @@ void TimingModel::SetStep(const StepShape& step) {
           blocks_[s * blocks + position / kBlockTokens] * kBlockTokens + position % kBlockTokens));
     }
     last_rows_.push_back(static_cast<int32_t>((s + 1) * step.rows - 1));
-    kernels::GumbelRow sample;
-    sample.row = s;
-    sample.threshold = -INFINITY;
-    samples_.push_back(sample);
+    samples_.emplace_back().row = s;
   }
-  chosen_.resize(samples_.size());
 }
 
 void TimingModel::Qkv(const Layer& layer) {
@@ -226,14 +224,14 @@ void TimingModel::Head() {
   kernels_.RmsNorm(last, norm_weight_.as<float>(), kEps, normed);
   const TensorView logits = View(logits_, DType::kF32, count, shape_.vocab_size);
   kernels_.MatMul(normed, *head_, {&logits, 1});
-  kernels_.GumbelArgmaxRows(logits, samples_, absl::MakeSpan(chosen_));
+  kernels_.ChooseRows(logits, samples_, chosen_.as<kernels::Choice>());
 }
 
 void TimingModel::Run(const StepShape& step) {
   SetStep(step);
   kernels_.BeginStep(rows_);
   kernels_.GatherRows(View(table_, DType::kBF16, shape_.vocab_size, shape_.hidden_size), ids_, 0,
-                      View(x_, DType::kF32, rows_, shape_.hidden_size));
+                      nullptr, View(x_, DType::kF32, rows_, shape_.hidden_size));
   for (size_t i = 0; i < layers_.size(); ++i) RunLayer(layers_[i], i == 0);
   Head();
   kernels_.EndStep();
@@ -285,7 +283,7 @@ void TimingModel::EachOp(const StepShape& step,
             kernels_.MatMul(View(normed_, DType::kBF16, count, h), *head_, {&logits, 1});
           });
   measure("choose", count * shape_.vocab_size * 4, 0,
-          [&] { kernels_.GumbelArgmaxRows(logits, samples_, absl::MakeSpan(chosen_)); });
+          [&] { kernels_.ChooseRows(logits, samples_, chosen_.as<kernels::Choice>()); });
 }
 
 int64_t TimingModel::weight_bytes() const {

@@ -80,14 +80,13 @@ class TimingModel {
   std::vector<Layer> layers_;
   Weight head_;
   kernels::Buffer table_, norm_weight_, cos_, sin_;
-  kernels::Buffer x_, normed_, qkv_, q_, attended_, delta_, gate_up_, act_, last_, logits_;
+  kernels::Buffer x_, normed_, qkv_, q_, attended_, delta_, gate_up_, act_, last_, logits_, chosen_;
   // Of the step at hand.
   int64_t rows_ = 0;
   std::vector<int32_t> ids_, positions_, slots_, blocks_, last_rows_, kv_head_of_, out_column_;
   std::vector<kernels::AttentionSequence> sequences_;
   std::vector<int> stripe_program_;
-  std::vector<kernels::GumbelRow> samples_;
-  std::vector<kernels::Choice> chosen_;
+  std::vector<kernels::ChoiceRow> samples_;
 };
 
 }  // namespace phalanx::timing

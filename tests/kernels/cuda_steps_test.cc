@@ -70,6 +70,7 @@ class TinyDecoder {
     activated_ = Allocate(kMaxRows * kChannels * 2);
     last_ = Allocate(kMaxRows * kHidden * 4);
     logits_ = Allocate(kMaxRows * kVocab * 4);
+    choices_ = Allocate(kMaxRows * static_cast<int64_t>(sizeof(Choice)));
     cos_ = Allocate(kMaxRows * kHeadDim / 2 * 4);
     sin_ = Allocate(kMaxRows * kHeadDim / 2 * 4);
   }
@@ -110,7 +111,7 @@ class TinyDecoder {
     const TensorView x = F32(residual_, m, kHidden);
     const TensorView delta = F32(delta_, m, kHidden);
     const TensorView normed = {normed_.data(), DType::kBF16, m, kHidden, kHidden};
-    k.GatherRows({embedding_.data(), DType::kBF16, kVocab, kHidden, kHidden}, ids, 0, x);
+    k.GatherRows({embedding_.data(), DType::kBF16, kVocab, kHidden, kHidden}, ids, 0, nullptr, x);
     k.CopyIn(cos_.data(), cos.data(), static_cast<int64_t>(cos.size()) * 4);
     k.CopyIn(sin_.data(), sin.data(), static_cast<int64_t>(sin.size()) * 4);
     k.RmsNorm(x, norm_.as<float>(), 1e-5f, normed);
@@ -158,11 +159,15 @@ class TinyDecoder {
     k.RmsNorm(rows, norm_.as<float>(), 1e-5f, last_normed);
     const TensorView logits = F32(logits_, wanted, kVocab);
     k.MatMul(last_normed, *head_, {&logits, 1});
-    std::vector<Choice> choices;
+    std::vector<ChoiceRow> draws(wanted);
     for (int64_t i = 0; i < wanted; ++i) {
-      choices.push_back(k.GumbelArgmax({logits.f32() + i * kVocab, kVocab}, 0, 0.7f, -1e30f, {}));
+      draws[i].row = i;
+      draws[i].temperature = 0.7f;
     }
+    k.ChooseRows(logits, draws, choices_.as<Choice>());
     if (as_step) k.EndStep();
+    std::vector<Choice> choices(wanted);
+    k.CopyOut(choices.data(), choices_.data(), wanted * static_cast<int64_t>(sizeof(Choice)));
     std::string out(m * kHidden * 4, 0);
     k.CopyOut(out.data(), residual_.data(), static_cast<int64_t>(out.size()));
     out.append(reinterpret_cast<const char*>(choices.data()), choices.size() * sizeof(Choice));
@@ -212,7 +217,7 @@ class TinyDecoder {
   const std::vector<int> program_ = {0, 1, -1, 2, 3, -1, -1};
   CudaKernels kernels_;
   Buffer embedding_, norm_, residual_, delta_, normed_, qkv_, q_, attended_, gate_up_, activated_,
-      last_, logits_, cos_, sin_;
+      last_, logits_, choices_, cos_, sin_;
   std::vector<Layer> layers_;
   std::unique_ptr<PackedWeight> head_;
 };
@@ -478,11 +483,11 @@ TEST(CudaMemory, ScratchThatIsNotThereEndsTheProcessSayingWhatFor) {
         CudaKernels kernels(options, *cuda::DeviceMemory::Create(0, options.memory_bytes));
         const absl::StatusOr<Buffer> all = kernels.Allocate(*kernels.FreeBytes());
         kernels.FreezeScratch();
-        std::vector<float> logits(1 << 20);
-        (void)kernels.GumbelArgmax(logits, 0, 0, -1, {});
+        const std::vector<ChoiceRow> rows(1 << 16);
+        kernels.ChooseRows({nullptr, DType::kF32, 1, 1 << 16, 1 << 16}, rows, nullptr);
       },
-      "scratch memory for logits that the host brings: CUDA device 0, this rank's share: cannot "
-      "allocate 4194304 bytes");
+      "scratch memory for choices: CUDA device 0, this rank's share: cannot allocate 17301504 "
+      "bytes");
 }
 
 }  // namespace

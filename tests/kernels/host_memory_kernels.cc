@@ -160,9 +160,16 @@ void HostMemoryKernels::GroupedMatMul(TensorView x, absl::Span<const ExpertRows>
 }
 
 void HostMemoryKernels::GatherRows(TensorView table, absl::Span<const int32_t> ids,
-                                   int64_t first_id, TensorView out) {
+                                   int64_t first_id, const Choice* chosen, TensorView out) {
   Op op(*device_, arena_);
-  device_->GatherRows(op.In(table), ids, first_id, op.Out(out));
+  int32_t most = 0;  // of `chosen`
+  for (const int32_t id : ids) most = std::max(most, -id);
+  const auto* on_device =
+      chosen == nullptr
+          ? nullptr
+          : static_cast<const Choice*>(op.Put(static_cast<const void*>(chosen),
+                                              most * static_cast<int64_t>(sizeof(Choice))));
+  device_->GatherRows(op.In(table), ids, first_id, on_device, op.Out(out));
 }
 
 void HostMemoryKernels::AddResidual(TensorView x, TensorView delta, const float* bias) {
@@ -293,18 +300,16 @@ void HostMemoryKernels::LogSumExpLeaves(TensorView logits,
   device_->LogSumExpLeaves(op.In(logits), leaves, out);
 }
 
-Choice HostMemoryKernels::GumbelArgmax(absl::Span<const float> logits, int32_t first_id,
-                                       float temperature, float threshold, const GumbelKey& key) {
-  if (logits.empty()) return device_->GumbelArgmax({}, first_id, temperature, threshold, key);
+void HostMemoryKernels::EditLogits(TensorView logits, absl::Span<const LogitEdit> edits) {
   Op op(*device_, arena_);
-  const float* on_device = op.Put(logits.data(), static_cast<int64_t>(logits.size()));
-  return device_->GumbelArgmax({on_device, logits.size()}, first_id, temperature, threshold, key);
+  device_->EditLogits(op.Out(logits), edits);
 }
 
-void HostMemoryKernels::GumbelArgmaxRows(TensorView logits, absl::Span<const GumbelRow> rows,
-                                         absl::Span<Choice> out) {
+void HostMemoryKernels::ChooseRows(TensorView logits, absl::Span<const ChoiceRow> rows,
+                                   Choice* out) {
   Op op(*device_, arena_);
-  device_->GumbelArgmaxRows(op.In(logits), rows, out);
+  const auto bytes = static_cast<int64_t>(rows.size() * sizeof(Choice));
+  device_->ChooseRows(op.In(logits), rows, static_cast<Choice*>(op.Out(out, bytes)));
 }
 
 }  // namespace phalanx::kernels

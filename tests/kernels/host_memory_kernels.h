@@ -43,7 +43,7 @@ class HostMemoryKernels : public Kernels {
   absl::Status Back(void* memory, int64_t bytes) const override;
   void MatMul(TensorView x, const PackedWeight& w, absl::Span<const TensorView> outs) override;
   void GatherRows(TensorView table, absl::Span<const int32_t> ids, int64_t first_id,
-                  TensorView out) override;
+                  const Choice* chosen, TensorView out) override;
   void AddResidual(TensorView x, TensorView delta, const float* bias) override;
   void RmsNorm(TensorView x, const float* weight, float eps, TensorView out) override;
   void AddResidualRmsNorm(TensorView x, TensorView delta, const float* bias, const float* weight,
@@ -65,10 +65,8 @@ class HostMemoryKernels : public Kernels {
                      absl::Span<const TensorView> outs) override;
   void LogSumExpLeaves(TensorView logits, absl::Span<const std::pair<int64_t, int64_t>> leaves,
                        absl::Span<MaxSum> out) override;
-  Choice GumbelArgmax(absl::Span<const float> logits, int32_t first_id, float temperature,
-                      float threshold, const GumbelKey& key) override;
-  void GumbelArgmaxRows(TensorView logits, absl::Span<const GumbelRow> rows,
-                        absl::Span<Choice> out) override;
+  void EditLogits(TensorView logits, absl::Span<const LogitEdit> edits) override;
+  void ChooseRows(TensorView logits, absl::Span<const ChoiceRow> rows, Choice* out) override;
 
  private:
   // One op's operands on the device: copied there as they are named, and back when the op is over.

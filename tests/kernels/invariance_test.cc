@@ -22,6 +22,11 @@ std::string SetName(const testing::TestParamInfo<KernelSet>& info) { return info
 
 class InvarianceTest : public testing::TestWithParam<KernelSet> {
  protected:
+  static bool is_small() { return GetParam().size == TestSize::kSmall; }
+  template <typename T>
+  static std::vector<T> Sized(std::vector<T> few, std::vector<T> all) {
+    return is_small() ? std::move(few) : std::move(all);
+  }
   std::unique_ptr<Kernels> kernels_ = GetParam().make(2);
 };
 INSTANTIATE_TEST_SUITE_P(Sets, InvarianceTest, testing::ValuesIn(KernelSets()), SetName);
@@ -80,7 +85,7 @@ TEST_P(InvarianceTest, MatMulRowsDoNotDependOnTheNumberOfRowsOrTheirPlace) {
                   {{200, 2560, 1}, {72, 4096, 8}, {300, 1792, 3}, {17, 96, 2}, {520, 1024, 5}});
   std::vector<int64_t> most;
   for (int64_t m = 1; m <= 64; ++m) most.push_back(m);
-  const int64_t num_rows = kTestSize == TestSize::kSmall ? 140 : 300;
+  const int64_t num_rows = is_small() ? 140 : 300;
   for (const Case& c : cases) {
     for (const DType type : kAllTypes) {
       const auto weight = MakeWeight(type, c.n, c.k, c.leaves, random);
@@ -197,7 +202,7 @@ TEST_P(InvarianceTest, AttentionOfARowIsTheSameInPrefillAndDecode) {
       shape.kv_heads = c.kv_heads;
       shape.dim = c.dim;
       shape.window = c.window;
-      const bool small = kTestSize == TestSize::kSmall;
+      const bool small = is_small();
       if (small && type != DType::kBF16 && c.dim != 64) continue;
       // Several rounds of eight blocks of every stripe.
       const int64_t num_tokens = small ? 650 : 2400;

@@ -38,6 +38,7 @@ std::vector<NamedKernels> AllKernels();
 struct KernelSet {
   std::string name;  // letters and digits
   std::function<std::unique_ptr<Kernels>(int threads)> make;
+  TestSize size = kTestSize;  // of large tests
 };
 // One of each path or device.
 std::vector<KernelSet> KernelSets();

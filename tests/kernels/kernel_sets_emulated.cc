@@ -36,9 +36,9 @@ class OpsInSteps : public CudaKernels {
     CudaKernels::MatMul(x, w, outs);
   }
   void GatherRows(TensorView table, absl::Span<const int32_t> ids, int64_t first_id,
-                  TensorView out) override {
+                  const Choice* chosen, TensorView out) override {
     const Step step(*this);
-    CudaKernels::GatherRows(table, ids, first_id, out);
+    CudaKernels::GatherRows(table, ids, first_id, chosen, out);
   }
   void AddResidual(TensorView x, TensorView delta, const float* bias) override {
     const Step step(*this);
@@ -105,15 +105,13 @@ class OpsInSteps : public CudaKernels {
     const Step step(*this);
     CudaKernels::LogSumExpLeaves(logits, leaves, out);
   }
-  Choice GumbelArgmax(absl::Span<const float> logits, int32_t first_id, float temperature,
-                      float threshold, const GumbelKey& key) override {
+  void EditLogits(TensorView logits, absl::Span<const LogitEdit> edits) override {
     const Step step(*this);
-    return CudaKernels::GumbelArgmax(logits, first_id, temperature, threshold, key);
+    CudaKernels::EditLogits(logits, edits);
   }
-  void GumbelArgmaxRows(TensorView logits, absl::Span<const GumbelRow> rows,
-                        absl::Span<Choice> out) override {
+  void ChooseRows(TensorView logits, absl::Span<const ChoiceRow> rows, Choice* out) override {
     const Step step(*this);
-    CudaKernels::GumbelArgmaxRows(logits, rows, out);
+    CudaKernels::ChooseRows(logits, rows, out);
   }
 
  private:

@@ -28,10 +28,26 @@ TEST(GatherRows, EqualsReferenceAndZeroesForeignIds) {
       EXPECT_EQ(expected.Get(1, width - 1), table.Get(9, width - 1));
       for (const auto& [name, kernels] : AllKernels()) {
         Matrix out(DType::kF32, ids.size(), width);
-        kernels->GatherRows(table.view(), ids, 100, out.view());
+        kernels->GatherRows(table.view(), ids, 100, nullptr, out.view());
         EXPECT_EQ(out.Difference(expected), "") << name << " " << Name(type);
       }
     }
+  }
+}
+
+TEST(GatherRows, FeedsWhatWasChosen) {
+  Random random(3);
+  Matrix table = Matrix::Of(DType::kBF16, 10, 40, random);
+  const std::vector<Choice> chosen = {{107, 1.0f}, {-1, 0.0f}, {103, 2.0f}};
+  Matrix expected(DType::kF32, 5, 40);
+  reference::GatherRows(table.view(), std::vector<int32_t>{103, 101, 107, 0, 103}, 100,
+                        expected.view());
+  for (const auto& [name, kernels] : AllKernels()) {
+    Matrix out(DType::kF32, 5, 40);
+    // The last but one chose nothing: id 0, which isn't in the table.
+    const std::vector<int32_t> ids = {-3, 101, -1, -2, -3};
+    kernels->GatherRows(table.view(), ids, 100, chosen.data(), out.view());
+    EXPECT_EQ(out.Difference(expected), "") << name;
   }
 }
 

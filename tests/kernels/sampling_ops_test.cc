@@ -3,6 +3,8 @@
 #include <cstdint>
 #include <cstring>
 #include <limits>
+#include <set>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -121,99 +123,196 @@ TEST(LogSumExpLeaves, EqualsReference) {
   }
 }
 
-void ExpectSameChoice(Kernels& kernels, const std::string& name, const std::vector<float>& logits,
-                      float temperature, float threshold, const GumbelKey& key) {
-  const Choice expected = reference::GumbelArgmax(logits, 1000, temperature, threshold, key);
-  const Choice choice = kernels.GumbelArgmax(logits, 1000, temperature, threshold, key);
-  EXPECT_EQ(choice.id, expected.id) << name;
-  EXPECT_EQ(Bits(choice.value), Bits(expected.value)) << name;
+TensorView RowOf(const std::vector<float>& logits) {
+  const auto n = static_cast<int64_t>(logits.size());
+  return {const_cast<float*>(logits.data()), DType::kF32, 1, n, n};
 }
 
-TEST(GumbelArgmax, EqualsReference) {
+Choice ChooseOne(Kernels& kernels, const std::vector<float>& logits, const ChoiceRow& row) {
+  Choice choice;
+  kernels.ChooseRows(RowOf(logits), {&row, 1}, &choice);
+  return choice;
+}
+
+void ExpectSameChoice(const std::vector<NamedKernels>& all, const std::vector<float>& logits,
+                      const ChoiceRow& row) {
+  const Choice expected = reference::ChooseRow(RowOf(logits), row);
+  for (const auto& [name, kernels] : all) {
+    const Choice choice = ChooseOne(*kernels, logits, row);
+    const std::string what = name + ", " + std::to_string(logits.size()) + " logits, temperature " +
+                             std::to_string(row.temperature) + ", top_k " +
+                             std::to_string(row.top_k) + ", top_p " + std::to_string(row.top_p) +
+                             ", min_p " + std::to_string(row.min_p);
+    EXPECT_EQ(choice.id, expected.id) << what;
+    EXPECT_EQ(Bits(choice.value), Bits(expected.value)) << what;
+  }
+}
+
+TEST(ChooseRows, EqualsReference) {
   Random random(12);
   const std::vector<NamedKernels> all = AllKernels();
   for (const int64_t n : {1, 5, 16, 17, 333, 8191, 8192, 8193, 30001}) {
-    std::vector<float> logits = random.Floats(n, 3.0f);
-    for (const auto& [name, kernels] : all) {
-      for (uint32_t position = 0; position < 5; ++position) {
-        const GumbelKey key{77, position, 2, 0};
-        ExpectSameChoice(*kernels, name, logits, 0.0f, -kInfinity, key);
-        ExpectSameChoice(*kernels, name, logits, 0.8f, -kInfinity, key);
-        ExpectSameChoice(*kernels, name, logits, 1.7f, 2.0f, key);
+    const std::vector<float> logits = random.Floats(n, 3.0f);
+    for (uint32_t position = 0; position < 5; ++position) {
+      ChoiceRow row;
+      row.key = {77, position, 2, 0};
+      ExpectSameChoice(all, logits, row);
+      row.temperature = 0.8f;
+      ExpectSameChoice(all, logits, row);
+    }
+  }
+}
+
+// Rows with ties, NaN and infinities in them, and every mixture of cuts.
+TEST(ChooseRows, CutsAsTheReferenceDoes) {
+  Random random(14);
+  const std::vector<NamedKernels> all = AllKernels();
+  for (const int64_t n : Sized<int64_t>({1, 40, 777, 3001}, {1, 2, 40, 777, 5000, 32001})) {
+    for (int turn = 0; turn < 24; ++turn) {
+      std::vector<float> logits = random.Floats(n, turn % 3 == 0 ? 0.5f : 4.0f);
+      for (float& x : logits) {
+        if (turn % 4 == 1) x = std::round(x);
+        if (turn % 4 == 2) x = -std::abs(x);
+        if (turn % 6 == 3 && random.Below(5) == 0) x = kNan;
+        if (turn % 6 == 4 && random.Below(3) == 0) x = -kInfinity;
+        if (turn % 12 == 5) x = random.Below(2) == 0 ? 0.0f : -0.0f;
+        if (turn % 12 == 7) x = random.Below(2) == 0 ? 1e-40f : 0.0f;
+      }
+      ChoiceRow row;
+      row.temperature = turn % 5 == 0 ? 1.0f : 0.3f + 0.2f * static_cast<float>(turn % 7);
+      if (random.Below(2) == 0) row.top_k = static_cast<int32_t>(1 + random.Below(n + 3));
+      if (random.Below(2) == 0) row.top_p = 0.0313f + 0.1171f * static_cast<float>(turn % 9);
+      if (random.Below(3) == 0) row.min_p = 0.0137f + 0.1931f * static_cast<float>(turn % 5);
+      for (uint32_t sample = 0; sample < 4; ++sample) {
+        row.key = {1234, static_cast<uint32_t>(turn), sample, 0};
+        ExpectSameChoice(all, logits, row);
       }
     }
   }
 }
 
-TEST(GumbelArgmax, TiesGoToTheLowerIdAndNanNeverWins) {
+// All that may be chosen is chosen by some key, and nothing else.
+TEST(ChooseRows, ACutLeavesTheFirstOfTheOrder) {
+  constexpr int kDraws = 96;
+  struct Case {
+    int32_t top_k;
+    float top_p;
+    float min_p;
+    std::vector<int32_t> left;
+  };
+  // In order: 5, 2, 4, 9, then the rest tie. Weights at temperature 2, of the best: 1, 0.368,
+  // 0.368, 0.135, six times 0.050; together 2.17.
+  const std::vector<float> logits = {0, 0, 4, 0, 4, 6, 0, 0, 0, 2};
+  const std::vector<Case> cases = {
+      {1, 1.0f, 0.0f, {5}},     {2, 1.0f, 0.0f, {2, 5}},        {6, 1.0f, 0.0f, {0, 1, 2, 4, 5, 9}},
+      {0, 0.40f, 0.0f, {5}},    {0, 0.60f, 0.0f, {2, 5}},       {0, 0.875f, 0.0f, {0, 2, 4, 5, 9}},
+      {3, 0.60f, 0.0f, {2, 5}},  // 1.368 of 1.736
+      {3, 0.50f, 0.0f, {5}},    {0, 1.0f, 0.30f, {2, 4, 5}},    {2, 1.0f, 0.30f, {2, 5}},
+      {7, 1.0f, 0.99f, {5}},    {0, 0.95f, 0.1f, {2, 4, 5, 9}},
+  };
   for (const auto& [name, kernels] : AllKernels()) {
-    std::vector<float> logits(20000, 1.0f);
-    EXPECT_EQ(kernels->GumbelArgmax(logits, 7, 0.0f, -kInfinity, {}).id, 7) << name;
-    logits[0] = kNan;
-    EXPECT_EQ(kernels->GumbelArgmax(logits, 7, 0.0f, -kInfinity, {}).id, 8) << name;
-    logits[19999] = 2.0f;
-    logits[123] = 2.0f;
-    logits[122] = -kNan;
-    EXPECT_EQ(kernels->GumbelArgmax(logits, 7, 0.0f, -kInfinity, {}).id, 130) << name;
-    // All equal: noise decides, NaN still never wins.
-    for (uint32_t position = 0; position < 20; ++position) {
-      const GumbelKey key{5, position, 0, 0};
-      ExpectSameChoice(*kernels, name, logits, 50.0f, -kInfinity, key);
+    for (const Case& c : cases) {
+      std::vector<ChoiceRow> rows(kDraws);
+      for (int i = 0; i < kDraws; ++i) {
+        rows[i] = {0, 2.0f, c.top_k, c.top_p, c.min_p, {99, static_cast<uint32_t>(i), 0, 0}};
+      }
+      std::vector<Choice> out(kDraws);
+      kernels->ChooseRows(RowOf(logits), rows, out.data());
+      std::set<int32_t> seen;
+      for (const Choice& choice : out) seen.insert(choice.id);
+      EXPECT_EQ(seen, std::set<int32_t>(c.left.begin(), c.left.end()))
+          << name << ", top_k " << c.top_k << ", top_p " << c.top_p << ", min_p " << c.min_p;
     }
-    const std::vector<float> nothing(100, -kInfinity), nans(33, kNan);
-    EXPECT_EQ(kernels->GumbelArgmax(nothing, 0, 0.0f, -kInfinity, {}).id, -1) << name;
-    EXPECT_EQ(kernels->GumbelArgmax(nans, 0, 1.0f, -kInfinity, {}).id, -1) << name;
-    EXPECT_EQ(kernels->GumbelArgmax({}, 0, 1.0f, -kInfinity, {}).id, -1) << name;
   }
 }
 
-TEST(GumbelArgmax, ShardsGiveTheWholeRowsChoice) {
-  Random random(13);
-  const auto kernels = KernelSets().back().make(1);
-  const std::vector<float> logits = random.Floats(1003);
-  for (uint32_t position = 0; position < 50; ++position) {
-    const GumbelKey key{3, position, 0, 0};
-    const Choice whole = kernels->GumbelArgmax(logits, 0, 1.0f, -kInfinity, key);
-    Choice best{-1, -kInfinity};
-    for (const auto& [begin, end] :
-         {std::pair{0, 320}, std::pair{320, 672}, std::pair{672, 1003}}) {
-      const absl::Span<const float> shard(logits.data() + begin, end - begin);
-      const Choice choice = kernels->GumbelArgmax(shard, begin, 1.0f, -kInfinity, key);
-      if (choice.value > best.value) best = choice;
+TEST(ChooseRows, TiesGoToTheLowerIdAndNanNeverWins) {
+  const std::vector<NamedKernels> all = AllKernels();
+  // All equal: noise decides, NaN still never wins.
+  std::vector<float> equal(20000, 1.0f);
+  equal[0] = equal[777] = kNan;
+  for (uint32_t position = 0; position < 20; ++position) {
+    ChoiceRow row;
+    row.temperature = 50;
+    row.key = {5, position, 0, 0};
+    ExpectSameChoice(all, equal, row);
+  }
+  for (const auto& [name, kernels] : all) {
+    std::vector<float> logits(20000, 1.0f);
+    const ChoiceRow greedy;
+    EXPECT_EQ(ChooseOne(*kernels, logits, greedy).id, 0) << name;
+    logits[0] = kNan;
+    EXPECT_EQ(ChooseOne(*kernels, logits, greedy).id, 1) << name;
+    logits[19999] = 2.0f;
+    logits[123] = 2.0f;
+    logits[122] = -kNan;
+    EXPECT_EQ(ChooseOne(*kernels, logits, greedy).id, 123) << name;
+    ChoiceRow drawn;
+    drawn.temperature = 1;
+    ChoiceRow cut = drawn;
+    cut.top_p = 0.5f;
+    cut.top_k = 3;
+    cut.min_p = 0.2f;
+    const std::vector<float> nothing(100, -kInfinity), nans(33, kNan);
+    for (const ChoiceRow& row : {greedy, drawn, cut}) {
+      EXPECT_EQ(ChooseOne(*kernels, nothing, row).id, -1) << name;
+      EXPECT_EQ(ChooseOne(*kernels, nans, row).id, -1) << name;
     }
-    EXPECT_EQ(best.id, whole.id);
-    EXPECT_EQ(Bits(best.value), Bits(whole.value));
+  }
+}
+
+TEST(ChooseRows, EqualsRowByRow) {
+  Random random(13);
+  for (const int64_t cols : {1, 33, 5000}) {
+    Matrix logits = Matrix::Of(DType::kF32, 5, cols, random, 3.0f);
+    std::vector<ChoiceRow> rows;
+    for (const int64_t row : {4, 0, 2, 2, 2, 3, 3}) {
+      const auto i = static_cast<uint32_t>(rows.size());
+      ChoiceRow& choice = rows.emplace_back();
+      choice.row = row;
+      choice.temperature = i % 3 == 0 ? 0.0f : 0.8f;
+      if (i == 2 || i == 5) choice.top_p = 0.7f;
+      if (i >= 3) choice.top_k = 4;
+      choice.key = {9, 40 + i, i % 2, 0};
+    }
+    for (const auto& [name, kernels] : AllKernels()) {
+      std::vector<Choice> out(rows.size());
+      kernels->ChooseRows(logits.view(), rows, out.data());
+      for (size_t i = 0; i < rows.size(); ++i) {
+        const Choice expected = reference::ChooseRow(logits.view(), rows[i]);
+        EXPECT_EQ(out[i].id, expected.id) << name << ", request " << i << " of " << cols;
+        EXPECT_EQ(Bits(out[i].value), Bits(expected.value)) << name << ", request " << i;
+      }
+      kernels->ChooseRows(logits.view(), {}, nullptr);
+    }
+  }
+}
+
+TEST(EditLogits, EqualsReferenceAndLeavesTheRest) {
+  Random random(15);
+  for (const auto& [name, kernels] : AllKernels()) {
+    Matrix out = Matrix::Of(DType::kF32, 3, 700, random, 3.0f);
+    Matrix expected = out;
+    std::vector<LogitEdit> edits;
+    for (int32_t i = 0; i < 400; ++i) {
+      LogitEdit& edit = edits.emplace_back();
+      edit.row = i % 2 == 0 ? 0 : 2;
+      edit.id = i;
+      if (i % 3 == 0) edit.bias = random.Normal(5);
+      if (i % 5 < 2) edit.repetition = 0.4f + 0.3f * static_cast<float>(i % 7);
+      if (i % 4 == 1) edit.frequency = random.Normal();
+      if (i % 4 == 2) edit.presence = random.Normal();
+      edit.suppressed = i % 11 == 0;
+    }
+    reference::EditLogits(expected.view(), edits);
+    kernels->EditLogits(out.view(), edits);
+    EXPECT_EQ(out.Difference(expected), "") << name;
+    EXPECT_EQ(out.Get(0, 0), -kInfinity) << name;
   }
 }
 
 // Chi-square of the drawn ids against softmax(logits / T), for fixed seeds.
-TEST(GumbelArgmaxRows, EqualsRowByRow) {
-  Random random(13);
-  for (const int64_t cols : {1, 33, 5000}) {
-    Matrix logits = Matrix::Of(DType::kF32, 5, cols, random, 3.0f);
-    std::vector<GumbelRow> rows;
-    for (const int64_t row : {4, 0, 2, 2, 2, 3}) {
-      const auto i = static_cast<uint32_t>(rows.size());
-      rows.push_back({row, i % 3 == 0 ? 0.0f : 0.8f, i == 4 ? 1e9f : -2.0f, {9, 40 + i, i % 2, 0}});
-    }
-    for (const auto& [name, kernels] : AllKernels()) {
-      std::vector<Choice> out(rows.size());
-      kernels->GumbelArgmaxRows(logits.view(), rows, absl::MakeSpan(out));
-      for (size_t i = 0; i < rows.size(); ++i) {
-        const GumbelRow& r = rows[i];
-        const Choice expected = reference::GumbelArgmax(
-            {logits.view().f32() + r.row * logits.view().stride, static_cast<size_t>(cols)}, 0,
-            r.temperature, r.threshold, r.key);
-        EXPECT_EQ(out[i].id, expected.id) << name << ", request " << i << " of " << cols;
-        EXPECT_EQ(Bits(out[i].value), Bits(expected.value)) << name << ", request " << i;
-      }
-      EXPECT_EQ(out[4].id, -1) << name;
-      kernels->GumbelArgmaxRows(logits.view(), {}, {});
-    }
-  }
-}
-
-TEST(GumbelArgmax, DrawsFromTheSoftmax) {
+TEST(ChooseRows, DrawsFromTheSoftmax) {
   const auto kernels = CreateCpuKernels({});
   ASSERT_TRUE(kernels.ok());
   constexpr int kIds = 24, kDraws = 60000;
@@ -229,8 +328,10 @@ TEST(GumbelArgmax, DrawsFromTheSoftmax) {
     double repeat_probability = 0;
     for (int i = 0; i < kIds; ++i) repeat_probability += std::pow(probability[i] / total, 2);
     for (uint32_t position = 0; position < kDraws; ++position) {
-      const GumbelKey key{seed, position, 0, 0};
-      const int id = (*kernels)->GumbelArgmax(logits, 0, kTemperature, -kInfinity, key).id;
+      ChoiceRow row;
+      row.temperature = kTemperature;
+      row.key = {seed, position, 0, 0};
+      const int id = ChooseOne(**kernels, logits, row).id;
       ++counts[id];
       repeats += id == previous ? 1 : 0;
       previous = id;

@@ -61,6 +61,7 @@ struct cudaPointerAttributes {
   cudaMemoryType type;
 };
 
+inline constexpr unsigned cudaEventBlockingSync = 1;
 inline constexpr unsigned cudaEventDisableTiming = 2;
 inline constexpr unsigned cudaHostAllocDefault = 0;
 inline constexpr unsigned cudaHostAllocPortable = 1;

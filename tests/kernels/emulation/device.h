@@ -95,6 +95,19 @@ T __shfl_xor_sync(unsigned /*mask*/, T value, int step) {
   });
   return lane.out;
 }
+// Fibers take turns at barriers and warp steps alone.
+template <typename T>
+T atomicAdd(T* to, T value) {
+  const T before = *to;
+  *to += value;
+  return before;
+}
+template <typename T>
+T atomicMin(T* to, T value) {
+  const T before = *to;
+  if (value < before) *to = value;
+  return before;
+}
 template <typename T>
 T __ldg(const T* from) {
   return *from;

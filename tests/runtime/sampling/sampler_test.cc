@@ -32,6 +32,51 @@ std::unique_ptr<kernels::Kernels> MakeKernels() {
   return MakeKernels(1, kernels::AvailableCpuPaths().back());
 }
 
+// One choice from a row of the host's.
+struct SampleRequest {
+  const SamplingParams* params = nullptr;
+  std::vector<int32_t> suppressed;
+  std::vector<int32_t> history;
+  int32_t prompt_length = 0;
+  int32_t position = 1;
+  uint32_t sample_index = 0;
+};
+
+scheduler::SequenceStep StepOf(const SampleRequest& request) {
+  scheduler::SequenceStep step;
+  step.token_ids = {0};
+  step.start = request.position - 1;
+  step.sampling = *request.params;
+  step.samples = {{0, request.sample_index}};
+  step.suppressed = request.suppressed;
+  step.history = request.history;
+  step.prompt_length = request.prompt_length;
+  return step;
+}
+
+// All slots of one step, with the ids that were chosen filled in.
+std::vector<scheduler::SampleResult> SampleStep(Sampler& sampler, const std::vector<float>& row,
+                                                const scheduler::SequenceStep& step) {
+  std::vector<float> logits = row;  // which may be changed
+  const auto n = static_cast<int64_t>(row.size());
+  scheduler::SequenceResult result;
+  std::vector<kernels::Choice> choices(step.samples.size());
+  sampler.SampleRows({logits.data(), kernels::DType::kF32, 1, n, n}, {{&step, -1, &result}},
+                     choices.data());
+  for (size_t i = 0; i < choices.size(); ++i) {
+    if (step.sampling.logprobs >= 0) {
+      EXPECT_EQ(result.samples[i].token.id, choices[i].id);
+    }
+    result.samples[i].token.id = choices[i].id;
+  }
+  return result.samples;
+}
+
+scheduler::TokenLogprobs Choose(Sampler& sampler, const std::vector<float>& row,
+                                const SampleRequest& request) {
+  return SampleStep(sampler, row, StepOf(request))[0].token;
+}
+
 // The allowed ids in order, by a full sort and the text of the rules.
 std::vector<int32_t> AllowedIds(const std::vector<float>& row, const SamplingParams& p) {
   std::vector<int32_t> ids;
@@ -104,10 +149,9 @@ TEST(Sampler, GreedyTakesTheLowestIdOfTheBest) {
   p.temperature = 0;
   SampleRequest r;
   r.params = &p;
-  EXPECT_EQ(sampler.Choose(row, r).id, 33);
-  const std::vector<int32_t> suppressed = {33, 90};
-  r.suppressed = suppressed;
-  EXPECT_EQ(sampler.Choose(row, r).id, 70);
+  EXPECT_EQ(Choose(sampler, row, r).id, 33);
+  r.suppressed = {33, 90};
+  EXPECT_EQ(Choose(sampler, row, r).id, 70);
 }
 
 TEST(Sampler, FindsNothingInARowWithoutNumbers) {
@@ -123,7 +167,7 @@ TEST(Sampler, FindsNothingInARowWithoutNumbers) {
           p.min_p = min_p;
           SampleRequest r;
           r.params = &p;
-          EXPECT_EQ(sampler.Choose(std::vector<float>(40, value), r).id, -1);
+          EXPECT_EQ(Choose(sampler, std::vector<float>(40, value), r).id, -1);
         }
       }
     }
@@ -160,7 +204,7 @@ TEST(Sampler, EqualsAFullSortWithTheRulesOnRandomRows) {
       r.suppressed = suppressed;
       r.position = 1 + random(1000);
       r.sample_index = random(4);
-      ASSERT_EQ(sampler.Choose(row, r).id, OracleChoice(row, p, r))
+      ASSERT_EQ(Choose(sampler, row, r).id, OracleChoice(row, p, r))
           << "vocab " << vocab << " turn " << i << " k " << p.top_k << " p " << p.top_p << " min "
           << p.min_p;
     }
@@ -183,7 +227,7 @@ TEST(Sampler, SamplesFollowTheSoftmax) {
   for (int i = 0; i < kDraws; ++i) {
     p.seed = i / 100;
     r.position = i % 100;
-    ++counts[sampler.Choose(row, r).id];
+    ++counts[Choose(sampler, row, r).id];
   }
   for (int i = 0; i < 8; ++i) {
     const double share = std::exp(row[i] / p.temperature) / total;
@@ -204,7 +248,7 @@ TEST(Sampler, LogprobsAreOfTheRawLogits) {
   p.logit_bias = {{17, 100.0f}};
   SampleRequest r;
   r.params = &p;
-  const scheduler::TokenLogprobs got = sampler.Choose(row, r);
+  const scheduler::TokenLogprobs got = Choose(sampler, row, r);
   EXPECT_EQ(got.id, 17);
   EXPECT_NEAR(got.logprob, row[17] - std::log(sum), 1e-5);
   const std::vector<int32_t> best = AllowedIds(row, SamplingParams());
@@ -214,8 +258,8 @@ TEST(Sampler, LogprobsAreOfTheRawLogits) {
     EXPECT_NEAR(got.top[i].logprob, row[best[i]] - std::log(sum), 1e-5);
   }
   p.logprobs = -1;
-  EXPECT_TRUE(sampler.Choose(row, r).top.empty());
-  EXPECT_EQ(sampler.Choose(row, r).logprob, 0);
+  EXPECT_TRUE(Choose(sampler, row, r).top.empty());
+  EXPECT_EQ(Choose(sampler, row, r).logprob, 0);
   EXPECT_EQ(sampler.Logprobs(row, 17, 4), got);
 }
 
@@ -240,7 +284,7 @@ TEST(Sampler, TopKKeepsTheLowestIdsAmongTies) {
   std::vector<int> counts(64);
   for (int i = 0; i < 300; ++i) {
     r.position = i;
-    ++counts[sampler.Choose(row, r).id];
+    ++counts[Choose(sampler, row, r).id];
   }
   EXPECT_GT(counts[0], 50);
   EXPECT_GT(counts[1], 50);
@@ -268,7 +312,7 @@ TEST(Sampler, TheMachineDoesNotChangeAnAnswer) {
         SampleRequest r;
         r.params = &p;
         r.position = i;
-        got.push_back(sampler.Choose(row, r));
+        got.push_back(Choose(sampler, row, r));
       }
       if (expected.empty()) expected = got;
       EXPECT_EQ(got, expected) << kernels->Describe();
@@ -286,7 +330,7 @@ TEST(Sampler, AStepGivesEachSlotItsOwnToken) {
   step.start = 10;
   step.sampling.seed = 4;
   for (uint32_t i = 0; i < 16; ++i) step.samples.push_back({100 + i, i});
-  const std::vector<scheduler::SampleResult> got = sampler.SampleStep(row, step);
+  const std::vector<scheduler::SampleResult> got = SampleStep(sampler, row, step);
   ASSERT_EQ(got.size(), 16u);
   std::map<int32_t, int> different;
   for (uint32_t i = 0; i < 16; ++i) {
@@ -295,7 +339,7 @@ TEST(Sampler, AStepGivesEachSlotItsOwnToken) {
     r.position = 13;
     r.sample_index = i;
     EXPECT_EQ(got[i].sequence_id, 100 + i);
-    EXPECT_EQ(got[i].token, sampler.Choose(row, r));
+    EXPECT_EQ(got[i].token, Choose(sampler, row, r));
     ++different[got[i].token.id];
   }
   EXPECT_GT(different.size(), 8u);
@@ -319,7 +363,8 @@ TEST(Sampler, RowsTogetherGiveWhatEachGivesAlone) {
   std::mt19937 rng(21);
   std::vector<float> logits;
   std::vector<scheduler::SequenceStep> steps(kRows);
-  int64_t rows_that_leave = 0;
+  int64_t bytes_that_leave = 0;
+  int64_t slots = 0;
   for (int i = 0; i < kRows; ++i) {
     const std::vector<float> row = RandomRow(rng, kVocab, 1, i % 5 == 0);
     logits.insert(logits.end(), row.begin(), row.end());
@@ -330,10 +375,11 @@ TEST(Sampler, RowsTogetherGiveWhatEachGivesAlone) {
     step.sampling.seed = 100 + i;
     step.sampling.temperature = i % 4 == 0 ? 0.0f : 0.9f;
     for (uint32_t slot = 0; slot < 1 + i % 2u; ++slot) step.samples.push_back({1000u + i, slot});
-    bool leaves = true;
     switch (i % 8) {
       case 1:
         step.sampling.logprobs = 3;
+        bytes_that_leave += kVocab * 4;
+        if (i % 3 == 0) step.sampling.logit_bias = {{9, 4.0f}};
         break;
       case 2:
         step.sampling.top_p = 0.8f;
@@ -343,18 +389,18 @@ TEST(Sampler, RowsTogetherGiveWhatEachGivesAlone) {
         break;
       case 4:  // greedy: a cut changes nothing
         step.sampling.top_k = 4;
-        leaves = false;
         break;
       case 5:
         step.sampling.logit_bias = {{9, 4.0f}};
         break;
       case 6:
         step.sampling.prompt_logprobs = 2;
+        bytes_that_leave += kVocab * 4;
         break;
       default:
-        leaves = false;
+        break;
     }
-    rows_that_leave += leaves ? 1 : 0;
+    if (i % 8 != 6) slots += static_cast<int64_t>(step.samples.size());
   }
   auto near = MakeKernels();
   FarKernels far;
@@ -364,19 +410,29 @@ TEST(Sampler, RowsTogetherGiveWhatEachGivesAlone) {
     std::vector<scheduler::SequenceResult> results(kRows);
     std::vector<LogitUse> uses;
     for (int i = 0; i < kRows; ++i) uses.push_back({&steps[i], i % 8 == 6 ? 11 : -1, &results[i]});
-    together.SampleRows({logits.data(), kernels::DType::kF32, kRows, kVocab, kVocab}, uses);
+    std::vector<float> edited = logits;
+    std::vector<kernels::Choice> choices(slots);
+    together.SampleRows({edited.data(), kernels::DType::kF32, kRows, kVocab, kVocab}, uses,
+                        choices.data());
+    const kernels::Choice* choice = choices.data();
     for (int i = 0; i < kRows; ++i) {
-      const absl::Span<const float> row(logits.data() + i * kVocab, kVocab);
+      for (scheduler::SampleResult& sample : results[i].samples) {
+        const bool is_known = steps[i].sampling.logprobs >= 0;
+        EXPECT_EQ(sample.token.id, is_known ? choice->id : -1);
+        sample.token.id = (choice++)->id;
+      }
+      const std::vector<float> row(logits.begin() + i * kVocab, logits.begin() + (i + 1) * kVocab);
       scheduler::SequenceResult expected;
       if (uses[i].target >= 0) {
         expected.prompt_logprobs = {alone.Logprobs(row, 11, 2)};
       } else {
-        expected.samples = alone.SampleStep(row, steps[i]);
+        expected.samples = SampleStep(alone, row, steps[i]);
       }
       EXPECT_EQ(results[i], expected) << "row " << i;
     }
   }
-  EXPECT_EQ(far.copied, rows_that_leave * kVocab * 4);
+  // Rows whose logprobs are wanted, and what was chosen.
+  EXPECT_EQ(far.copied, bytes_that_leave + slots * static_cast<int64_t>(sizeof(kernels::Choice)));
 }
 
 }  // namespace
