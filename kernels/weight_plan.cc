@@ -42,6 +42,21 @@ WeightPlan PlanWeight(const WeightSpec& spec) {
   return plan;
 }
 
+std::optional<PlacedLeaf> RunOfPart(const WeightPlan& plan, int part) {
+  PlacedLeaf run = {plan.k, 0};
+  int64_t filled = 0;
+  for (int i = plan.program_begin[part]; i < plan.program_begin[part + 1]; ++i) {
+    if (plan.programs[i] < 0) continue;
+    const PlacedLeaf& leaf = plan.leaves[plan.programs[i]];
+    run.begin = std::min(run.begin, leaf.begin);
+    run.end = std::max(run.end, leaf.end);
+    filled += leaf.end - leaf.begin;
+  }
+  // No two parts have a leaf in common, so no gap means that nothing lies between.
+  if (run.end - run.begin != filled) return std::nullopt;
+  return run;
+}
+
 const char* SourceRow(const WeightSpec& spec, int64_t row) {
   for (const RowBlock& block : spec.rows) {
     if (row < block.rows) {

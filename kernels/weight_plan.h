@@ -4,6 +4,7 @@
 #define PHALANX_KERNELS_WEIGHT_PLAN_H_
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -33,6 +34,10 @@ struct WeightPlan {
 
 // Checks, as programmer errors, that each program leaves one sum and that each leaf is used once.
 WeightPlan PlanWeight(const WeightSpec& spec);
+
+// The run of the padded k that the leaves of part `part` fill, in whatever order its program names
+// them; nothing where other parts' leaves lie between them.
+std::optional<PlacedLeaf> RunOfPart(const WeightPlan& plan, int part);
 
 // Row `row` of the stacked sources, at column 0 of its source.
 const char* SourceRow(const WeightSpec& spec, int64_t row);

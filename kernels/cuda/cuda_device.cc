@@ -2,11 +2,14 @@
 
 #include <cuda_runtime_api.h>
 
+#include <memory>
 #include <string>
+#include <utility>
 
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
 #include "kernels/cuda/arena.h"
+#include "kernels/cuda/cublas_library.h"
 #include "kernels/cuda/cuda_kernels.h"
 #include "kernels/cuda/cuda_memory.h"
 #include "kernels/cuda/device_errors.h"
@@ -49,6 +52,12 @@ absl::StatusOr<std::unique_ptr<Kernels>> CreateCudaKernels(const CudaOptions& op
   if (absl::Status status = cuda::CheckCapability(options.device, major, minor); !status.ok()) {
     return status;
   }
+  std::shared_ptr<const cuda::cublas::Library> library;
+  if (options.numerics == Numerics::kFast) {
+    auto loaded = cuda::cublas::LoadLibrary();
+    if (!loaded.ok()) return loaded.status();
+    library = *std::move(loaded);
+  }
   size_t available = 0;
   size_t total = 0;
   cudaError_t error = cudaSetDevice(options.device);
@@ -64,7 +73,11 @@ absl::StatusOr<std::unique_ptr<Kernels>> CreateCudaKernels(const CudaOptions& op
   if (!arena_bytes.ok()) return arena_bytes.status();
   auto memory = cuda::DeviceMemory::Create(options.device, *arena_bytes);
   if (!memory.ok()) return memory.status();
-  return std::make_unique<CudaKernels>(options, *std::move(memory));
+  auto kernels = std::make_unique<CudaKernels>(options, *std::move(memory));
+  if (library != nullptr) {
+    if (absl::Status status = kernels->UseLibrary(std::move(library)); !status.ok()) return status;
+  }
+  return kernels;
 }
 
 }  // namespace phalanx::kernels

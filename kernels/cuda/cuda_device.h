@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <string_view>
 
 #include "absl/status/statusor.h"
 #include "kernels/kernels.h"
@@ -18,6 +19,19 @@ bool BuiltWithCuda();
 // there is no driver, or where it is too old; NOT_FOUND where there is no device.
 absl::StatusOr<int> CudaDeviceCount();
 
+// In which order sums are added.
+enum class Numerics {
+  // R1 to R5 of the design: a request's bits depend on nothing but itself.
+  kExact,
+  // Products of many rows by cuBLASLt, in whatever order it adds: bits may depend on the layout and
+  // on who shares a step.
+  kFast,
+};
+// "exact", "fast".
+constexpr std::string_view Name(Numerics numerics) {
+  return numerics == Numerics::kExact ? "exact" : "fast";
+}
+
 struct CudaOptions {
   int device = 0;        // as CUDA counts them
   int pack_threads = 4;  // threads of the host that pack weights
@@ -30,9 +44,11 @@ struct CudaOptions {
   // Steps are replayed as CUDA graphs (step_graphs.h). Without, each kernel is launched by itself,
   // with the same results.
   bool graphs = true;
+  Numerics numerics = Numerics::kExact;
 };
 // Fails as CudaDeviceCount does; INVALID_ARGUMENT where there is no such device, or it is older
 // than sm_80; INVALID_ARGUMENT or RESOURCE_EXHAUSTED where it can't give the memory asked for.
+// kFast: FAILED_PRECONDITION where there is no cuBLASLt, or one that won't do.
 absl::StatusOr<std::unique_ptr<Kernels>> CreateCudaKernels(const CudaOptions& options);
 
 }  // namespace phalanx::kernels

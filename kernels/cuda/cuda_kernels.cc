@@ -35,6 +35,7 @@ CudaKernels::CudaKernels(const CudaOptions& options, std::shared_ptr<cuda::Devic
                          const cuda::StepGraphsOptions& graphs)
     : device_(options.device),
       use_graphs_(options.graphs),
+      numerics_(options.numerics),
       memory_(std::move(memory)),
       owned_stream_(options.device),
       stream_(owned_stream_.get()),

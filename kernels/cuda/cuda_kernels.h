@@ -1,4 +1,4 @@
-// The op set on one CUDA device, profile `exact`.
+// The op set on one CUDA device, profiles `exact` and `fast`.
 //
 // All work goes to one stream of the instance's own. Ops whose results lie on the host (RouteTopK,
 // LogSumExpLeaves) wait for them; every other op returns once it is enqueued, having copied what it
@@ -24,6 +24,7 @@
 #include "kernels/cuda/cuda_device.h"
 #include "kernels/cuda/cuda_graph.h"
 #include "kernels/cuda/cuda_memory.h"
+#include "kernels/cuda/gemm.h"
 #include "kernels/cuda/matmul.h"
 #include "kernels/cuda/recorder.h"
 #include "kernels/cuda/step_graphs.h"
@@ -34,13 +35,16 @@ namespace phalanx::kernels {
 
 class CudaPackedWeight : public PackedWeight {
  public:
-  explicit CudaPackedWeight(WeightPlan plan);
+  CudaPackedWeight(WeightPlan plan, Numerics numerics);
   int64_t bytes() const override { return static_cast<int64_t>(data.bytes()); }
   int64_t unit_bytes() const;
   int64_t num_units() const;
 
   WeightPlan plan;
   cuda::MatMulParams params;  // all but x, outputs and rows
+  // Of each part, where a product by a library can give it: row-major weights, a part's leaves side
+  // by side in k and not all of them empty. Else empty.
+  std::vector<PlacedLeaf> part_runs;
   Buffer data;
 };
 
@@ -50,6 +54,9 @@ class CudaKernels : public Kernels {
   CudaKernels(const CudaOptions& options, std::shared_ptr<cuda::DeviceMemory> memory,
               const cuda::StepGraphsOptions& graphs = {});
   ~CudaKernels() override;
+  // Profile `fast`: products of many rows are `library`'s from here on. Takes its workspace.
+  // RESOURCE_EXHAUSTED, FAILED_PRECONDITION.
+  absl::Status UseLibrary(std::shared_ptr<const cuda::cublas::Library> library);
 
   std::string Describe() const override;
   absl::StatusOr<Buffer> Allocate(int64_t bytes) override;
@@ -154,6 +161,8 @@ class CudaKernels : public Kernels {
   // Fills the parts of `params` that a call brings and enqueues it.
   void RunMatMul(TensorView x, const CudaPackedWeight& w, absl::Span<const TensorView> outs,
                  absl::Span<const ExpertRows> groups);
+  // The same by the library; false where it can't, and then nothing was enqueued.
+  bool RunGemm(TensorView x, const CudaPackedWeight& w, absl::Span<const TensorView> outs);
   // Attention of rows [row_begin, row_end) to partials, [row - row_begin][head][stripe][2 + d].
   void PartialsOf(const AttentionArgs& args, const StagedPlan& plan, const cuda::HeadGroups& groups,
                   float* partials);
@@ -165,6 +174,7 @@ class CudaKernels : public Kernels {
 
   const int device_;
   const bool use_graphs_;
+  const Numerics numerics_;
   const std::shared_ptr<cuda::DeviceMemory> memory_;
   const cuda::OwnedStream owned_stream_;  // what is declared after it may use it to its own end
   const cudaStream_t stream_;
@@ -180,6 +190,7 @@ class CudaKernels : public Kernels {
   bool in_step_ = false;
   bool recording_ = false;  // in a step, and with graphs
   bool scratch_frozen_ = false;
+  std::unique_ptr<cuda::Gemm> gemm_;  // of `fast`; its workspace is the matmuls' scratch
   cuda::DeviceScratch matmul_scratch_;
   cuda::DeviceScratch aligned_x_;
   cuda::DeviceScratch partials_;

@@ -2,8 +2,11 @@
 #include <algorithm>
 #include <atomic>
 #include <cstring>
+#include <optional>
+#include <utility>
 
 #include "absl/status/status.h"
+#include "absl/strings/str_cat.h"
 #include "kernels/check.h"
 #include "kernels/cuda/cuda_kernels.h"
 #include "kernels/cuda/fragment.h"
@@ -17,6 +20,8 @@ using cuda::CheckCuda;
 
 // Packed and copied at once; two of them, so that one is packed while the other is copied.
 constexpr int64_t kPackBytes = int64_t{16} << 20;
+// Rows up to which the kernels that read weights once are taken in `fast`, too.
+constexpr int64_t kFewRows = 16;
 
 bool IsAligned(TensorView x) {
   return reinterpret_cast<uintptr_t>(x.data) % 16 == 0 && x.stride * SizeOf(x.dtype) % 16 == 0;
@@ -24,12 +29,16 @@ bool IsAligned(TensorView x) {
 
 }  // namespace
 
-CudaPackedWeight::CudaPackedWeight(WeightPlan weight_plan) : plan(std::move(weight_plan)) {
+CudaPackedWeight::CudaPackedWeight(WeightPlan weight_plan, Numerics numerics)
+    : plan(std::move(weight_plan)) {
   dtype_ = plan.dtype;
   n_ = plan.n;
   k_ = plan.k;
   num_parts_ = plan.num_parts();
   params.weight_type = plan.dtype;
+  // cuBLASLt has no product of F16 weights and F32 rows.
+  const bool by_rows = numerics == Numerics::kFast && plan.dtype != DType::kF16;
+  params.layout = by_rows ? cuda::WeightLayout::kRows : cuda::WeightLayout::kTiles;
   params.n = static_cast<int32_t>(plan.n);
   params.k = static_cast<int32_t>(plan.k);
   params.num_leaves = static_cast<int32_t>(plan.leaves.size());
@@ -52,6 +61,14 @@ CudaPackedWeight::CudaPackedWeight(WeightPlan weight_plan) : plan(std::move(weig
   for (size_t i = 0; i < plan.program_begin.size(); ++i) {
     params.code_begin[i] = static_cast<uint8_t>(plan.program_begin[i]);
   }
+  for (int part = 0; by_rows && part < params.num_parts; ++part) {
+    const std::optional<PlacedLeaf> run = RunOfPart(plan, part);
+    if (!run || run->begin == run->end) {
+      part_runs.clear();
+      break;
+    }
+    part_runs.push_back(*run);
+  }
 }
 
 int64_t CudaPackedWeight::unit_bytes() const { return cuda::UnitBytes(plan); }
@@ -72,7 +89,7 @@ absl::StatusOr<std::unique_ptr<PackedWeight>> CudaKernels::PackInto(const Weight
                                                                     Buffer memory) {
   WeightPlan plan = PlanWeight(spec);
   if (absl::Status status = cuda::CheckPackable(plan); !status.ok()) return status;
-  auto weight = std::make_unique<CudaPackedWeight>(std::move(plan));
+  auto weight = std::make_unique<CudaPackedWeight>(std::move(plan), numerics_);
   const int64_t bytes = weight->num_units() * weight->unit_bytes();
   PHALANX_CHECK(static_cast<int64_t>(memory.bytes()) == bytes)
       << "memory of " << memory.bytes() << " bytes for a weight of " << bytes;
@@ -82,7 +99,7 @@ absl::StatusOr<std::unique_ptr<PackedWeight>> CudaKernels::PackInto(const Weight
 }
 
 std::unique_ptr<PackedWeight> CudaKernels::WrapPacked(const WeightSpec& spec, Buffer memory) const {
-  auto weight = std::make_unique<CudaPackedWeight>(PlanWeight(spec));
+  auto weight = std::make_unique<CudaPackedWeight>(PlanWeight(spec), numerics_);
   weight->data = std::move(memory);
   return weight;
 }
@@ -115,7 +132,10 @@ absl::Status CudaKernels::FillPacked(const WeightSpec& spec, CudaPackedWeight& w
     char* to = buffers[turn];
     pack_pool_.ParallelFor(count, 1, [&](int64_t from, int64_t end) {
       for (int64_t i = from; i < end; ++i) {
-        if (!cuda::PackUnit(spec, weight.plan, begin + i, to + i * unit_bytes)) continue;
+        if (!cuda::PackUnit(spec, weight.plan, weight.params.layout, begin + i,
+                            to + i * unit_bytes)) {
+          continue;
+        }
         int64_t seen = first_bad.load();
         while (begin + i < seen && !first_bad.compare_exchange_weak(seen, begin + i)) {
         }
@@ -162,6 +182,49 @@ void CudaKernels::GroupedMatMul(TensorView x, absl::Span<const ExpertRows> group
   }
 }
 
+absl::Status CudaKernels::UseLibrary(std::shared_ptr<const cuda::cublas::Library> library) {
+  PHALANX_CHECK(numerics_ == Numerics::kFast) << "weights aren't packed for a library";
+  EnterStream();
+  absl::StatusOr<std::unique_ptr<cuda::Gemm>> gemm = cuda::Gemm::Create(std::move(library));
+  if (!gemm.ok()) return gemm.status();
+  absl::Status workspace = matmul_scratch_.TryGrow(cuda::Gemm::kWorkspaceBytes);
+  if (!workspace.ok()) return workspace;
+  gemm_ = *std::move(gemm);
+  name_ += absl::StrCat(", cuBLASLt ", cuda::cublas::VersionText(gemm_->library().version));
+  return absl::OkStatus();
+}
+
+bool CudaKernels::RunGemm(TensorView x, const CudaPackedWeight& w,
+                          absl::Span<const TensorView> outs) {
+  if (gemm_ == nullptr || x.rows <= kFewRows || w.part_runs.empty() || w.n() == 0) return false;
+  const auto product = [&](size_t part) {
+    const PlacedLeaf& run = w.part_runs[part];
+    const int64_t offset = run.begin * SizeOf(w.dtype());
+    cuda::Product p;
+    p.type = w.dtype();
+    p.m = x.rows;
+    p.n = w.n();
+    p.k = run.end - run.begin;
+    p.x = static_cast<const char*>(x.data) + offset;
+    p.x_stride = x.stride;
+    p.w = w.data.as<const char>() + offset;
+    p.w_stride = w.k();
+    p.out = outs[part].f32();
+    p.out_stride = outs[part].stride;
+    return p;
+  };
+  // The library looks at the device when it is asked.
+  CheckCuda(cudaSetDevice(device_), "choosing the device");
+  for (size_t part = 0; part < outs.size(); ++part) {
+    if (!gemm_->CanRun(product(part))) return false;
+  }
+  EnterStream();
+  for (size_t part = 0; part < outs.size(); ++part) {
+    gemm_->Run(product(part), matmul_scratch_.data(), stream_);
+  }
+  return true;
+}
+
 void CudaKernels::RunMatMul(TensorView x, const CudaPackedWeight& w,
                             absl::Span<const TensorView> outs,
                             absl::Span<const ExpertRows> groups) {
@@ -173,6 +236,7 @@ void CudaKernels::RunMatMul(TensorView x, const CudaPackedWeight& w,
       << outs.size() << " outputs of " << w.num_parts() << " parts";
   const bool mma = w.dtype() == DType::kBF16;
   if (mma) x = AlignedRows(x);
+  if (groups.empty() && RunGemm(x, w, outs)) return;
   cuda::MatMulParams p = w.params;
   p.x = x.data;
   p.x_stride = x.stride;

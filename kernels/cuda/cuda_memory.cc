@@ -150,14 +150,23 @@ int64_t DeviceMemory::LargestFree() const {
   return static_cast<int64_t>(available);
 }
 
-void DeviceScratch::Grow(int64_t bytes) {
+absl::Status DeviceScratch::TryGrow(int64_t bytes) {
   // The old one first: the new one may need its place. cudaFree waits for whoever reads it; in an
   // arena the stream's order does.
   buffer_ = Buffer();
   absl::StatusOr<Buffer> grown =
       memory_->Allocate(std::max<int64_t>(bytes, 4096), Arena::Side::kBack);
-  PHALANX_CHECK(grown.ok()) << "scratch memory for " << what_ << ": " << grown.status().message();
+  if (!grown.ok()) {
+    return absl::Status(grown.status().code(),
+                        absl::StrCat("scratch memory for ", what_, ": ", grown.status().message()));
+  }
   buffer_ = *std::move(grown);
+  return absl::OkStatus();
+}
+
+void DeviceScratch::Grow(int64_t bytes) {
+  const absl::Status status = TryGrow(bytes);
+  PHALANX_CHECK(status.ok()) << status.message();
 }
 
 Staging::Staging(int device, cudaStream_t stream, std::shared_ptr<DeviceMemory> memory,

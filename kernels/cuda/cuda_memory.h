@@ -13,6 +13,7 @@
 #include <utility>
 #include <vector>
 
+#include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
 #include "kernels/cuda/arena.h"
@@ -105,6 +106,8 @@ class DeviceScratch {
   // At least `bytes`; what it held is lost. Everything that uses it must have been enqueued. Ends
   // the process where the device hasn't got them, naming what for and what is free.
   void Grow(int64_t bytes);
+  // As Grow, with RESOURCE_EXHAUSTED where the device hasn't got them.
+  absl::Status TryGrow(int64_t bytes);
 
  private:
   std::shared_ptr<DeviceMemory> memory_;

@@ -16,6 +16,15 @@
 
 namespace phalanx::kernels::cuda {
 
+// How weights lie in memory.
+enum class WeightLayout : uint8_t {
+  kTiles,  // in the order in which lanes read them: profile `exact`
+  // Row-major, [n, padded k], n padded to whole tiles: what cuBLASLt reads, too. A lane takes 16
+  // bytes of row lane / 4 and of row lane / 4 + 8; by the above they are its registers of operand A
+  // for both steps: step s has {low[2s], high[2s], low[2s + 1], high[2s + 1]}.
+  kRows,
+};
+
 inline constexpr int kWarp = 32;
 inline constexpr int kGroupK = 32;  // values of k of a dot group: two instructions
 inline constexpr int kTileRows = 16;

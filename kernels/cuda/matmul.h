@@ -5,6 +5,7 @@
 // leaf's sum adds its chunks in rising order from +0; leaves meet by the part's program. All
 // kernels below do just this, so the kernel, the tile and the split that a call gets change no bit.
 // F32, F16: one FMA chain in rising k from +0 per leaf, the bits of the CPU.
+// The layout of the weights (fragment.h) changes no bit, either.
 #ifndef PHALANX_KERNELS_CUDA_MATMUL_H_
 #define PHALANX_KERNELS_CUDA_MATMUL_H_
 
@@ -12,6 +13,7 @@
 
 #include <cstdint>
 
+#include "kernels/cuda/fragment.h"
 #include "kernels/cuda/tiling.h"
 #include "kernels/tensor.h"
 
@@ -29,6 +31,7 @@ struct MatMulParams {
   const void* x = nullptr;  // BF16 (rows aligned to 16 bytes) or F32
   int64_t x_stride = 0;
   DType weight_type = DType::kBF16;
+  WeightLayout layout = WeightLayout::kTiles;  // of F16 always
   int32_t n = 0;
   int32_t k = 0;  // padded
   int32_t num_leaves = 0;

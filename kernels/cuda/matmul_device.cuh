@@ -5,6 +5,7 @@
 #include "kernels/cuda/fragment.h"
 #include "kernels/cuda/lane_math.h"
 #include "kernels/cuda/matmul.h"
+#include "kernels/cuda/mma.cuh"
 
 namespace phalanx::kernels::cuda {
 
@@ -17,6 +18,12 @@ __device__ __forceinline__ MatMulTile TileOf(const MatMulParams& p, int64_t inde
 
 __device__ __forceinline__ int LeafBegin(const MatMulParams& p, int leaf) {
   return leaf == 0 ? 0 : p.leaf_end[leaf - 1];
+}
+
+// A lane's registers of operand A for a step, out of its 16 bytes of two rows
+// (WeightLayout::kRows).
+__device__ __forceinline__ Words OperandOfRows(const Words& low, const Words& high, int step) {
+  return {{low.w[2 * step], high.w[2 * step], low.w[2 * step + 1], high.w[2 * step + 1]}};
 }
 
 // Groups of 32 values of k.

@@ -5,6 +5,9 @@
 // Weights and x come by asynchronous copies, several groups of 32 values of k ahead. (Loads to
 // registers won't do: the compiler puts each next to its use, and few are in flight.) A lane copies
 // just the bytes that it reads back, so no barrier is needed on the way.
+//
+// Row-major weights come in 64 bytes of each of sixteen rows; the other 64 of their lines, which
+// are next, are asked for along with them.
 #include <cstddef>
 
 #include "kernels/cuda/launch.cuh"
@@ -48,13 +51,13 @@ struct ChunkWalk {
 
 template <int kRowTiles>
 struct Slot {
-  Words a[2][kWarp];
+  Words a[2][kWarp];  // by step; of row-major weights: of the lower and the upper eight rows
   Words b[kRowTiles][kWarp];
 };
 
 // grid: output columns / 16, tiles of rows. Shared memory: Slot [warp][kSlots], then sums
 // [chunk][kRows][kPitch], then the programs' stack [depth][kRows * 16].
-template <int kRowTiles, int kSlots>
+template <WeightLayout kLayout, int kRowTiles, int kSlots>
 __global__ void __launch_bounds__(kMaxWarps* kWarp)
     MatMulFewKernel(const __grid_constant__ MatMulParams p) {
   constexpr int kRows = kRowTiles * kTileColumns;
@@ -67,6 +70,9 @@ __global__ void __launch_bounds__(kMaxWarps* kWarp)
   const MatMulTile tile = TileOf(p, blockIdx.y);
   const int64_t groups_of_k = p.k / kGroupK;
   const auto* weight = static_cast<const uint16_t*>(tile.weight);
+  // Of row-major weights: this lane's 16 bytes of the first of its two rows.
+  const uint16_t* weight_row =
+      weight + (int64_t{blockIdx.x} * kTileRows + OperandRow(lane)) * p.k + OperandK(lane);
 
   const uint16_t* x[kRowTiles];
   bool valid[kRowTiles];
@@ -86,8 +92,13 @@ __global__ void __launch_bounds__(kMaxWarps* kWarp)
       Slot<kRowTiles>& slot = slots[fetch_slot];
 #pragma unroll
       for (int s = 0; s < 2; ++s) {
-        CopyAsync(&slot.a[s][lane],
-                  weight + WeightOffset(blockIdx.x, fetch.group, s, lane, groups_of_k), true);
+        if constexpr (kLayout == WeightLayout::kRows) {
+          CopyAsyncOfLine(&slot.a[s][lane],
+                          weight_row + s * int64_t{kTileRows / 2} * p.k + fetch.group * kGroupK);
+        } else {
+          CopyAsync(&slot.a[s][lane],
+                    weight + WeightOffset(blockIdx.x, fetch.group, s, lane, groups_of_k), true);
+        }
       }
 #pragma unroll
       for (int t = 0; t < kRowTiles; ++t) {
@@ -109,7 +120,13 @@ __global__ void __launch_bounds__(kMaxWarps* kWarp)
     WaitForCopies<kSlots - 1>();
     const Slot<kRowTiles>& slot = slots[slot_index];
     slot_index = slot_index + 1 == kSlots ? 0 : slot_index + 1;
-    const Words a[2] = {slot.a[0][lane], slot.a[1][lane]};
+    Words a[2] = {slot.a[0][lane], slot.a[1][lane]};
+    if constexpr (kLayout == WeightLayout::kRows) {
+      const Words low = a[0];
+      const Words high = a[1];
+#pragma unroll
+      for (int s = 0; s < 2; ++s) a[s] = OperandOfRows(low, high, s);
+    }
 #pragma unroll
     for (int t = 0; t < kRowTiles; ++t) {
       const Words b = slot.b[t][lane];
@@ -153,24 +170,31 @@ __global__ void __launch_bounds__(kMaxWarps* kWarp)
   }
 }
 
-template <int kRowTiles, int kSlots>
+template <WeightLayout kLayout, int kRowTiles, int kSlots>
 cudaError_t LaunchFor(const MatMulParams& p, const MatMulPlan& plan, cudaStream_t stream) {
   static_assert(sizeof(Slot<kRowTiles>) == FewSlotBytes(kRowTiles * kTileColumns));
   const dim3 grid(static_cast<unsigned>((p.n + kTileRows - 1) / kTileRows),
                   static_cast<unsigned>(p.num_tiles));
-  return Launch(MatMulFewKernel<kRowTiles, kSlots>, grid, plan.warps * kWarp,
+  return Launch(MatMulFewKernel<kLayout, kRowTiles, kSlots>, grid, plan.warps * kWarp,
                 static_cast<size_t>(plan.shared_bytes), stream, p);
+}
+
+template <WeightLayout kLayout>
+cudaError_t LaunchPlan(const MatMulParams& p, const MatMulPlan& plan, cudaStream_t stream) {
+  if (plan.tile_rows == 8) {
+    return plan.slots == kFewSlots ? LaunchFor<kLayout, 1, kFewSlots>(p, plan, stream)
+                                   : LaunchFor<kLayout, 1, kFewManySlots>(p, plan, stream);
+  }
+  return plan.slots == kFewSlots ? LaunchFor<kLayout, 2, kFewSlots>(p, plan, stream)
+                                 : LaunchFor<kLayout, 2, kFewManySlots>(p, plan, stream);
 }
 
 }  // namespace
 
 cudaError_t MatMulFew(const MatMulParams& params, const MatMulPlan& plan, cudaStream_t stream) {
-  if (plan.tile_rows == 8) {
-    return plan.slots == kFewSlots ? LaunchFor<1, kFewSlots>(params, plan, stream)
-                                   : LaunchFor<1, kFewManySlots>(params, plan, stream);
-  }
-  return plan.slots == kFewSlots ? LaunchFor<2, kFewSlots>(params, plan, stream)
-                                 : LaunchFor<2, kFewManySlots>(params, plan, stream);
+  return params.layout == WeightLayout::kRows
+             ? LaunchPlan<WeightLayout::kRows>(params, plan, stream)
+             : LaunchPlan<WeightLayout::kTiles>(params, plan, stream);
 }
 
 cudaError_t MatMulMma(const MatMulParams& params, const MatMulPlan& plan, void* scratch,

@@ -2,8 +2,9 @@
 // shared memory by asynchronous copies, groups of 32 values of k at a time.
 //
 // Eight warps stand 2 x 4: each has 64 columns (four tiles of operand A) and a quarter of the rows.
-// Shared memory holds operands as memory does, 512 bytes a tile and step in lane order, so no load
-// conflicts and nothing is swizzled.
+// Shared memory holds operands as memory does, 512 bytes a tile and step (of row-major weights: a
+// tile and its lower or upper eight rows) in lane order, so no load conflicts and nothing is
+// swizzled.
 #include <cstddef>
 
 #include "kernels/cuda/launch.cuh"
@@ -74,7 +75,7 @@ struct Walk {
   }
 };
 
-template <int kRows>
+template <WeightLayout kLayout, int kRows>
 __device__ void CopyGroup(const MatMulParams& p, const Work& work, int group, uint8_t* stage) {
   const int64_t groups_of_k = p.k / kGroupK;
   const int64_t column_tiles = (p.n + kTileRows - 1) / kTileRows;
@@ -83,8 +84,13 @@ __device__ void CopyGroup(const MatMulParams& p, const Work& work, int group, ui
   for (int u = threadIdx.x; u < kABytes / 16; u += kThreads) {
     const int64_t tile = work.column_tile * kColumnTiles + u / kUnitsOfTile;
     const bool valid = tile < column_tiles;
-    const int64_t from =
-        valid ? WeightOffset(tile, group, 0, 0, groups_of_k) * 2 + u % kUnitsOfTile * 16 : 0;
+    int64_t from = 0;
+    if constexpr (kLayout == WeightLayout::kRows) {
+      const int64_t row = tile * kTileRows + u % kUnitsOfTile / 4;
+      if (valid) from = (row * p.k + group * kGroupK) * 2 + u % 4 * 16;
+    } else {
+      if (valid) from = WeightOffset(tile, group, 0, 0, groups_of_k) * 2 + u % kUnitsOfTile * 16;
+    }
     CopyAsync(stage + u * 16, weight + from, valid);
   }
   const auto* x = static_cast<const uint8_t*>(p.x);
@@ -117,7 +123,12 @@ struct Sums {
   }
 };
 
-template <int kRows>
+// Where a tile of operand A lies in a stage: its first or second 512 bytes, this lane's.
+__device__ __forceinline__ Words LoadA(const uint8_t* stage, int tile, int half, int lane) {
+  return LoadWords(stage + (tile * 2 + half) * kTileStepElements * 2 + lane * 16);
+}
+
+template <WeightLayout kLayout, int kRows>
 __device__ __forceinline__ void MultiplyGroup(const uint8_t* stage, int column_warp, int row_warp,
                                               int lane, Sums<kRows>& sums) {
   constexpr int kRowTiles = Tiled<kRows>::kRowTiles;
@@ -127,15 +138,37 @@ __device__ __forceinline__ void MultiplyGroup(const uint8_t* stage, int column_w
     const int row = row_warp * Tiled<kRows>::kWarpRows + j * kTileColumns;
     b[j] = LoadWords(stage + kABytes + row * kGroupK * 2 + lane * 16);
   }
+  const auto multiply = [&](int i, int s, const Words& a) {
 #pragma unroll
-  for (int s = 0; s < 2; ++s) {
+    for (int j = 0; j < kRowTiles; ++j) {
+      Mma(sums.v[i][j], a.w[0], a.w[1], a.w[2], a.w[3], b[j].w[2 * s], b[j].w[2 * s + 1]);
+    }
+  };
+  const int first_tile = column_warp * kWarpColumnTiles;
+  if constexpr (kLayout == WeightLayout::kRows) {
+    // Two tiles at a time: what a lane loads serves both steps, and the steps of one sum aren't
+    // neighbours.
 #pragma unroll
-    for (int i = 0; i < kWarpColumnTiles; ++i) {
-      const int tile = column_warp * kWarpColumnTiles + i;
-      const Words a = LoadWords(stage + (tile * 2 + s) * kTileStepElements * 2 + lane * 16);
+    for (int pair = 0; pair < kWarpColumnTiles; pair += 2) {
+      Words low[2];
+      Words high[2];
 #pragma unroll
-      for (int j = 0; j < kRowTiles; ++j) {
-        Mma(sums.v[i][j], a.w[0], a.w[1], a.w[2], a.w[3], b[j].w[2 * s], b[j].w[2 * s + 1]);
+      for (int i = 0; i < 2; ++i) {
+        low[i] = LoadA(stage, first_tile + pair + i, 0, lane);
+        high[i] = LoadA(stage, first_tile + pair + i, 1, lane);
+      }
+#pragma unroll
+      for (int s = 0; s < 2; ++s) {
+#pragma unroll
+        for (int i = 0; i < 2; ++i) multiply(pair + i, s, OperandOfRows(low[i], high[i], s));
+      }
+    }
+  } else {
+#pragma unroll
+    for (int s = 0; s < 2; ++s) {
+#pragma unroll
+      for (int i = 0; i < kWarpColumnTiles; ++i) {
+        multiply(i, s, LoadA(stage, first_tile + i, s, lane));
       }
     }
   }
@@ -145,7 +178,7 @@ __device__ __forceinline__ void MultiplyGroup(const uint8_t* stage, int column_w
 // neighbours, so that weights are read while they are in the L2 cache.
 // `scratch`: kNone: [block][depth - 1][kSums][threads], sums that wait for their partner; else
 // [unit][rows][n].
-template <int kRows>
+template <WeightLayout kLayout, int kRows>
 __global__ void __launch_bounds__(kThreads, kRows == 128 ? 1 : 2)
     MatMulManyKernel(const __grid_constant__ MatMulParams p, MatMulSplit split, int64_t items,
                      int units, float* scratch) {
@@ -169,7 +202,7 @@ __global__ void __launch_bounds__(kThreads, kRows == 128 ? 1 : 2)
     int fetch_stage = 0;
     const auto copy_next = [&] {
       if (!fetch.done()) {
-        CopyGroup<kRows>(p, work, fetch.group, stages + fetch_stage * T::kStageBytes);
+        CopyGroup<kLayout, kRows>(p, work, fetch.group, stages + fetch_stage * T::kStageBytes);
         fetch.Next(p, split);
       }
       CommitCopies();  // an empty group counts, too
@@ -214,7 +247,8 @@ __global__ void __launch_bounds__(kThreads, kRows == 128 ? 1 : 2)
           // Everybody's copies of this group are here, and nobody reads the stage filled next.
           __syncthreads();
           copy_next();
-          MultiplyGroup<kRows>(stages + stage * T::kStageBytes, column_warp, row_warp, lane, sum);
+          MultiplyGroup<kLayout, kRows>(stages + stage * T::kStageBytes, column_warp, row_warp,
+                                        lane, sum);
           stage = (stage + 1) % T::kStages;
         }
         total.ForEach(
@@ -272,15 +306,15 @@ __global__ void __launch_bounds__(kJoinThreads)
   }
 }
 
-template <int kRows>
+template <WeightLayout kLayout, int kRows>
 cudaError_t LaunchFor(const MatMulParams& p, const MatMulPlan& plan, float* scratch,
                       cudaStream_t stream) {
   constexpr int kShared = Tiled<kRows>::kStages * Tiled<kRows>::kStageBytes;
   const int64_t column_tiles = (p.n + kTiledColumns - 1) / kTiledColumns;
   const int64_t items = column_tiles * p.num_tiles * plan.units;
   const cudaError_t error =
-      Launch(MatMulManyKernel<kRows>, dim3(static_cast<unsigned>(plan.grid)), kThreads, kShared,
-             stream, p, plan.split, items, static_cast<int>(plan.units), scratch);
+      Launch(MatMulManyKernel<kLayout, kRows>, dim3(static_cast<unsigned>(plan.grid)), kThreads,
+             kShared, stream, p, plan.split, items, static_cast<int>(plan.units), scratch);
   if (error != cudaSuccess || plan.split == MatMulSplit::kNone) return error;
   const dim3 grid(static_cast<unsigned>((p.n + kJoinThreads - 1) / kJoinThreads),
                   static_cast<unsigned>(p.num_tiles));
@@ -289,13 +323,21 @@ cudaError_t LaunchFor(const MatMulParams& p, const MatMulPlan& plan, float* scra
   return Launch(JoinKernel, grid, kJoinThreads, shared, stream, p, plan.split, scratch);
 }
 
+template <WeightLayout kLayout>
+cudaError_t LaunchPlan(const MatMulParams& p, const MatMulPlan& plan, float* scratch,
+                       cudaStream_t stream) {
+  if (plan.tile_rows == 32) return LaunchFor<kLayout, 32>(p, plan, scratch, stream);
+  if (plan.tile_rows == 64) return LaunchFor<kLayout, 64>(p, plan, scratch, stream);
+  return LaunchFor<kLayout, 128>(p, plan, scratch, stream);
+}
+
 }  // namespace
 
 cudaError_t MatMulMany(const MatMulParams& params, const MatMulPlan& plan, float* scratch,
                        cudaStream_t stream) {
-  if (plan.tile_rows == 32) return LaunchFor<32>(params, plan, scratch, stream);
-  if (plan.tile_rows == 64) return LaunchFor<64>(params, plan, scratch, stream);
-  return LaunchFor<128>(params, plan, scratch, stream);
+  return params.layout == WeightLayout::kRows
+             ? LaunchPlan<WeightLayout::kRows>(params, plan, scratch, stream)
+             : LaunchPlan<WeightLayout::kTiles>(params, plan, scratch, stream);
 }
 
 }  // namespace phalanx::kernels::cuda

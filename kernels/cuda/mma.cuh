@@ -33,6 +33,13 @@ __device__ __forceinline__ void CopyAsync(void* shared, const void* from, bool v
                "r"(valid ? 16 : 0)
                : "memory");
 }
+// Copies 16 bytes to shared memory, and has all of the 128 bytes that they lie in fetched to the L2
+// cache: where the rest is read soon.
+__device__ __forceinline__ void CopyAsyncOfLine(void* shared, const void* from) {
+  const auto to = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
+  asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16;" ::"r"(to), "l"(from)
+               : "memory");
+}
 __device__ __forceinline__ void CommitCopies() {
   asm volatile("cp.async.commit_group;" ::: "memory");
 }

@@ -5,7 +5,6 @@
 #include <limits>
 
 #include "absl/strings/str_cat.h"
-#include "kernels/cuda/fragment.h"
 #include "kernels/cuda/tiling.h"
 
 namespace phalanx::kernels::cuda {
@@ -53,7 +52,8 @@ int64_t UnitBytes(const WeightPlan& plan) {
   return plan.k * UnitRows(plan.dtype) * SizeOf(plan.dtype);
 }
 
-bool PackUnit(const WeightSpec& spec, const WeightPlan& plan, int64_t unit, char* to) {
+bool PackUnit(const WeightSpec& spec, const WeightPlan& plan, WeightLayout layout, int64_t unit,
+              char* to) {
   const DType type = plan.dtype;
   const int64_t size = SizeOf(type);
   const int64_t rows = UnitRows(type);
@@ -64,10 +64,17 @@ bool PackUnit(const WeightSpec& spec, const WeightPlan& plan, int64_t unit, char
   for (int64_t r = 0; r < rows && first + r < plan.n; ++r) {
     const char* source = SourceRow(spec, first + r);
     char* out = to;
+    char* out_row = to + r * plan.k * size;  // of kRows
     for (const KLeaf& leaf : spec.leaves) {
       for (int64_t k = leaf.begin; k < leaf.end; k += kGroupK, out += group_bytes) {
+        const int64_t values = std::min<int64_t>(kGroupK, leaf.end - k);
+        if (layout == WeightLayout::kRows) {
+          bad |= ReadGroup(type, source + k * size, values, out_row);
+          out_row += kGroupK * size;
+          continue;
+        }
         char group[kGroupK * sizeof(float)];
-        bad |= ReadGroup(type, source + k * size, std::min<int64_t>(kGroupK, leaf.end - k), group);
+        bad |= ReadGroup(type, source + k * size, values, group);
         const int row = static_cast<int>(r);
         if (type == DType::kBF16) {
           ScatterBf16(group, row, out);

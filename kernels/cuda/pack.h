@@ -1,11 +1,13 @@
 // Packing of weights for the GPU's kernels, on the host: a unit is 16 rows of BF16 (one row of
-// tiles, fragment.h) or 32 rows of F32 or F16, over all of the padded k.
+// tiles, fragment.h) or 32 rows of F32 or F16, over all of the padded k. It has as many bytes in
+// one layout as in the other.
 #ifndef PHALANX_KERNELS_CUDA_PACK_H_
 #define PHALANX_KERNELS_CUDA_PACK_H_
 
 #include <cstdint>
 
 #include "absl/status/status.h"
+#include "kernels/cuda/fragment.h"
 #include "kernels/kernels.h"
 #include "kernels/weight_plan.h"
 
@@ -18,7 +20,8 @@ int64_t UnitBytes(const WeightPlan& plan);
 
 // Writes unit `unit`, UnitBytes(plan) bytes. Rows beyond n and k beyond a leaf's end become +0.
 // Returns whether a value is NaN or infinite.
-bool PackUnit(const WeightSpec& spec, const WeightPlan& plan, int64_t unit, char* to);
+bool PackUnit(const WeightSpec& spec, const WeightPlan& plan, WeightLayout layout, int64_t unit,
+              char* to);
 
 // Where the first value of `unit` is that is NaN or infinite; -1, -1 if there is none.
 struct BadValue {

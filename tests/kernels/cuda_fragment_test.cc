@@ -81,7 +81,7 @@ TEST(Fragment, PackedWeightsTimesRowsIsTheProduct) {
   ASSERT_EQ(plan.k, 160);
   std::vector<uint16_t> packed(NumUnits(plan) * UnitBytes(plan) / 2, 0xffff);
   for (int64_t unit = 0; unit < NumUnits(plan); ++unit) {
-    EXPECT_FALSE(PackUnit(spec, plan, unit,
+    EXPECT_FALSE(PackUnit(spec, plan, WeightLayout::kTiles, unit,
                           reinterpret_cast<char*>(packed.data()) + unit * UnitBytes(plan)));
   }
   const int64_t groups = plan.k / kGroupK;

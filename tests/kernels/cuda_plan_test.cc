@@ -39,7 +39,7 @@ TEST(Pack, F32AndF16AreColumnsOf32WithZeroPadding) {
     ASSERT_EQ(plan.k, 96);
     std::vector<Element> packed(NumUnits(plan) * UnitBytes(plan) / sizeof(Element), Element(77));
     for (int64_t unit = 0; unit < NumUnits(plan); ++unit) {
-      EXPECT_FALSE(PackUnit(spec, plan, unit,
+      EXPECT_FALSE(PackUnit(spec, plan, WeightLayout::kTiles, unit,
                             reinterpret_cast<char*>(packed.data()) + unit * UnitBytes(plan)));
     }
     for (int64_t row = 0; row < 64; ++row) {
@@ -54,6 +54,56 @@ TEST(Pack, F32AndF16AreColumnsOf32WithZeroPadding) {
   check(DType::kF16, uint16_t{0});
 }
 
+TEST(Pack, RowMajorUnitsAreTheRowsWithZeroPadding) {
+  std::vector<uint16_t> source(37 * 50);
+  for (size_t i = 0; i < source.size(); ++i) source[i] = static_cast<uint16_t>(i + 1);
+  WeightSpec spec;
+  spec.dtype = DType::kBF16;
+  spec.rows = {{source.data(), 20, 50}, {source.data() + 20 * 50, 17, 50}};
+  spec.leaves = {{3, 40}, {40, 45}};
+  spec.parts = {{0, 1, -1}};
+  const WeightPlan plan = PlanWeight(spec);
+  ASSERT_EQ(plan.k, 96);
+  std::vector<uint16_t> packed(NumUnits(plan) * UnitBytes(plan) / 2, 77);
+  for (int64_t unit = 0; unit < NumUnits(plan); ++unit) {
+    EXPECT_FALSE(PackUnit(spec, plan, WeightLayout::kRows, unit,
+                          reinterpret_cast<char*>(packed.data()) + unit * UnitBytes(plan)));
+  }
+  ASSERT_EQ(packed.size(), 48 * 96);
+  for (int64_t row = 0; row < 48; ++row) {
+    for (int64_t k = 0; k < 96; ++k) {
+      const int64_t column = k < 37 ? 3 + k : k >= 64 && k < 69 ? 40 + k - 64 : -1;
+      const uint16_t expected = row < 37 && column >= 0 ? source[row * 50 + column] : 0;
+      ASSERT_EQ(packed[row * 96 + k], expected) << row << ", " << k;
+    }
+  }
+  source[36 * 50 + 44] = 0x7f80;
+  std::vector<char> unit(UnitBytes(plan));
+  EXPECT_TRUE(PackUnit(spec, plan, WeightLayout::kRows, 2, unit.data()));
+}
+
+TEST(WeightPlan, APartsRunOfKHasNoOtherPartsLeavesInIt) {
+  WeightSpec spec;
+  spec.rows = {{nullptr, 8, 300}};
+  spec.leaves = {{0, 32}, {32, 100}, {100, 100}, {100, 120}, {120, 300}};
+  const auto runs = [&](std::vector<std::vector<int>> parts) {
+    spec.parts = std::move(parts);
+    const WeightPlan plan = PlanWeight(spec);
+    std::vector<std::pair<int64_t, int64_t>> out;
+    for (int part = 0; part < plan.num_parts(); ++part) {
+      const auto run = RunOfPart(plan, part);
+      out.emplace_back(run ? run->begin : -1, run ? run->end : -1);
+    }
+    return out;
+  };
+  using Runs = std::vector<std::pair<int64_t, int64_t>>;
+  EXPECT_EQ(runs({{0, 1, -1, 2, 3, -1, -1, 4, -1}}), (Runs{{0, 352}}));
+  EXPECT_EQ(runs({{1, 0, -1}, {2}, {4, 3, -1}}), (Runs{{0, 128}, {128, 128}, {128, 352}}));
+  // The empty leaf fills no gap and makes none.
+  EXPECT_EQ(runs({{0, 2, -1}, {1, 3, -1}, {4}}), (Runs{{-1, -1}, {32, 160}, {160, 352}}));
+  EXPECT_EQ(runs({{0, 4, -1}, {1, 2, -1, 3, -1}}), (Runs{{-1, -1}, {32, 160}}));
+}
+
 TEST(Pack, FindsTheFirstBadValueOfAUnitByRowThenColumn) {
   std::vector<uint16_t> source(50 * 100, 0x3f80);
   source[37 * 100 + 90] = 0x7f80;
@@ -65,8 +115,8 @@ TEST(Pack, FindsTheFirstBadValueOfAUnitByRowThenColumn) {
   spec.parts = {{0, 1, -1}};
   const WeightPlan plan = PlanWeight(spec);
   std::vector<char> unit(UnitBytes(plan));
-  EXPECT_FALSE(PackUnit(spec, plan, 1, unit.data()));
-  EXPECT_TRUE(PackUnit(spec, plan, 2, unit.data()));
+  EXPECT_FALSE(PackUnit(spec, plan, WeightLayout::kTiles, 1, unit.data()));
+  EXPECT_TRUE(PackUnit(spec, plan, WeightLayout::kTiles, 2, unit.data()));
   const BadValue bad = FindBadValue(spec, plan, 2);
   EXPECT_EQ(bad.row, 33);
   EXPECT_EQ(bad.column, 41);

@@ -13,6 +13,7 @@
 #include "gtest/gtest.h"
 #include "kernels/cuda/cuda_kernels.h"
 #include "kernels/float16.h"
+#include "tests/kernels/emulation/fake_cublas.h"
 #include "tests/kernels/ops_testing.h"
 
 namespace phalanx::kernels {
@@ -50,6 +51,10 @@ class TinyDecoder {
  public:
   explicit TinyDecoder(const CudaOptions& options, const cuda::StepGraphsOptions& graphs = {})
       : kernels_(options, *cuda::DeviceMemory::Create(0, options.memory_bytes), graphs) {
+    if (options.numerics == Numerics::kFast) {
+      const absl::Status status = kernels_.UseLibrary(emulation::FakeCublas());
+      EXPECT_TRUE(status.ok()) << status;
+    }
     Random random(7);
     embedding_ = Bf16(RandomBf16(random, kVocab * kHidden, 1));
     norm_ = Floats(random.Floats(kHidden));
@@ -222,8 +227,9 @@ class TinyDecoder {
   std::unique_ptr<PackedWeight> head_;
 };
 
-CudaOptions WithArena(bool graphs) {
+CudaOptions WithArena(bool graphs, Numerics numerics = Numerics::kExact) {
   CudaOptions options;
+  options.numerics = numerics;
   options.memory_bytes = kArena;
   options.graphs = graphs;
   return options;
@@ -287,6 +293,29 @@ TEST(CudaSteps, StepsWithoutGraphsHaveTheBitsOfPlainLaunches) {
   TinyDecoder decoder(WithArena(/*graphs=*/false));
   EXPECT_EQ(ResultsOf(decoder), PlainResults());
   EXPECT_EQ(decoder.kernels().graph_counts().launched, 0);
+}
+
+// Between two of a library's products there is a segment; steps of few rows are one.
+TEST(CudaSteps, FastStepsAreReplayedWithTheirOwnBits) {
+  CudaOptions options;
+  options.numerics = Numerics::kFast;
+  TinyDecoder plain(options);
+  const std::vector<uint64_t> expected = ResultsOf(plain, /*as_steps=*/false);
+  EXPECT_NE(expected, PlainResults());
+  for (const bool graphs : {false, true}) {
+    TinyDecoder decoder(WithArena(graphs, Numerics::kFast));
+    EXPECT_EQ(ResultsOf(decoder), expected);
+    EXPECT_EQ(ResultsOf(decoder), expected);
+    EXPECT_EQ(decoder.kernels().graph_counts().launched > 0, graphs);
+  }
+  cuda::StepGraphsOptions at_once;
+  at_once.build_at_once = true;
+  at_once.least_kernels = 1;
+  TinyDecoder decoder(WithArena(/*graphs=*/true, Numerics::kFast), at_once);
+  EXPECT_EQ(ResultsOf(decoder), expected);
+  const cuda::StepGraphsCounts before = decoder.kernels().graph_counts();
+  decoder.Run({{{5}, 29, {3, 7, 1}}});
+  EXPECT_EQ(decoder.kernels().graph_counts().launched, before.launched + 1);
 }
 
 TEST(CudaSteps, SegmentsBetweenCommunicatorsCallsHaveTheSameBits) {

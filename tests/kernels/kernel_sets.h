@@ -3,7 +3,9 @@
 #ifndef PHALANX_TESTS_KERNELS_KERNEL_SETS_H_
 #define PHALANX_TESTS_KERNELS_KERNEL_SETS_H_
 
+#include <cstdint>
 #include <functional>
+#include <limits>
 #include <memory>
 #include <ostream>
 #include <string>
@@ -15,7 +17,7 @@
 namespace phalanx::kernels {
 
 // Whether products of BF16 (matmul, attention) have the reference's bits here, too. Everything else
-// has them on every device.
+// has them on every device, but in profile `fast` (FastKernelSets).
 extern const bool kBf16HasCpuBits;
 inline bool HasCpuBits(DType type) { return kBf16HasCpuBits || type != DType::kBF16; }
 
@@ -39,9 +41,24 @@ struct KernelSet {
   std::string name;  // letters and digits
   std::function<std::unique_ptr<Kernels>(int threads)> make;
   TestSize size = kTestSize;  // of large tests
+  // Products of more rows, of BF16 and F32, are added in a library's order: neither the reference's
+  // bits nor R1 are promised for them.
+  int64_t most_ordered_rows = std::numeric_limits<int64_t>::max();
+
+  bool Orders(DType type, int64_t rows) const {
+    return type == DType::kF16 || rows <= most_ordered_rows;
+  }
 };
 // One of each path or device.
 std::vector<KernelSet> KernelSets();
+// Profile `fast` of the device, where it has one.
+std::vector<KernelSet> FastKernelSets();
+// What tests of products run on: all of the above.
+inline std::vector<KernelSet> MatMulSets() {
+  std::vector<KernelSet> sets = KernelSets();
+  for (KernelSet& set : FastKernelSets()) sets.push_back(std::move(set));
+  return sets;
+}
 inline std::ostream& operator<<(std::ostream& out, const KernelSet& set) { return out << set.name; }
 
 }  // namespace phalanx::kernels

@@ -22,6 +22,8 @@ std::vector<KernelSet> KernelSets() {
   return sets;
 }
 
+std::vector<KernelSet> FastKernelSets() { return {}; }
+
 std::vector<NamedKernels> AllKernels() {
   std::vector<NamedKernels> all;
   for (const KernelSet& set : KernelSets()) {

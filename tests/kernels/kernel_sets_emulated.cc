@@ -1,5 +1,6 @@
 #include "gtest/gtest.h"
 #include "kernels/cuda/cuda_kernels.h"
+#include "tests/kernels/emulation/fake_cublas.h"
 #include "tests/kernels/host_memory_kernels.h"
 #include "tests/kernels/kernel_sets.h"
 
@@ -131,19 +132,29 @@ class OpsInSteps : public CudaKernels {
   int64_t ops_ = 0;
 };
 
+std::unique_ptr<Kernels> Emulated(Numerics numerics) {
+  auto memory = cuda::DeviceMemory::Create(0, /*arena_bytes=*/0);
+  EXPECT_TRUE(memory.ok()) << memory.status();
+  auto kernels = std::make_unique<OpsInSteps>(
+      CudaOptions{.device = 0, .pack_threads = 1, .numerics = numerics}, *std::move(memory));
+  if (numerics == Numerics::kFast) {
+    const absl::Status status = kernels->UseLibrary(emulation::FakeCublas());
+    EXPECT_TRUE(status.ok()) << status;
+  }
+  return std::make_unique<HostMemoryKernels>(std::move(kernels), /*arena_bytes=*/0);
+}
+
 }  // namespace
 
 const bool kBf16HasCpuBits = false;
 const TestSize kTestSize = TestSize::kSmall;
 
 std::vector<KernelSet> KernelSets() {
-  return {{"emulated", [](int /*threads*/) -> std::unique_ptr<Kernels> {
-             auto memory = cuda::DeviceMemory::Create(0, /*arena_bytes=*/0);
-             EXPECT_TRUE(memory.ok()) << memory.status();
-             auto kernels = std::make_unique<OpsInSteps>(
-                 CudaOptions{.device = 0, .pack_threads = 1}, *std::move(memory));
-             return std::make_unique<HostMemoryKernels>(std::move(kernels), /*arena_bytes=*/0);
-           }}};
+  return {{"emulated", [](int /*threads*/) { return Emulated(Numerics::kExact); }}};
+}
+
+std::vector<KernelSet> FastKernelSets() {
+  return {{"emulated_fast", [](int /*threads*/) { return Emulated(Numerics::kFast); }, 16}};
 }
 
 std::vector<NamedKernels> AllKernels() {

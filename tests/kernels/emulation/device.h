@@ -32,6 +32,8 @@ struct alignas(16) uint4 {
 // Of the thread that runs.
 extern dim3 threadIdx, blockIdx, blockDim, gridDim;
 
+struct EmulatedStream;
+
 namespace phalanx::kernels::emulation {
 
 // Dynamic shared memory that a block may have: an H100's.
@@ -51,6 +53,10 @@ bool RunsOnDevice();
 // and gives what one thread does.
 using Bind = std::function<void()> (*)(const void* kernel, void** arguments);
 void Know(const void* kernel, Bind bind);
+
+// runtime.cc: enqueues what a library does with the device: `work` runs in the stream's order, and
+// can touch device memory.
+void Enqueue(EmulatedStream* stream, std::function<void()> work);
 
 // Runs `thread` for every thread of every block. `shared_bytes` of dynamic shared memory hold a
 // pattern when a block begins.

@@ -195,6 +195,11 @@ void Know(const void* kernel, Bind bind) {
   State().kernels.emplace(kernel, bind);
 }
 
+void Enqueue(EmulatedStream* stream, std::function<void()> work) {
+  const std::lock_guard<std::mutex> lock(Lock());
+  Push(stream, std::move(work));
+}
+
 }  // namespace phalanx::kernels::emulation
 
 using namespace phalanx::kernels::emulation;  // NOLINT: the runtime's functions are global

@@ -32,6 +32,9 @@ inline void Mma(float (&c)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a
 inline void CopyAsync(void* shared, const void* from, bool valid) {
   emulation::QueueCopy(shared, from, valid);
 }
+inline void CopyAsyncOfLine(void* shared, const void* from) {
+  emulation::QueueCopy(shared, from, /*valid=*/true);
+}
 inline void CommitCopies() { emulation::CommitQueued(); }
 template <int kPending>
 void WaitForCopies() {

@@ -1,0 +1,311 @@
+// Profile `fast` on the emulated device: row-major weights change no bit of what phalanx's own
+// kernels compute, and what goes to cuBLASLt, when, and with which memory.
+#include <cstring>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "kernels/cuda/cuda_kernels.h"
+#include "kernels/float16.h"
+#include "tests/kernels/emulation/fake_cublas.h"
+#include "tests/kernels/ops_testing.h"
+
+namespace phalanx::kernels {
+namespace {
+
+using ::testing::AllOf;
+using ::testing::HasSubstr;
+
+constexpr int64_t kN = 200;
+constexpr int64_t kMostRows = 150;
+
+std::unique_ptr<CudaKernels> Make(Numerics numerics, int64_t memory_bytes = int64_t{80} << 20) {
+  CudaOptions options;
+  options.pack_threads = 1;
+  options.numerics = numerics;
+  auto memory = cuda::DeviceMemory::Create(0, memory_bytes);
+  EXPECT_TRUE(memory.ok()) << memory.status();
+  return std::make_unique<CudaKernels>(options, *std::move(memory));
+}
+std::unique_ptr<CudaKernels> MakeFast() {
+  auto kernels = Make(Numerics::kFast);
+  const absl::Status status = kernels->UseLibrary(emulation::FakeCublas());
+  EXPECT_TRUE(status.ok()) << status;
+  (void)emulation::TakeFakeCublasCounts();
+  return kernels;
+}
+
+std::vector<char> Encode(DType type, const std::vector<float>& values) {
+  std::vector<char> out(values.size() * SizeOf(type));
+  for (size_t i = 0; i < values.size(); ++i) {
+    const uint32_t bits = type == DType::kBF16 ? F32ToBf16(values[i]) : 0;
+    std::memcpy(&out[i * SizeOf(type)],
+                type == DType::kBF16 ? static_cast<const void*>(&bits) : &values[i], SizeOf(type));
+  }
+  return out;
+}
+
+// Leaves that are longer than a chunk, shorter, uneven and empty.
+const std::vector<KLeaf> kLeaves = {{0, 530}, {530, 562}, {562, 562}, {562, 700}};
+constexpr int64_t kSourceK = 700;
+
+struct Shape {
+  DType type = DType::kBF16;
+  std::vector<std::vector<int>> parts = {{0, 1, -1, 2, 3, -1, -1}};
+};
+
+// A product of drawn numbers on one instance, and what it gives for some of its rows.
+class Products {
+ public:
+  Products(CudaKernels& kernels, const Shape& shape, int num_weights = 1)
+      : kernels_(kernels), shape_(shape) {
+    Random random(3);
+    WeightSpec spec;
+    spec.dtype = shape.type;
+    spec.leaves = kLeaves;
+    spec.parts = shape.parts;
+    for (int i = 0; i < num_weights; ++i) {
+      const std::vector<char> source = Encode(shape.type, random.Floats(kN * kSourceK));
+      spec.rows = {{source.data(), kN, kSourceK}};
+      auto weight = kernels.Pack(spec);
+      EXPECT_TRUE(weight.ok()) << weight.status();
+      weights_.push_back(*std::move(weight));
+    }
+    const std::vector<char> x = Encode(shape.type, random.Floats(kMostRows * weights_[0]->k(), 2));
+    x_ = Allocate(static_cast<int64_t>(x.size()));
+    kernels_.CopyIn(x_.data(), x.data(), static_cast<int64_t>(x.size()));
+    for (size_t p = 0; p < shape.parts.size(); ++p) outs_.push_back(Allocate(kMostRows * kN * 4));
+  }
+
+  std::vector<float> MatMul(int64_t rows) {
+    kernels_.BeginStep(rows);
+    kernels_.MatMul(X(rows), *weights_[0], Outs(rows));
+    kernels_.EndStep();
+    return Results(rows);
+  }
+  // Rows to the weights in turns, `counts[i]` to weight i.
+  std::vector<float> Grouped(const std::vector<int64_t>& counts) {
+    std::vector<ExpertRows> groups;
+    int64_t rows = 0;
+    for (size_t i = 0; i < counts.size(); ++i) {
+      groups.push_back({weights_[i].get(), rows, counts[i]});
+      rows += counts[i];
+    }
+    kernels_.GroupedMatMul(X(rows), groups, Outs(rows));
+    return Results(rows);
+  }
+
+ private:
+  Buffer Allocate(int64_t bytes) {
+    auto buffer = kernels_.Allocate(bytes);
+    EXPECT_TRUE(buffer.ok()) << buffer.status();
+    return *std::move(buffer);
+  }
+  TensorView X(int64_t rows) const {
+    return {x_.data(), shape_.type, rows, weights_[0]->k(), weights_[0]->k()};
+  }
+  std::vector<TensorView> Outs(int64_t rows) const {
+    std::vector<TensorView> views;
+    for (const Buffer& out : outs_) views.push_back({out.data(), DType::kF32, rows, kN, kN});
+    return views;
+  }
+  std::vector<float> Results(int64_t rows) {
+    std::vector<float> all;
+    for (const Buffer& out : outs_) {
+      std::vector<float> part(rows * kN);
+      kernels_.CopyOut(part.data(), out.data(), rows * kN * 4);
+      all.insert(all.end(), part.begin(), part.end());
+    }
+    return all;
+  }
+
+  CudaKernels& kernels_;
+  const Shape shape_;
+  std::vector<std::unique_ptr<PackedWeight>> weights_;
+  Buffer x_;
+  std::vector<Buffer> outs_;
+};
+
+bool SameBits(const std::vector<float>& a, const std::vector<float>& b) {
+  return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * 4) == 0;
+}
+
+TEST(RowMajorWeights, GiveTheBitsOfPackedOnesInEveryKernel) {
+  const auto exact = Make(Numerics::kExact);
+  const auto fast = Make(Numerics::kFast);  // without a library
+  for (const DType type : {DType::kBF16, DType::kF32}) {
+    for (const auto& parts : std::vector<std::vector<std::vector<int>>>{{{0, 1, -1, 2, 3, -1, -1}},
+                                                                        {{3, 0, -1}, {1, 2, -1}}}) {
+      Products packed(*exact, {type, parts}, 3);
+      Products by_rows(*fast, {type, parts}, 3);
+      // The kernels of up to 8, 16, 32, 64 and 128 rows a block.
+      for (const int64_t rows : {1, 3, 8, 13, 16, 17, 40, 150}) {
+        EXPECT_TRUE(SameBits(packed.MatMul(rows), by_rows.MatMul(rows)))
+            << Name(type) << ", " << rows << " rows, " << parts.size() << " parts";
+      }
+      for (const auto& counts :
+           std::vector<std::vector<int64_t>>{{1, 0, 2}, {9, 5, 16}, {40, 0, 70}}) {
+        EXPECT_TRUE(SameBits(packed.Grouped(counts), by_rows.Grouped(counts)))
+            << Name(type) << ", " << counts[0] << " rows and others";
+      }
+    }
+  }
+}
+
+TEST(RowMajorWeights, TakeAsManyBytes) {
+  const auto exact = Make(Numerics::kExact);
+  const auto fast = Make(Numerics::kFast);
+  for (const DType type : {DType::kBF16, DType::kF32, DType::kF16}) {
+    WeightSpec spec;
+    spec.dtype = type;
+    spec.rows = {{nullptr, 77, 100}};
+    spec.leaves = {{0, 100}};
+    spec.parts = {{0}};
+    EXPECT_EQ(exact->PackedBytes(spec), fast->PackedBytes(spec));
+  }
+}
+
+TEST(Fast, UpToSixteenRowsAndGroupsHaveExactsBits) {
+  const auto exact = Make(Numerics::kExact);
+  const auto fast = MakeFast();
+  for (const DType type : {DType::kBF16, DType::kF32}) {
+    Products expected(*exact, {type}, 2);
+    Products got(*fast, {type}, 2);
+    for (const int64_t rows : {1, 2, 9, 16}) {
+      EXPECT_TRUE(SameBits(expected.MatMul(rows), got.MatMul(rows))) << Name(type) << " " << rows;
+    }
+    EXPECT_TRUE(SameBits(expected.Grouped({30, 50}), got.Grouped({30, 50}))) << Name(type);
+  }
+  EXPECT_EQ(emulation::TakeFakeCublasCounts().products, 0);
+}
+
+TEST(Fast, MoreRowsGoToTheLibraryAPartAProduct) {
+  const auto fast = MakeFast();
+  for (const DType type : {DType::kBF16, DType::kF32}) {
+    Products whole(*fast, {type});
+    whole.MatMul(17);
+    EXPECT_EQ(emulation::TakeFakeCublasCounts().products, 1) << Name(type);
+    // Leaves side by side, in any order; an empty one between them is no gap.
+    Products parts(*fast, {type, {{1, 0, -1}, {3}, {2}}});
+    parts.MatMul(40);
+    EXPECT_EQ(emulation::TakeFakeCublasCounts().products, 0) << "an empty part is no product";
+    Products two(*fast, {type, {{1, 0, -1}, {3, 2, -1}}});
+    two.MatMul(40);
+    EXPECT_EQ(emulation::TakeFakeCublasCounts().products, 2) << Name(type);
+  }
+}
+
+TEST(Fast, PartsWhoseLeavesAreApartHaveExactsBits) {
+  const auto exact = Make(Numerics::kExact);
+  const auto fast = MakeFast();
+  const Shape apart = {DType::kBF16, {{0, 3, -1}, {1, 2, -1}}};
+  Products expected(*exact, apart);
+  Products got(*fast, apart);
+  EXPECT_TRUE(SameBits(expected.MatMul(40), got.MatMul(40)));
+  EXPECT_EQ(emulation::TakeFakeCublasCounts().products, 0);
+}
+
+TEST(Fast, TheLibraryIsAskedOnceForEachShape) {
+  const auto fast = MakeFast();
+  Products first(*fast, {});
+  Products second(*fast, {});
+  for (int i = 0; i < 3; ++i) {
+    for (const int64_t rows : {20, 33}) {
+      first.MatMul(rows);
+      second.MatMul(rows);
+    }
+  }
+  const emulation::FakeCublasCounts counts = emulation::TakeFakeCublasCounts();
+  EXPECT_EQ(counts.asked, 2);
+  EXPECT_EQ(counts.products, 12);
+}
+
+TEST(Fast, WhatTheLibraryHasNoKernelForIsExacts) {
+  const auto exact = Make(Numerics::kExact);
+  for (const bool says_not_supported : {false, true}) {
+    const auto fast = MakeFast();
+    Products expected(*exact, {});
+    Products got(*fast, {});
+    emulation::SetFakeCublasFaults(
+        {.no_kernel_for_rows = 40, .says_not_supported = says_not_supported});
+    for (int i = 0; i < 2; ++i) EXPECT_TRUE(SameBits(expected.MatMul(40), got.MatMul(40)));
+    emulation::SetFakeCublasFaults({});
+    EXPECT_EQ(emulation::TakeFakeCublasCounts().asked, 1);
+    got.MatMul(41);
+    EXPECT_EQ(emulation::TakeFakeCublasCounts().products, 1);
+  }
+}
+
+TEST(Fast, AllocatesNothingOnceItsScratchIsFrozen) {
+  const auto fast = MakeFast();
+  Products products(*fast, {});
+  products.MatMul(kMostRows);
+  fast->FreezeScratch();
+  const int64_t left = *fast->FreeBytes();
+  const auto rest = fast->Allocate(left);
+  ASSERT_TRUE(rest.ok()) << rest.status();
+  // The library's kernels, phalanx's few-row ones, and those that step in for the library.
+  for (const int64_t rows : {1, 16, 17, 100}) products.MatMul(rows);
+  emulation::SetFakeCublasFaults({.no_kernel_for_rows = 60});
+  products.MatMul(60);
+  emulation::SetFakeCublasFaults({});
+  EXPECT_EQ(emulation::TakeFakeCublasCounts().products, 3);
+}
+
+TEST(Fast, MemoryThatTheWorkspaceLacksIsARefusalAtTheStart) {
+  CudaOptions options;
+  options.numerics = Numerics::kFast;
+  options.memory_bytes = int64_t{24} << 20;
+  const absl::Status status = CreateCudaKernels(options).status();
+  EXPECT_EQ(status.code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_THAT(std::string(status.message()),
+              AllOf(HasSubstr("for matmuls"), HasSubstr("33554432 bytes")));
+  options.numerics = Numerics::kExact;
+  EXPECT_TRUE(CreateCudaKernels(options).ok());
+}
+
+TEST(Fast, ALibraryThatDoesNotStartIsRefusedWithItsReason) {
+  emulation::SetFakeCublasFaults({.no_context = true});
+  CudaOptions options;
+  options.numerics = Numerics::kFast;
+  const absl::Status status = CreateCudaKernels(options).status();
+  emulation::SetFakeCublasFaults({});
+  EXPECT_EQ(status.code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_THAT(
+      std::string(status.message()),
+      AllOf(HasSubstr("an emulated cuBLASLt, version 13.1.0"),
+            HasSubstr("the emulated library was not initialized"), HasSubstr("--numerics exact")));
+}
+
+TEST(FastDeathTest, AProductThatTheLibraryRefusesEndsTheProcess) {
+  const auto fast = MakeFast();
+  Products products(*fast, {});
+  emulation::SetFakeCublasFaults({.refuses_products = true});
+  EXPECT_DEATH(products.MatMul(40), "the product of 40 x 200 x 736 BF16: not supported");
+  emulation::SetFakeCublasFaults({});
+}
+
+TEST(Fast, SaysWhichLibraryItHas) {
+  CudaOptions options;
+  options.numerics = Numerics::kFast;
+  const auto kernels = CreateCudaKernels(options);
+  ASSERT_TRUE(kernels.ok()) << kernels.status();
+  EXPECT_THAT((*kernels)->Describe(), HasSubstr(", cuBLASLt 13.1.0"));
+}
+
+TEST(Fast, LeavesNothingOfTheLibrarysBehind) {
+  const int64_t before = emulation::LiveFakeCublasObjects();
+  {
+    const auto fast = MakeFast();
+    Products products(*fast, {});
+    products.MatMul(40);
+    EXPECT_GT(emulation::LiveFakeCublasObjects(), before);
+  }
+  EXPECT_EQ(emulation::LiveFakeCublasObjects(), before);
+}
+
+}  // namespace
+}  // namespace phalanx::kernels
