@@ -97,6 +97,10 @@ void CheckGpuFields(const v1::Config& config, YamlFaults& reader) {
     for (const char* path : {"worker.device_comm", "worker.gpu_memory_fraction", "cluster.nccl"}) {
       without_effect(path, "worker.device is cpu");
     }
+    if (config.worker().profile().numerics() == v1::WorkerConfig::Profile::NUMERICS_FAST) {
+      reader.FaultAt("worker.profile.numerics",
+                     "fast is of GPUs alone; write worker.device: cuda, or leave numerics exact");
+    }
   }
   if (config.worker().device_comm() == v1::WorkerConfig::DEVICE_COMM_STAGED) {
     without_effect("cluster.nccl", "worker.device_comm is staged");
@@ -259,6 +263,9 @@ absl::Status ApplyConfig(const ConfigFile& file, const CLI::App& flags, ServiceO
   apply(worker.has_kv_cache_bytes(), "--kv-memory", rank.kv_memory,
         absl::StrCat(worker.kv_cache_bytes()));
   const v1::WorkerConfig::Profile& profile = worker.profile();
+  const std::string numerics =
+      EnumText(v1::WorkerConfig::Profile::Numerics_descriptor(), profile.numerics());
+  apply(!numerics.empty(), "--numerics", rank.numerics, numerics);
   apply(profile.has_reduction_leaves(), "--reduction-leaves", rank.reduction_leaves,
         profile.reduction_leaves());
   apply(profile.has_sequence_stripes(), "--sequence-stripes", rank.sequence_stripes,

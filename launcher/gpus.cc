@@ -9,7 +9,6 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
 #include "absl/strings/strip.h"
-#include "kernels/cuda/cuda_device.h"
 #include "launcher/machine.h"
 
 namespace phalanx::launcher {
@@ -20,6 +19,19 @@ absl::StatusOr<worker::DeviceTransport> ParseDeviceTransport(const std::string& 
   if (name == "staged") return worker::DeviceTransport::kStaged;
   return absl::InvalidArgumentError(
       absl::StrCat("--device-comm ", name, ": expected auto, nccl or staged"));
+}
+
+absl::StatusOr<kernels::Numerics> ParseNumerics(const RankOptions& options) {
+  if (options.numerics == "exact") return kernels::Numerics::kExact;
+  if (options.numerics != "fast") {
+    return absl::InvalidArgumentError(
+        absl::StrCat("--numerics ", options.numerics, ": expected exact or fast"));
+  }
+  if (options.device != "cuda") {
+    return absl::InvalidArgumentError(
+        "--numerics fast is of GPUs alone; add --device cuda, or leave --numerics exact");
+  }
+  return kernels::Numerics::kFast;
 }
 
 absl::StatusOr<HostPlace> PlaceOfRank(const Environment& environment, const std::string& gpus,

@@ -11,6 +11,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "kernels/cuda/cuda_device.h"
 #include "launcher/env.h"
 #include "launcher/options.h"
 #include "runtime/worker/worker.h"
@@ -19,6 +20,9 @@ namespace phalanx::launcher {
 
 // "auto", "nccl", "staged".
 absl::StatusOr<worker::DeviceTransport> ParseDeviceTransport(const std::string& name);
+
+// What --numerics says. INVALID_ARGUMENT where it is fast and ranks don't compute on GPUs.
+absl::StatusOr<kernels::Numerics> ParseNumerics(const RankOptions& options);
 
 // A rank among those of its host.
 struct HostPlace {

@@ -43,6 +43,15 @@ void AddDeviceOptions(CLI::App& app, RankOptions& o) {
       ->group(group);
 }
 
+void AddNumericsOption(CLI::App& app, RankOptions& o, const std::string& group) {
+  app.add_option("--numerics", o.numerics,
+                 "exact: an answer's bits don't depend on layout, batch or restarts; fast (GPUs "
+                 "alone): they may, where cuBLASLt and NCCL add in an order of their own")
+      ->check(CLI::IsMember({"exact", "fast"}))
+      ->capture_default_str()
+      ->group(group);
+}
+
 void AddRankOptions(CLI::App& app, RankOptions& o) {
   const std::string group = "Model and ranks";
   app.add_option("--model", o.model, "Hugging Face model directory")->required()->group(group);
@@ -86,6 +95,7 @@ void AddRankOptions(CLI::App& app, RankOptions& o) {
                  "Directory to which each rank writes when it worked on which step, as JSON lines")
       ->group(group);
   const std::string profile = "Numerics profile (changing it may change bits)";
+  AddNumericsOption(app, o, profile);
   app.add_option("--reduction-leaves", o.reduction_leaves,
                  "Leaves of sharded sums; tp is at most this")
       ->check(CLI::Range(1, 1024))

@@ -27,7 +27,8 @@ struct RankOptions {
   int64_t kv_blocks = 0;             // 0: by kv_memory
   int64_t max_context = 0;           // 0: the checkpoint's
   int64_t max_step_tokens = 512;
-  std::string step_trace;  // directory; empty: none
+  std::string step_trace;          // directory; empty: none
+  std::string numerics = "exact";  // or fast, of cuda
   int reduction_leaves = 8;
   int sequence_stripes = 8;
   bool keep_weights = true;  // packed weights outlive the rank, for the one that takes its place
@@ -35,6 +36,8 @@ struct RankOptions {
 void AddRankOptions(CLI::App& app, RankOptions& options);
 // --device, --device-comm and --gpu-memory-fraction, which AddRankOptions() has.
 void AddDeviceOptions(CLI::App& app, RankOptions& options);
+// --numerics, likewise.
+void AddNumericsOption(CLI::App& app, RankOptions& options, const std::string& group);
 
 // What starts the ranks and how they are scheduled.
 struct ServiceOptions {

@@ -188,8 +188,9 @@ std::vector<std::string> ProcessGroupSource::WorkerArguments(const Shape& shape,
   if (rank.threads > 0) add("--threads", rank.threads);
   if (!rank.step_trace.empty()) out.insert(out.end(), {"--step-trace", rank.step_trace});
   if (rank.device == "cuda") {
-    out.insert(out.end(), {"--device", "cuda", "--device-comm", rank.device_comm,
-                           "--gpu-memory-fraction", absl::StrCat(rank.gpu_memory_fraction)});
+    out.insert(out.end(),
+               {"--device", "cuda", "--device-comm", rank.device_comm, "--gpu-memory-fraction",
+                absl::StrCat(rank.gpu_memory_fraction), "--numerics", rank.numerics});
     // A rank knows its number among its own group's ranks on its host, not among other replicas'.
     if (setup_.replicas > 1) {
       std::vector<int> gpus;

@@ -100,6 +100,10 @@ absl::StatusOr<worker::WorkerOptions> MakeWorkerOptions(const RankOptions& optio
   if (!transport.ok()) return transport.status();
   out.device_transport = *transport;
   out.gpu_memory_fraction = options.gpu_memory_fraction;
+  const absl::StatusOr<kernels::Numerics> numerics = ParseNumerics(options);
+  if (!numerics.ok()) return numerics.status();
+  out.device.cuda.numerics = *numerics;
+  out.profile.ComputeOn(out.device);
   out.profile.reduction_leaves = options.reduction_leaves;
   out.profile.sequence_stripes = options.sequence_stripes;
   const absl::StatusOr<kernels::CpuPath> path = FindCpuPath(options.cpu_path);

@@ -1,16 +1,21 @@
 // The numerics profile (R6 of the design): all that may differ between two runs whose bits are
-// compared. One checkpoint and one profile give one answer, whatever the layout.
+// compared. One checkpoint and one profile give one answer, whatever the layout; but for numerics
+// `fast`, which name an order of sums that isn't fixed.
 #ifndef PHALANX_RUNTIME_MODEL_PROFILE_H_
 #define PHALANX_RUNTIME_MODEL_PROFILE_H_
 
 #include <string>
 
+#include "kernels/device.h"
 #include "kernels/kernels.h"
 #include "kernels/tensor.h"
 
 namespace phalanx::model {
 
 struct Profile {
+  // A GPU's bits are a profile of their own.
+  kernels::DeviceKind device = kernels::DeviceKind::kCpu;
+  kernels::Numerics numerics = kernels::Numerics::kExact;
   kernels::DType weights = kernels::DType::kBF16;
   int reduction_leaves = 8;  // L of R2
   int sequence_stripes = 8;  // V of R3
@@ -18,7 +23,10 @@ struct Profile {
 
   kernels::DType activations() const { return kernels::ActivationType(weights); }
   kernels::DType kv() const { return weights; }
-  // "cpu-exact weights=BF16 activations=BF16 kv=BF16 leaves=8 stripes=8 block=32".
+  // Takes device and numerics from what a rank computes on.
+  void ComputeOn(const kernels::DeviceOptions& options);
+  // "cpu-exact weights=BF16 activations=BF16 kv=BF16 leaves=8 stripes=8 block=32";
+  // likewise "cuda-exact ...", "cuda-fast ...".
   std::string ToString() const;
   friend bool operator==(const Profile&, const Profile&) = default;
 };

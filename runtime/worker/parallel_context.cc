@@ -5,7 +5,6 @@
 
 #include "absl/strings/str_cat.h"
 #include "comm/nccl/nccl_communicator.h"
-#include "comm/nccl/nccl_library.h"
 #include "comm/staged/staged_communicator.h"
 #include "parallel/shard.h"
 
@@ -86,13 +85,21 @@ absl::StatusOr<ParallelContext> ParallelContext::Create(const parallel::Layout& 
   return context;
 }
 
-absl::Status ParallelContext::BindDevice(kernels::Kernels& device, DeviceTransport transport) {
+absl::Status ParallelContext::BindDevice(kernels::Kernels& device, DeviceTransport transport,
+                                         kernels::Numerics numerics,
+                                         std::shared_ptr<const comm::nccl::Library> given) {
   if (device.host_accessible()) return absl::OkStatus();
   absl::StatusOr<std::shared_ptr<const comm::nccl::Library>> nccl =
       absl::UnavailableError("NCCL was not asked for");
   counts_device_calls_ = transport != DeviceTransport::kStaged;
-  if (counts_device_calls_ && group_->size() > 1) nccl = comm::nccl::LoadLibrary();
+  if (given != nullptr) {
+    nccl = std::move(given);
+  } else if (counts_device_calls_ && group_->size() > 1) {
+    nccl = comm::nccl::LoadLibrary();
+  }
   comm::NcclOptions options;
+  options.profile =
+      numerics == kernels::Numerics::kFast ? comm::NcclProfile::kFast : comm::NcclProfile::kExact;
   std::map<comm::Communicator*, comm::Communicator*> bound;  // by the host's
   for (comm::Communicator** axis : {&groups_.tp, &groups_.sp, &groups_.pp, &groups_.stage}) {
     if (*axis == nullptr) continue;

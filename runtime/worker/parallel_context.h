@@ -9,6 +9,8 @@
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
 #include "comm/communicator.h"
+#include "comm/nccl/nccl_library.h"
+#include "kernels/cuda/cuda_device.h"
 #include "kernels/kernels.h"
 #include "parallel/mesh.h"
 #include "runtime/model/groups.h"
@@ -30,8 +32,12 @@ class ParallelContext {
                                                 comm::Communicator& group);
 
   // Where `device` has memory of its own: from here on groups() has communicators that move it,
-  // `transport` saying how. Borrows `device`, which must outlive this. Collective.
-  absl::Status BindDevice(kernels::Kernels& device, DeviceTransport transport);
+  // `transport` saying how. With numerics `fast` NCCL adds in whatever order it likes; what is
+  // staged is added in the plan's. `given`: NCCL; null: the one that is found. Borrows `device`,
+  // which must outlive this. Collective.
+  absl::Status BindDevice(kernels::Kernels& device, DeviceTransport transport,
+                          kernels::Numerics numerics = kernels::Numerics::kExact,
+                          std::shared_ptr<const comm::nccl::Library> given = nullptr);
 
   // ABORTED where a call that groups() enqueued on the device has failed meanwhile: to be asked
   // once its results are on the host, before they are believed.

@@ -74,7 +74,10 @@ absl::Status Worker::Impl::Open() {
   auto created = kernels::CreateKernels(device);
   if (!created.ok()) return created.status();
   kernels = *std::move(created);
-  if (absl::Status status = context->BindDevice(*kernels, options.device_transport); !status.ok()) {
+  options.profile.ComputeOn(options.device);
+  if (absl::Status status =
+          context->BindDevice(*kernels, options.device_transport, options.profile.numerics);
+      !status.ok()) {
     return status;
   }
   auto opened = checkpoint::Checkpoint::Open(options.model_directory);

@@ -33,7 +33,8 @@ struct StepEvent {
 struct WorkerOptions {
   std::string model_directory;
   parallel::Layout layout;
-  model::Profile profile;  // weights: taken from the checkpoint
+  // Weights: taken from the checkpoint; device and numerics: from `device`.
+  model::Profile profile;
   kernels::DeviceOptions device;
   DeviceTransport device_transport = DeviceTransport::kAuto;
   // Of a device's memory, what ranks may take; those that share a device share it (cuda).

@@ -67,6 +67,14 @@ class WithoutAGpu(unittest.TestCase):
         self.assert_refused(harness.run("worker", *DEMO, "--coordinator", "127.0.0.1:1", "--gpu",
                                         "1"), "--gpu is for --device cuda")
 
+    def test_fast_numerics_are_for_gpus(self):
+        for arguments in (("run", "--prompt", "a"), ("serve",),
+                          ("worker", "--coordinator", "127.0.0.1:1"), ("plan",)):
+            with self.subTest(arguments=arguments):
+                self.assert_refused(harness.run(*arguments, *DEMO, "--numerics", "fast"),
+                                    "--numerics fast is of GPUs alone", "add --device cuda",
+                                    "--numerics exact")
+
     def test_nccl_is_not_between_threads(self):
         result = harness.run("run", *DEMO, "--prompt", "a", "--device", "cuda", "--workers",
                              "threads", "--device-comm", "nccl")
@@ -76,6 +84,7 @@ class WithoutAGpu(unittest.TestCase):
         model = ("--model", str(MODELS / "llama-3.1-405b"), "--json")
         for arguments in (("--cluster", str(CONFIGS / "4x8-h100.yaml")),
                           ("--device", "cuda", "--gpu-type", "8xh200"),
+                          ("--device", "cuda", "--gpu-type", "8xh200", "--numerics", "fast"),
                           ("--device", "cuda", "--gpu-type", "h200", "--hosts", "a:8,b:8",
                            "--gpu-memory-fraction", "0.8")):
             with self.subTest(arguments=arguments):
@@ -94,15 +103,16 @@ class WithoutAGpu(unittest.TestCase):
     def test_ranks_are_given_their_gpus_and_nccls_settings(self):
         file = harness.scratch() / "c.yaml"
         file.write_text("cluster: {nccl: {debug: warn, ib_hcas: [mlx5_0, mlx5_1]}}\n"
-                        "worker: {device: cuda, gpu_memory_fraction: 0.8}\n"
+                        "worker: {device: cuda, gpu_memory_fraction: 0.8, "
+                        "profile: {numerics: fast}}\n"
                         "layout: {tp: 2, dp: 2}\n")
         with harness.Server("--workers", "external", "--cluster", str(file), wait=False) as server:
             server.wait_for_line("--replica 1 ")
             lines = [line for line in server.lines if " worker --coordinator " in line]
         self.assertEqual(len(lines), 2, server.lines)
         for line, gpus in zip(lines, ("0,1", "2,3")):
-            self.assertIn(f" --device cuda --device-comm auto --gpu-memory-fraction 0.8 --gpu {gpus}",
-                          line)
+            self.assertIn(" --device cuda --device-comm auto --gpu-memory-fraction 0.8 "
+                          f"--numerics fast --gpu {gpus}", line)
             words = shlex.split(line)
             mpirun = words.index("mpirun")
             settings = dict(word.split("=", 1) for word in words[:mpirun])
@@ -126,7 +136,7 @@ class WithoutAGpu(unittest.TestCase):
         for command in ("run", "serve", "worker", "plan"):
             result = harness.run(command, "--help")
             self.assertEqual(result.returncode, 0, lines_of(result))
-            for flag in ("--device ", "--device-comm", "--gpu-memory-fraction"):
+            for flag in ("--device ", "--device-comm", "--gpu-memory-fraction", "--numerics"):
                 self.assertIn(flag, result.stdout.decode())
         self.assertEqual(harness.run("--version").returncode, 0)
 

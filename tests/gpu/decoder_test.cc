@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "gtest/gtest.h"
+#include "kernels/cuda/cublas_library.h"
 #include "runtime/model/shape.h"
 #include "tests/gpu/tested_device.h"
 #include "tests/testing/decode.h"
@@ -27,8 +28,10 @@ std::vector<std::string> Models() {
 }
 constexpr double kF32Error = 1e-3;
 
-testing::DecodeOptions OnDevice(testing::DecodeOptions options = {}) {
+testing::DecodeOptions OnDevice(testing::DecodeOptions options = {},
+                                kernels::Numerics numerics = kernels::Numerics::kExact) {
   options.cuda = testing::TestedDevice();
+  options.cuda->numerics = numerics;
   return options;
 }
 
@@ -179,6 +182,47 @@ TEST_P(DecoderOnDevice, WhoSharesAStepDoesNotMatter) {
   }
 }
 
+// Numerics `fast`: as near to Transformers as `exact` is. Its bits may depend on layout, chunks and
+// who shares a step, so nothing is said of them, but that graphs don't matter.
+class FastDecoderOnDevice : public DecoderOnDevice {
+ protected:
+  void SetUp() override {
+    DecoderOnDevice::SetUp();
+    if (IsSkipped()) return;
+    if (const auto library = kernels::cuda::cublas::LoadLibrary(); !library.ok()) {
+      GTEST_SKIP() << library.status().message();
+    }
+  }
+  absl::StatusOr<std::vector<float>> Logits(const testing::DecodeOptions& options) const {
+    return testing::DecodeLogits(golden_.directory, golden_.inputs(),
+                                 OnDevice(options, kernels::Numerics::kFast));
+  }
+};
+
+TEST_P(FastDecoderOnDevice, LogprobsMatchTransformers) {
+  ASSERT_GT(golden_.inputs().size(), 34) << "too few rows for the library";
+  // Whole; in chunks that the library takes and a last one that may be too short; on two ranks.
+  std::vector<testing::DecodeOptions> all = {{}, {.layout = {.tp = 2}, .chunk = 17}};
+  if (!testing::kSlowDevice) all.push_back({.layout = {.sp = 2}, .chunk = 33});
+  for (const testing::DecodeOptions& options : all) {
+    const auto logits = Logits(options);
+    ASSERT_TRUE(logits.ok()) << options.layout.ToString() << ": " << logits.status();
+    testing::ExpectParity(golden_, *logits, kF32Error);
+  }
+}
+
+TEST_P(FastDecoderOnDevice, GraphsDoNotMatter) {
+  const auto with = Logits({.chunk = 19});
+  ASSERT_TRUE(with.ok()) << with.status();
+  testing::DecodeOptions plain = OnDevice({.chunk = 19}, kernels::Numerics::kFast);
+  plain.cuda->graphs = false;
+  const auto without = testing::DecodeLogits(golden_.directory, golden_.inputs(), plain);
+  ASSERT_TRUE(without.ok()) << without.status();
+  EXPECT_EQ(*with, *without);
+}
+
+INSTANTIATE_TEST_SUITE_P(Goldens, FastDecoderOnDevice, ::testing::ValuesIn(Models()),
+                         testing::GoldenTestName);
 INSTANTIATE_TEST_SUITE_P(Goldens, DecoderOnDevice, ::testing::ValuesIn(Models()),
                          testing::GoldenTestName);
 

@@ -1,6 +1,7 @@
-// The figures of a GPU: read bandwidth, decode, prefill, and a table of ops. One JSON object on
-// stdout; progress on stderr. Times are medians of --repeats (at least seven) measurements between
-// two CUDA events on the ops' own stream, with the least and the most.
+// The figures of a GPU: read bandwidth, decode, prefill, and a table of ops, in profile exact and,
+// where cuBLASLt is, in fast. One JSON object on stdout; progress on stderr. Times are medians of
+// --repeats (at least seven) measurements between two CUDA events on the ops' own stream, with the
+// least and the most.
 //
 //   gpu_timing [--models llama-3.2-1b,llama-3.1-8b] [--repeats 9] [--device 0]
 //
@@ -165,6 +166,21 @@ Json Model(kernels::Kernels& kernels, const ModelShape& shape, Clock& clock, dou
   return out;
 }
 
+// Of steps, tokens per second in exact ÷ in fast.
+Json ExactOverFast(const Json& exact, const Json& fast) {
+  Json out;
+  for (const char* kind : {"decode", "prefill"}) {
+    for (size_t i = 0; i < exact[kind].size(); ++i) {
+      const Json& step = exact[kind][i];
+      out[kind].push_back({{"sequences", step["sequences"]},
+                           {"rows", step["rows"]},
+                           {"ratio", step["tokens_per_second"].get<double>() /
+                                         fast[kind][i]["tokens_per_second"].get<double>()}});
+    }
+  }
+  return out;
+}
+
 int Main(int argc, char** argv) {
   std::vector<std::string> models = {Llama1B().name, Llama8B().name};
   int repeats = 9;
@@ -201,17 +217,28 @@ int Main(int argc, char** argv) {
     std::cerr << "gpu_timing: " << kernels.status().message() << "\n";
     return 1;
   }
+  const auto fast =
+      kernels::CreateCudaKernels({.device = device, .numerics = kernels::Numerics::kFast});
+  if (!fast.ok()) {
+    std::cerr << "profile fast is left out: " << fast.status().message() << "\n";
+  }
   int driver = 0;
   Check(cudaDriverGetVersion(&driver), "asking for the driver's version");
   Json out = {{"device", (*kernels)->Describe()},
               {"driver", driver},
               {"runtime", CUDART_VERSION},
-              {"profile", "exact"},
               {"repeats", repeats}};
   Clock clock(**kernels, repeats);
   const double bandwidth = MeasureReads(**kernels, clock, out);
+  if (fast.ok()) out["fast"] = (*fast)->Describe();
   for (const ModelShape& shape : shapes) {
-    out["models"].push_back(Model(**kernels, shape, clock, bandwidth));
+    Json& model = out["models"].emplace_back(Model(**kernels, shape, clock, bandwidth));
+    if (!fast.ok()) continue;
+    // After it, not beside it: a card needn't hold the weights twice.
+    std::cerr << shape.name << ": the same in profile fast\n";
+    Clock fast_clock(**fast, repeats);
+    model["fast"] = Model(**fast, shape, fast_clock, bandwidth);
+    model["exact_over_fast"] = ExactOverFast(model, model["fast"]);
   }
   std::cout << out.dump(1) << "\n";
   return 0;

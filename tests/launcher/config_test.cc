@@ -140,7 +140,7 @@ TEST(ConfigTest, EveryFieldIsApplied) {
       "layout: {tp: 3, pp: 1, sp: 1, ep: 1, dp: 1}\n"
       "worker: {device: cuda, device_comm: staged, gpu_memory_fraction: 0.75, cpu_path: avx2, "
       "threads: 3, kv_cache_bytes: 2GiB, "
-      "profile: {reduction_leaves: 16, sequence_stripes: 4}}\n"
+      "profile: {reduction_leaves: 16, sequence_stripes: 4, numerics: fast}}\n"
       "scheduler: {max_step_tokens: 100, max_running_sequences: 7, max_waiting_requests: 9, "
       "prefill_chunk_tokens: 50, max_context_length: 1000, prefix_cache: false}\n"
       "service: {listen: \"h:1\", max_request_bytes: 1MiB, drain_timeout_ms: 1500}\n"
@@ -157,6 +157,7 @@ TEST(ConfigTest, EveryFieldIsApplied) {
   EXPECT_EQ(o.rank.kv_memory, "2147483648");
   EXPECT_EQ(o.rank.reduction_leaves, 16);
   EXPECT_EQ(o.rank.sequence_stripes, 4);
+  EXPECT_EQ(o.rank.numerics, "fast");
   EXPECT_EQ(o.rank.max_step_tokens, 100);
   EXPECT_EQ(o.rank.max_context, 1000);
   EXPECT_EQ(o.workers, "mpirun");
@@ -174,6 +175,17 @@ TEST(ConfigTest, EveryFieldIsApplied) {
   EXPECT_EQ(applied.serving.listen, "h:1");
   EXPECT_EQ(applied.serving.max_request_bytes, 1 << 20);
   EXPECT_EQ(applied.serving.grace, 1.5);
+}
+
+TEST(ConfigTest, FastNumericsAreOfGpus) {
+  EXPECT_THAT(Faults("worker:\n  device: cpu\n  profile: {numerics: fast}\n"),
+              ElementsAre("c.yaml:3:23: worker.profile.numerics: fast is of GPUs alone; write "
+                          "worker.device: cuda, or leave numerics exact"));
+  EXPECT_THAT(Faults("worker: {profile: {numerics: quick}}"),
+              ElementsAre(HasSubstr("worker.profile.numerics: expected exact or fast")));
+  // The device may be a flag's.
+  EXPECT_THAT(Faults("worker: {profile: {numerics: fast}}"), ElementsAre());
+  EXPECT_THAT(Faults("worker: {device: cpu, profile: {numerics: exact}}"), ElementsAre());
 }
 
 TEST(ConfigTest, AFlagOverridesTheFileEvenWithTheDefaultsValue) {

@@ -175,6 +175,29 @@ TEST(MakeWorkerOptions, LeaveAGpusKvMemoryToTheRank) {
   EXPECT_EQ(MakeWorkerOptions(options, 2)->device.kind, kernels::DeviceKind::kCpu);
 }
 
+TEST(MakeWorkerOptions, SayInTheProfileWhatIsComputedOnAndHow) {
+  RankOptions options;
+  EXPECT_EQ(MakeWorkerOptions(options, 1)->profile.ToString(),
+            "cpu-exact weights=BF16 activations=BF16 kv=BF16 leaves=8 stripes=8 block=32");
+  options.device = "cuda";
+  EXPECT_EQ(MakeWorkerOptions(options, 1)->profile.ToString(),
+            "cuda-exact weights=BF16 activations=BF16 kv=BF16 leaves=8 stripes=8 block=32");
+  EXPECT_EQ(MakeWorkerOptions(options, 1)->device.cuda.numerics, kernels::Numerics::kExact);
+  options.numerics = "fast";
+  EXPECT_EQ(MakeWorkerOptions(options, 1)->profile.ToString(),
+            "cuda-fast weights=BF16 activations=BF16 kv=BF16 leaves=8 stripes=8 block=32");
+  EXPECT_EQ(MakeWorkerOptions(options, 1)->device.cuda.numerics, kernels::Numerics::kFast);
+}
+
+TEST(MakeWorkerOptions, RefuseFastWithoutGpus) {
+  RankOptions options;
+  options.numerics = "fast";
+  const absl::Status status = MakeWorkerOptions(options, 1).status();
+  EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(Text(status), HasSubstr("--numerics fast is of GPUs alone"));
+  EXPECT_THAT(Text(status), HasSubstr("add --device cuda, or leave --numerics exact"));
+}
+
 TEST(GpuModels, AreThoseThatTheDriverLists) {
   std::string name = fs::temp_directory_path() / "phalanx-gpus-XXXXXX";
   const fs::path root = mkdtemp(name.data());

@@ -50,11 +50,13 @@ TEST(DeviceOptions, AreACpuOrNineTenthsOfGpusOverNccl) {
   EXPECT_EQ(none.device, "cpu");
   EXPECT_EQ(none.device_comm, "auto");
   EXPECT_EQ(none.gpu_memory_fraction, 0.9);
-  const RankOptions all =
-      Parsed({"--device", "cuda", "--device-comm", "staged", "--gpu-memory-fraction", "1"});
+  EXPECT_EQ(none.numerics, "exact");
+  const RankOptions all = Parsed({"--device", "cuda", "--device-comm", "staged",
+                                  "--gpu-memory-fraction", "1", "--numerics", "fast"});
   EXPECT_EQ(all.device, "cuda");
   EXPECT_EQ(all.device_comm, "staged");
   EXPECT_EQ(all.gpu_memory_fraction, 1);
+  EXPECT_EQ(all.numerics, "fast");
 }
 
 TEST(DeviceOptions, NameWhatIsNone) {
@@ -69,6 +71,8 @@ TEST(DeviceOptions, NameWhatIsNone) {
   EXPECT_THAT(fault, HasSubstr("--device-comm"));
   Parsed({"--device", "gpu"}, &fault);
   EXPECT_THAT(fault, HasSubstr("--device"));
+  Parsed({"--numerics", "quick"}, &fault);
+  EXPECT_THAT(fault, HasSubstr("--numerics"));
 }
 
 TEST(DeviceOptions, HaveAGroupInHelp) {
@@ -78,6 +82,8 @@ TEST(DeviceOptions, HaveAGroupInHelp) {
   for (const char* flag : {"--device", "--device-comm", "--gpu-memory-fraction"}) {
     EXPECT_EQ(app.get_option(flag)->get_group(), "Device") << flag;
   }
+  EXPECT_EQ(app.get_option("--numerics")->get_group(),
+            app.get_option("--reduction-leaves")->get_group());
 }
 
 TEST(ParseTokenIds, ReadsAList) {
