@@ -1,6 +1,5 @@
 // Profile `fast` on the emulated device: row-major weights change no bit of what phalanx's own
 // kernels compute, and what goes to cuBLASLt, when, and with which memory.
-#include <cstring>
 #include <memory>
 #include <string>
 #include <utility>
@@ -9,18 +8,14 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "kernels/cuda/cuda_kernels.h"
-#include "kernels/float16.h"
 #include "tests/kernels/emulation/fake_cublas.h"
-#include "tests/kernels/ops_testing.h"
+#include "tests/kernels/products_testing.h"
 
 namespace phalanx::kernels {
 namespace {
 
 using ::testing::AllOf;
 using ::testing::HasSubstr;
-
-constexpr int64_t kN = 200;
-constexpr int64_t kMostRows = 150;
 
 std::unique_ptr<CudaKernels> Make(Numerics numerics, int64_t memory_bytes = int64_t{80} << 20) {
   CudaOptions options;
@@ -36,101 +31,6 @@ std::unique_ptr<CudaKernels> MakeFast() {
   EXPECT_TRUE(status.ok()) << status;
   (void)emulation::TakeFakeCublasCounts();
   return kernels;
-}
-
-std::vector<char> Encode(DType type, const std::vector<float>& values) {
-  std::vector<char> out(values.size() * SizeOf(type));
-  for (size_t i = 0; i < values.size(); ++i) {
-    const uint32_t bits = type == DType::kBF16 ? F32ToBf16(values[i]) : 0;
-    std::memcpy(&out[i * SizeOf(type)],
-                type == DType::kBF16 ? static_cast<const void*>(&bits) : &values[i], SizeOf(type));
-  }
-  return out;
-}
-
-// Leaves that are longer than a chunk, shorter, uneven and empty.
-const std::vector<KLeaf> kLeaves = {{0, 530}, {530, 562}, {562, 562}, {562, 700}};
-constexpr int64_t kSourceK = 700;
-
-struct Shape {
-  DType type = DType::kBF16;
-  std::vector<std::vector<int>> parts = {{0, 1, -1, 2, 3, -1, -1}};
-};
-
-// A product of drawn numbers on one instance, and what it gives for some of its rows.
-class Products {
- public:
-  Products(CudaKernels& kernels, const Shape& shape, int num_weights = 1)
-      : kernels_(kernels), shape_(shape) {
-    Random random(3);
-    WeightSpec spec;
-    spec.dtype = shape.type;
-    spec.leaves = kLeaves;
-    spec.parts = shape.parts;
-    for (int i = 0; i < num_weights; ++i) {
-      const std::vector<char> source = Encode(shape.type, random.Floats(kN * kSourceK));
-      spec.rows = {{source.data(), kN, kSourceK}};
-      auto weight = kernels.Pack(spec);
-      EXPECT_TRUE(weight.ok()) << weight.status();
-      weights_.push_back(*std::move(weight));
-    }
-    const std::vector<char> x = Encode(shape.type, random.Floats(kMostRows * weights_[0]->k(), 2));
-    x_ = Allocate(static_cast<int64_t>(x.size()));
-    kernels_.CopyIn(x_.data(), x.data(), static_cast<int64_t>(x.size()));
-    for (size_t p = 0; p < shape.parts.size(); ++p) outs_.push_back(Allocate(kMostRows * kN * 4));
-  }
-
-  std::vector<float> MatMul(int64_t rows) {
-    kernels_.BeginStep(rows);
-    kernels_.MatMul(X(rows), *weights_[0], Outs(rows));
-    kernels_.EndStep();
-    return Results(rows);
-  }
-  // Rows to the weights in turns, `counts[i]` to weight i.
-  std::vector<float> Grouped(const std::vector<int64_t>& counts) {
-    std::vector<ExpertRows> groups;
-    int64_t rows = 0;
-    for (size_t i = 0; i < counts.size(); ++i) {
-      groups.push_back({weights_[i].get(), rows, counts[i]});
-      rows += counts[i];
-    }
-    kernels_.GroupedMatMul(X(rows), groups, Outs(rows));
-    return Results(rows);
-  }
-
- private:
-  Buffer Allocate(int64_t bytes) {
-    auto buffer = kernels_.Allocate(bytes);
-    EXPECT_TRUE(buffer.ok()) << buffer.status();
-    return *std::move(buffer);
-  }
-  TensorView X(int64_t rows) const {
-    return {x_.data(), shape_.type, rows, weights_[0]->k(), weights_[0]->k()};
-  }
-  std::vector<TensorView> Outs(int64_t rows) const {
-    std::vector<TensorView> views;
-    for (const Buffer& out : outs_) views.push_back({out.data(), DType::kF32, rows, kN, kN});
-    return views;
-  }
-  std::vector<float> Results(int64_t rows) {
-    std::vector<float> all;
-    for (const Buffer& out : outs_) {
-      std::vector<float> part(rows * kN);
-      kernels_.CopyOut(part.data(), out.data(), rows * kN * 4);
-      all.insert(all.end(), part.begin(), part.end());
-    }
-    return all;
-  }
-
-  CudaKernels& kernels_;
-  const Shape shape_;
-  std::vector<std::unique_ptr<PackedWeight>> weights_;
-  Buffer x_;
-  std::vector<Buffer> outs_;
-};
-
-bool SameBits(const std::vector<float>& a, const std::vector<float>& b) {
-  return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * 4) == 0;
 }
 
 TEST(RowMajorWeights, GiveTheBitsOfPackedOnesInEveryKernel) {
@@ -168,24 +68,13 @@ TEST(RowMajorWeights, TakeAsManyBytes) {
   }
 }
 
-TEST(Fast, UpToSixteenRowsAndGroupsHaveExactsBits) {
-  const auto exact = Make(Numerics::kExact);
-  const auto fast = MakeFast();
-  for (const DType type : {DType::kBF16, DType::kF32}) {
-    Products expected(*exact, {type}, 2);
-    Products got(*fast, {type}, 2);
-    for (const int64_t rows : {1, 2, 9, 16}) {
-      EXPECT_TRUE(SameBits(expected.MatMul(rows), got.MatMul(rows))) << Name(type) << " " << rows;
-    }
-    EXPECT_TRUE(SameBits(expected.Grouped({30, 50}), got.Grouped({30, 50}))) << Name(type);
-  }
-  EXPECT_EQ(emulation::TakeFakeCublasCounts().products, 0);
-}
-
 TEST(Fast, MoreRowsGoToTheLibraryAPartAProduct) {
   const auto fast = MakeFast();
   for (const DType type : {DType::kBF16, DType::kF32}) {
-    Products whole(*fast, {type});
+    Products whole(*fast, {type}, 2);
+    for (const int64_t rows : {1, 16}) whole.MatMul(rows);
+    whole.Grouped({30, 50});
+    EXPECT_EQ(emulation::TakeFakeCublasCounts().asked, 0);
     whole.MatMul(17);
     EXPECT_EQ(emulation::TakeFakeCublasCounts().products, 1) << Name(type);
     // Leaves side by side, in any order; an empty one between them is no gap.
@@ -196,16 +85,6 @@ TEST(Fast, MoreRowsGoToTheLibraryAPartAProduct) {
     two.MatMul(40);
     EXPECT_EQ(emulation::TakeFakeCublasCounts().products, 2) << Name(type);
   }
-}
-
-TEST(Fast, PartsWhoseLeavesAreApartHaveExactsBits) {
-  const auto exact = Make(Numerics::kExact);
-  const auto fast = MakeFast();
-  const Shape apart = {DType::kBF16, {{0, 3, -1}, {1, 2, -1}}};
-  Products expected(*exact, apart);
-  Products got(*fast, apart);
-  EXPECT_TRUE(SameBits(expected.MatMul(40), got.MatMul(40)));
-  EXPECT_EQ(emulation::TakeFakeCublasCounts().products, 0);
 }
 
 TEST(Fast, TheLibraryIsAskedOnceForEachShape) {
@@ -242,7 +121,7 @@ TEST(Fast, WhatTheLibraryHasNoKernelForIsExacts) {
 TEST(Fast, AllocatesNothingOnceItsScratchIsFrozen) {
   const auto fast = MakeFast();
   Products products(*fast, {});
-  products.MatMul(kMostRows);
+  products.MatMul(Products::kMostRows);
   fast->FreezeScratch();
   const int64_t left = *fast->FreeBytes();
   const auto rest = fast->Allocate(left);

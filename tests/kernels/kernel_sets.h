@@ -40,10 +40,10 @@ std::vector<NamedKernels> AllKernels();
 struct KernelSet {
   std::string name;  // letters and digits
   std::function<std::unique_ptr<Kernels>(int threads)> make;
-  TestSize size = kTestSize;  // of large tests
   // Products of more rows, of BF16 and F32, are added in a library's order: neither the reference's
   // bits nor R1 are promised for them.
   int64_t most_ordered_rows = std::numeric_limits<int64_t>::max();
+  TestSize size = kTestSize;  // of large tests
 
   bool Orders(DType type, int64_t rows) const {
     return type == DType::kF16 || rows <= most_ordered_rows;
