@@ -10,14 +10,13 @@ const TestSize kTestSize = TestSize::kMedium;
 std::vector<KernelSet> KernelSets() {
   std::vector<KernelSet> sets;
   for (const CpuPath path : AvailableCpuPaths()) {
-    sets.push_back({std::string(Name(path)),
-                    [path](int threads) {
+    sets.push_back({std::string(Name(path)), [path](int threads) {
                       auto kernels = CreateCpuKernels({threads, path});
                       EXPECT_TRUE(kernels.ok()) << kernels.status();
                       return *std::move(kernels);
-                    },
-                    // Where there are no vectors large tests take minutes.
-                    path == CpuPath::kPortable ? TestSize::kSmall : kTestSize});
+                    }});
+    // Where there are no vectors large tests take minutes.
+    if (path == CpuPath::kPortable) sets.back().size = TestSize::kSmall;
   }
   return sets;
 }
