@@ -34,6 +34,12 @@ PHALANX_SHARED bool HasCut(const ChoiceRow& row) {
   return row.temperature != 0.0f && (row.top_k > 0 || row.top_p < 1.0f || row.min_p > 0.0f);
 }
 
+// Whether two choices from one row have its cut in common.
+PHALANX_SHARED bool SameCut(const ChoiceRow& a, const ChoiceRow& b) {
+  return a.row == b.row && a.temperature == b.temperature && a.top_k == b.top_k &&
+         a.top_p == b.top_p && a.min_p == b.min_p;
+}
+
 // `weight`: e^(x / T - max / T), 1 where x / T is max / T.
 PHALANX_SHARED uint64_t ShareUnits(float weight) {
   return weight > 0.0f ? static_cast<uint64_t>(weight * 0x1p40f) : 0;

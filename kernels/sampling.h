@@ -28,7 +28,8 @@ struct Choice {
 // ascending; NaN and -inf are in it nowhere), of all ids stay
 //   the first top_k,
 //   of those the shortest beginning that has top_p of their shares (kernels/choosing.h),
-//   of those the ids whose share is at least min_p of the best's,
+//   of those the ids whose probability is at least min_p times the best's: whose logit /
+//   temperature is no more than -ln(min_p) below the best's,
 // and of what stays the id with the largest logit / temperature + Gumbel(key, id) is chosen; ties
 // go to the lower id. With temperature 0 nothing is cut and the best logit is chosen.
 struct ChoiceRow {

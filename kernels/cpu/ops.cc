@@ -153,11 +153,6 @@ Choice ChooseRow(ThreadPool& pool, const OpTable& ops, std::vector<Choice>& choi
   return best;
 }
 
-bool SameCut(const ChoiceRow& a, const ChoiceRow& b) {
-  return a.row == b.row && a.temperature == b.temperature && a.top_k == b.top_k &&
-         a.top_p == b.top_p && a.min_p == b.min_p;
-}
-
 }  // namespace
 
 void ChooseRows(ThreadPool& pool, const OpTable& ops, ChoiceScratch& scratch, TensorView logits,

@@ -481,7 +481,9 @@ Choice ChooseRow(TensorView logits, const ChoiceRow& row) {
     }
     if (row.min_p > 0.0f) {
       const auto stays = [&](int32_t id) { return logit(id) / t - best >= LogScalar(row.min_p); };
-      while (kept > 1 && !stays(order[kept - 1])) --kept;
+      // Whatever overflows, the best and what ties with it stays.
+      const auto is_best = [&](int32_t id) { return logit(id) == logit(order[0]); };
+      while (kept > 1 && !is_best(order[kept - 1]) && !stays(order[kept - 1])) --kept;
     }
     order.resize(kept);
   } else if (t != 0.0f) {

@@ -379,28 +379,47 @@ void CudaKernels::LogSumExpLeaves(TensorView logits,
 }
 
 void CudaKernels::EditLogits(TensorView logits, absl::Span<const LogitEdit> edits) {
-  if (edits.empty()) return;
-  Enter();
-  CheckCuda(cuda::EditLogits(logits, staging_.Put(Staged::kLogitEdits, edits),
-                             static_cast<int64_t>(edits.size()), stream_),
-            "EditLogits");
+  // In pieces for which the staging needn't grow: there may be one for each token of a context.
+  const auto most = static_cast<size_t>(staging_.most_bytes()) / sizeof(LogitEdit);
+  for (size_t begin = 0; begin < edits.size(); begin += most) {
+    const absl::Span<const LogitEdit> piece = edits.subspan(begin, most);
+    Enter();
+    CheckCuda(cuda::EditLogits(logits, staging_.Put(Staged::kLogitEdits, piece),
+                               static_cast<int64_t>(piece.size()), stream_),
+              "EditLogits");
+  }
 }
 
 void CudaKernels::ChooseRows(TensorView logits, absl::Span<const ChoiceRow> rows, Choice* out) {
   if (rows.empty()) return;
   Enter();
   const auto count = static_cast<int64_t>(rows.size());
+  // The samples of a request share their row, and its cut.
+  cut_rows_.clear();
+  cut_of_.clear();
+  for (const ChoiceRow& row : rows) {
+    if (!HasCut(row)) {
+      cut_of_.push_back(-1);
+      continue;
+    }
+    if (cut_rows_.empty() || !SameCut(cut_rows_.back(), row)) cut_rows_.push_back(row);
+    cut_of_.push_back(static_cast<int32_t>(cut_rows_.size()) - 1);
+  }
   const int64_t pieces = count * cuda::ChoiceScratch(logits.cols);
   auto* choices =
       static_cast<Choice*>(AtLeast(choices_, pieces * static_cast<int64_t>(sizeof(Choice)) +
                                                  count * static_cast<int64_t>(sizeof(Cut))));
-  const ChoiceRow* staged = staging_.Put(Staged::kChoiceRows, rows);
-  Cut* cuts = nullptr;
-  if (std::any_of(rows.begin(), rows.end(), [](const ChoiceRow& row) { return HasCut(row); })) {
-    cuts = reinterpret_cast<Cut*>(choices + pieces);
-    CheckCuda(cuda::CutRows(logits, staged, count, cuts, stream_), "CutRows");
+  cuda::StagedCuts cuts;
+  if (!cut_rows_.empty()) {
+    auto* made = reinterpret_cast<Cut*>(choices + pieces);
+    CheckCuda(cuda::CutRows(logits, staging_.Put(Staged::kCutRows, absl::MakeConstSpan(cut_rows_)),
+                            static_cast<int64_t>(cut_rows_.size()), made, stream_),
+              "CutRows");
+    cuts = {made, staging_.Put(Staged::kCutOf, absl::MakeConstSpan(cut_of_))};
   }
-  CheckCuda(cuda::ChooseRows(logits, staged, count, cuts, choices, out, stream_), "ChooseRows");
+  CheckCuda(cuda::ChooseRows(logits, staging_.Put(Staged::kChoiceRows, rows), count, cuts, choices,
+                             out, stream_),
+            "ChooseRows");
 }
 
 }  // namespace phalanx::kernels

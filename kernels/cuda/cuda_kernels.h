@@ -196,6 +196,8 @@ class CudaKernels : public Kernels {
   cuda::DeviceScratch partials_;
   cuda::DeviceScratch choices_;                 // of pieces of rows, and where rows are cut
   cuda::DeviceScratch results_;                 // what goes back to the host
+  std::vector<ChoiceRow> cut_rows_;             // of the ChooseRows at hand, each cut once
+  std::vector<int32_t> cut_of_;                 // which of them is a choice's; -1: none
   std::vector<char> fetched_;                   // results of an op that brings several
   char* pack_buffers_[2] = {nullptr, nullptr};  // pinned, made when first needed
   std::vector<cuda::MatMulTile> tiles_;         // of the GroupedMatMul at hand

@@ -3,8 +3,8 @@
 // A block takes a row. The place of the cut is found from the most significant byte of the logits'
 // order down (a radix selection): how much each value of the byte holds, ids or units of their
 // shares, among those that agree in the bytes before. Amounts are whole numbers, so their order
-// doesn't matter, and nothing is sorted. Four readings of the row for top_k, five for top_p; the
-// row comes from the L2 cache.
+// doesn't matter, and nothing is sorted. The row, which comes from the L2 cache, is read once for
+// its maximum, four times for top_k, five for top_p, once for min_p, and twice where a tie is cut.
 #include "kernels/choosing.h"
 #include "kernels/cuda/lane_math.h"
 #include "kernels/cuda/launch.cuh"
@@ -142,10 +142,10 @@ __global__ void __launch_bounds__(kThreads)
                 bins,
                 &memory};
   float max = kNegativeInfinity;
-  if (HasCut(choice)) row.ForEach([&](float logit) { max = Max(logit, max); });
+  row.ForEach([&](float logit) { max = Max(logit, max); });
   max = MaxOfBlock(max, memory.warps);
   if (max == kNegativeInfinity || max == -kNegativeInfinity) {
-    // Nothing to cut, nothing to choose from, or nothing but infinity.
+    // Nothing to choose from, or nothing but infinity.
     if (threadIdx.x == 0) out[blockIdx.x] = {max, kEveryTie};
     return;
   }

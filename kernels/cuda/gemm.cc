@@ -63,7 +63,8 @@ void Gemm::Forget() {
 void Gemm::Check(cublas::Status status, const char* what, const Product& p) const {
   PHALANX_CHECK(status == cublas::kSuccess)
       << library_->path << ", " << what << " of " << p.m << " x " << p.n << " x " << p.k << " "
-      << Name(p.type) << ": " << library_->GetStatusString(status) << "; this rank ends";
+      << Name(p.type) << ": " << library_->GetStatusString(status)
+      << "; this rank ends: use --numerics exact, or another version of cuBLAS";
 }
 
 Gemm::Choice Gemm::Choose(const Product& p) {

@@ -31,12 +31,13 @@ __global__ void __launch_bounds__(kThreads)
   *logit = Edited(*logit, edit);
 }
 
-// grid: choices, blocks of columns. out: [choice][block]. `cuts`: null where no choice has one.
+// grid: choices, blocks of columns. out: [choice][block].
 __global__ void __launch_bounds__(kThreads)
-    ArgmaxKernel(TensorView logits, const ChoiceRow* rows, const Cut* cuts, Choice* out) {
+    ArgmaxKernel(TensorView logits, const ChoiceRow* rows, StagedCuts cuts, Choice* out) {
   __shared__ BestSlot best_of_warp[kThreads / kWarp];
   const ChoiceRow row = rows[blockIdx.x];
-  const Cut cut = cuts == nullptr ? kNoCut : cuts[blockIdx.x];
+  const int32_t which = cuts.of == nullptr ? -1 : cuts.of[blockIdx.x];
+  const Cut cut = which < 0 ? kNoCut : cuts.cuts[which];
   const float* from = static_cast<const float*>(logits.data) + row.row * logits.stride;
   const int64_t begin = blockIdx.y * kArgmaxColumns;
   const int64_t end = begin + kArgmaxColumns < logits.cols ? begin + kArgmaxColumns : logits.cols;
@@ -87,7 +88,7 @@ cudaError_t EditLogits(TensorView logits, const LogitEdit* edits, int64_t count,
 
 int64_t ChoiceScratch(int64_t cols) { return (cols + kArgmaxColumns - 1) / kArgmaxColumns; }
 
-cudaError_t ChooseRows(TensorView logits, const ChoiceRow* rows, int64_t num_rows, const Cut* cuts,
+cudaError_t ChooseRows(TensorView logits, const ChoiceRow* rows, int64_t num_rows, StagedCuts cuts,
                        Choice* scratch, Choice* out, cudaStream_t stream) {
   if (num_rows == 0) return cudaSuccess;
   const int64_t blocks = ChoiceScratch(logits.cols);

@@ -20,16 +20,21 @@ cudaError_t LogSumExpLeaves(TensorView logits, const int64_t* leaves, int64_t nu
 cudaError_t EditLogits(TensorView logits, const LogitEdit* edits, int64_t count,
                        cudaStream_t stream);
 
-// out[i]: what is left of row rows[i].row once its cuts are made; kNoCut where it has none. All on
-// the device. (cut.cu)
+// out[i]: what is left of row rows[i].row once its cuts are made; HasCut(rows[i]). All on the
+// device. (cut.cu)
 cudaError_t CutRows(TensorView logits, const ChoiceRow* rows, int64_t num_rows, Cut* out,
                     cudaStream_t stream);
 
 // Choices that a row of ChooseRows needs room for.
 int64_t ChoiceScratch(int64_t cols);
-// out[i]: the choice that rows[i] asks for. `cuts`: what CutRows gave, or null where no row has a
-// cut. `scratch`: num_rows * ChoiceScratch(logits.cols) choices. All on the device.
-cudaError_t ChooseRows(TensorView logits, const ChoiceRow* rows, int64_t num_rows, const Cut* cuts,
+// What CutRows gave, and which of it is row i's: of[i], -1 for none. Null: there are no cuts.
+struct StagedCuts {
+  const Cut* cuts = nullptr;
+  const int32_t* of = nullptr;
+};
+// out[i]: the choice that rows[i] asks for. `scratch`: num_rows * ChoiceScratch(logits.cols)
+// choices. All on the device.
+cudaError_t ChooseRows(TensorView logits, const ChoiceRow* rows, int64_t num_rows, StagedCuts cuts,
                        Choice* scratch, Choice* out, cudaStream_t stream);
 
 }  // namespace phalanx::kernels::cuda

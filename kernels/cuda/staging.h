@@ -84,6 +84,8 @@ enum class Staged : uint8_t {
   kExpertParts,
   kLeaves,
   kLogitEdits,
+  kCutRows,
+  kCutOf,
   kChoiceRows,
 };
 

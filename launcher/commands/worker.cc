@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <iostream>
 #include <memory>
+#include <mutex>
 #include <optional>
 #include <string>
 #include <utility>
@@ -45,23 +46,23 @@ struct WorkerCommandOptions {
   double connect_timeout = 60;
 };
 
+// What failed is worth more than what its failing has brought about.
+absl::Status FirstError(absl::Status step, absl::Status other) {
+  return step.ok() ? std::move(other) : std::move(step);
+}
+
 // Runs plans until the coordinator asks to leave. The lead takes them from its stream and hands
 // them on; an empty message means "leave". The rank that samples sends the results. So the lead
 // goes on to the next plan as soon as its own stage is done with one, and as many plans are under
 // way as there are stages.
-absl::Status RunPlans(worker::Worker& worker, comm::Communicator& group,
+absl::Status RunPlans(worker::StepRunner& runner, comm::Communicator& group,
                       control::WorkerClient& client, const WorkerHooks& hooks) {
-  worker::StepRunner::Callbacks callbacks;
-  callbacks.result = [&](scheduler::StepResult result) { return client.SendResult(result); };
-  // This thread may be waiting for a plan that nobody will send: the coordinator asks it to leave.
-  callbacks.failure = [&](const absl::Status& status) { client.SendError(status, 0); };
-  worker::StepRunner runner(worker, std::move(callbacks));
   while (true) {
     std::string message;
     std::optional<scheduler::StepPlan> plan;
     if (group.rank() == 0) {
       absl::StatusOr<std::optional<scheduler::StepPlan>> next = client.NextPlan();
-      if (!next.ok()) return next.status();
+      if (!next.ok()) return FirstError(runner.failure(), next.status());
       plan = *std::move(next);
       if (plan.has_value() && group.size() > 1) {
         v1::StepPlan proto;
@@ -70,7 +71,9 @@ absl::Status RunPlans(worker::Worker& worker, comm::Communicator& group,
       }
     }
     if (group.size() > 1) {
-      if (absl::Status status = group.BroadcastMessage(message, 0); !status.ok()) return status;
+      if (absl::Status status = group.BroadcastMessage(message, 0); !status.ok()) {
+        return FirstError(runner.failure(), status);
+      }
       if (group.rank() != 0 && !message.empty()) {
         v1::StepPlan proto;
         if (!proto.ParseFromString(message)) {
@@ -81,7 +84,7 @@ absl::Status RunPlans(worker::Worker& worker, comm::Communicator& group,
         plan = *std::move(parsed);
       }
     }
-    if (!plan.has_value()) return absl::OkStatus();
+    if (!plan.has_value()) return runner.Stop();
     client.NoteStep(plan->number);
     if (hooks.step_begin) hooks.step_begin(*plan);
     if (absl::Status status = runner.Run(*plan); !status.ok()) return status;
@@ -218,11 +221,27 @@ absl::Status RunWorker(const WorkerCommandOptions& options, const Environment& e
     status = (*client)->ReportReady(loaded.weight_bytes, loaded.kv_block_bytes, loaded.kv_blocks,
                                     loaded.content_digest, times);
   }
-  if (status.ok()) status = RunPlans(**worker, group, **client, hooks);
+  // Told before anything is waited for: plans under way may wait for the very ranks that this
+  // frees.
+  std::once_flag told;
+  const auto tell = [&](const absl::Status& error) {
+    std::call_once(told, [&] {
+      (*client)->SendError(error, 0);
+      group.Abort(absl::StrCat("rank ", group.rank(), ": ", error.message()));
+    });
+  };
   if (!status.ok()) {
-    (*client)->SendError(status, 0);
-    group.Abort(absl::StrCat("rank ", group.rank(), ": ", status.message()));
+    tell(status);
+    return status;
   }
+  worker::StepRunner::Callbacks callbacks;
+  callbacks.result = [&](scheduler::StepResult result) { return (*client)->SendResult(result); };
+  // The main thread waits for a plan, or with the others for the lead's: the coordinator ends the
+  // lead's stream, the abort ends what the others wait in.
+  callbacks.failure = tell;
+  worker::StepRunner runner(**worker, std::move(callbacks));
+  status = RunPlans(runner, group, **client, hooks);
+  if (!status.ok()) tell(status);
   return status;
 }
 

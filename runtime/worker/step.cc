@@ -117,21 +117,20 @@ absl::Status Worker::Impl::ShareChosen(const StepPlan& plan) {
   return status;
 }
 
-absl::StatusOr<Choices*> Worker::Impl::RoomForChoices(int64_t slots) {
-  Choices& room = choices[1 - turn];
-  if (slots <= room.room) return &room;
+absl::Status Worker::Impl::MakeRoom(Choices& room, int64_t slots) {
+  if (slots <= room.room) return absl::OkStatus();
   const int64_t most = std::max(kLeastSlots, 2 * slots);
   const int64_t bytes = most * static_cast<int64_t>(sizeof(kernels::Choice));
   absl::StatusOr<kernels::Buffer> device = kernels->Allocate(bytes);
   if (!device.ok()) return device.status();
   room.device = *std::move(device);
-  if (sampler != nullptr) {
+  if (group.rank() == context->result_rank()) {
     absl::StatusOr<kernels::Buffer> host = kernels->AllocateHost(bytes);
     if (!host.ok()) return host.status();
     room.host = *std::move(host);
   }
   room.room = most;
-  return &room;
+  return absl::OkStatus();
 }
 
 void Worker::Impl::MakeBatch(const StepPlan& plan, StepWork& work) const {
@@ -174,6 +173,10 @@ absl::Status Worker::Start(const StepPlan& plan) {
   started.begin = absl::Now();
   started.result.epoch = plan.epoch;
   started.result.number = plan.number;
+  {
+    const std::lock_guard<std::mutex> lock(m.mutex);
+    PHALANX_CHECK(m.unfinished < kMostStarted) << "plan " << plan.number << " is one too many";
+  }
   if (absl::Status status = m.CheckPlan(plan); !status.ok()) return status;
   if (absl::Status status = m.ShareChosen(plan); !status.ok()) return status;
   const bool samples = m.sampler != nullptr;
@@ -190,8 +193,8 @@ absl::Status Worker::Start(const StepPlan& plan) {
     }
   }
   const int64_t slots = NumSlots(plan);
-  const absl::StatusOr<Choices*> room = m.RoomForChoices(slots);
-  if (!room.ok()) return room.status();
+  Choices& room = m.choices[1 - m.turn];
+  if (absl::Status status = m.MakeRoom(room, slots); !status.ok()) return status;
 
   m.kernels->BeginStep(work.batch.rows());
   m.decoder->CopyBlocks(m.LocalCopies(plan.copies));
@@ -201,7 +204,7 @@ absl::Status Worker::Start(const StepPlan& plan) {
   if (!samples && m.options.trace) hooks.output_ready = [&] { m.Trace(plan.number, false); };
   if (absl::Status status = m.decoder->Forward(work.batch, hooks); !status.ok()) return status;
 
-  auto* next = (*room)->device.as<kernels::Choice>();
+  auto* next = room.device.as<kernels::Choice>();
   const absl::Status status =
       m.decoder->Logits(work.rows, [&](int64_t first, kernels::TensorView logits) {
         const auto uses = absl::MakeConstSpan(work.uses).subspan(first, logits.rows);
@@ -217,14 +220,14 @@ absl::Status Worker::Start(const StepPlan& plan) {
   m.turn = 1 - m.turn;
   if (samples) {
     const int64_t bytes = slots * static_cast<int64_t>(sizeof(kernels::Choice));
-    m.kernels->CopyOutLater((*room)->host.data(), (*room)->device.data(), bytes);
-    started.choices = (*room)->host.as<kernels::Choice>();
+    m.kernels->CopyOutLater(room.host.data(), room.device.data(), bytes);
+    started.choices = room.host.as<kernels::Choice>();
     started.done = m.kernels->Mark();
     started.result.expert_tokens = m.decoder->expert_tokens();
   }
   const std::lock_guard<std::mutex> lock(m.mutex);
-  PHALANX_CHECK(m.started.size() < kMostStarted) << "plan " << plan.number << " is one too many";
   m.started.push_back(std::move(started));
+  ++m.unfinished;
   return absl::OkStatus();
 }
 
@@ -237,7 +240,11 @@ absl::StatusOr<StepResult> Worker::Finish() {
     started = std::move(m.started.front());
     m.started.pop_front();
   }
-  return m.Complete(std::move(started));
+  absl::StatusOr<StepResult> result = m.Complete(std::move(started));
+  // From here on what the plan has chosen may be overwritten.
+  const std::lock_guard<std::mutex> lock(m.mutex);
+  --m.unfinished;
+  return result;
 }
 
 absl::StatusOr<StepResult> Worker::Impl::Complete(Started started) {

@@ -14,30 +14,37 @@ absl::Status OfStep(uint64_t number, const absl::Status& status) {
 
 }  // namespace
 
-StepRunner::StepRunner(Worker& worker, Callbacks callbacks)
-    : worker_(worker), callbacks_(std::move(callbacks)) {
-  if (worker_.finishes_later()) finisher_ = std::thread([this] { FinishAll(); });
+StepRunner::StepRunner(StepExecutor& executor, Callbacks callbacks)
+    : executor_(executor), callbacks_(std::move(callbacks)) {
+  if (executor_.finishes_later()) finisher_ = std::thread([this] { FinishAll(); });
 }
 
-StepRunner::~StepRunner() {
-  if (!finisher_.joinable()) return;
-  {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    stopping_ = true;
-    changed_.notify_all();
+absl::Status StepRunner::Stop() {
+  if (finisher_.joinable()) {
+    {
+      const std::lock_guard<std::mutex> lock(mutex_);
+      stopping_ = true;
+      changed_.notify_all();
+    }
+    finisher_.join();
   }
-  finisher_.join();
+  return failure();
+}
+
+absl::Status StepRunner::failure() {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  return failure_;
 }
 
 absl::Status StepRunner::Run(const scheduler::StepPlan& plan) {
   if (finisher_.joinable()) {
     std::unique_lock<std::mutex> lock(mutex_);
     changed_.wait(lock, [this] {
-      return !failure_.ok() || started_.size() < static_cast<size_t>(Worker::kMostStarted);
+      return !failure_.ok() || started_.size() < static_cast<size_t>(StepExecutor::kMostStarted);
     });
     if (!failure_.ok()) return failure_;
   }
-  if (absl::Status status = worker_.Start(plan); !status.ok()) return OfStep(plan.number, status);
+  if (absl::Status status = executor_.Start(plan); !status.ok()) return OfStep(plan.number, status);
   if (!finisher_.joinable()) return FinishOldest(plan.number);
   const std::lock_guard<std::mutex> lock(mutex_);
   started_.push_back(plan.number);
@@ -46,9 +53,9 @@ absl::Status StepRunner::Run(const scheduler::StepPlan& plan) {
 }
 
 absl::Status StepRunner::FinishOldest(uint64_t number) {
-  absl::StatusOr<scheduler::StepResult> result = worker_.Finish();
+  absl::StatusOr<scheduler::StepResult> result = executor_.Finish();
   if (!result.ok()) return OfStep(number, result.status());
-  if (!worker_.gives_results()) return absl::OkStatus();
+  if (!executor_.gives_results()) return absl::OkStatus();
   return callbacks_.result(*std::move(result));
 }
 

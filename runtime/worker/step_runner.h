@@ -13,7 +13,7 @@
 
 #include "absl/status/status.h"
 #include "runtime/scheduler/step_plan.h"
-#include "runtime/worker/worker.h"
+#include "runtime/worker/step_executor.h"
 
 namespace phalanx::worker {
 
@@ -27,22 +27,25 @@ class StepRunner {
     std::function<void(const absl::Status&)> failure;
   };
 
-  // `worker` is borrowed and used by nobody else.
-  StepRunner(Worker& worker, Callbacks callbacks);
-  // Waits for what is under way.
-  ~StepRunner();
+  // `executor` is borrowed and used by nobody else.
+  StepRunner(StepExecutor& executor, Callbacks callbacks);
+  ~StepRunner() { (void)Stop(); }
   StepRunner(const StepRunner&) = delete;
   StepRunner& operator=(const StepRunner&) = delete;
 
   // Returns when the plan is done or, where the device works by itself, enqueued. The error of this
   // plan or of an earlier one, with its number.
   absl::Status Run(const scheduler::StepPlan& plan);
+  // Waits for what is under way and gives the error of the first plan that failed, if one has.
+  absl::Status Stop();
+  // The same without waiting, of plans for which Run() had returned OK.
+  absl::Status failure();
 
  private:
   absl::Status FinishOldest(uint64_t number);
   void FinishAll();
 
-  Worker& worker_;
+  StepExecutor& executor_;
   const Callbacks callbacks_;
   std::thread finisher_;  // only where plans finish later
   // Not absl::Mutex: the system's Abseil is not instrumented, and ThreadSanitizer takes what it

@@ -221,9 +221,10 @@ absl::Status Worker::Impl::RunLargestStep() {
   step.samples = {{}};
   scheduler::SequenceResult result;
   const std::vector<sampling::LogitUse> uses(rows.size(), {&step, -1, &result});
-  const absl::StatusOr<Choices*> room = RoomForChoices(kLeastSlots);
-  if (!room.ok()) return room.status();
-  auto* chosen = (*room)->device.as<kernels::Choice>();
+  for (Choices& room : choices) {
+    if (absl::Status status = MakeRoom(room, kLeastSlots); !status.ok()) return status;
+  }
+  auto* chosen = choices[0].device.as<kernels::Choice>();
   const absl::Status status = decoder->Logits(rows, [&](int64_t, kernels::TensorView logits) {
     sampling::Sampler(kernels.get(), logits.cols, options.profile.reduction_leaves)
         .SampleRows(logits, uses, chosen);

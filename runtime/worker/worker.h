@@ -18,6 +18,7 @@
 #include "runtime/model/decoder.h"
 #include "runtime/scheduler/step_plan.h"
 #include "runtime/worker/parallel_context.h"
+#include "runtime/worker/step_executor.h"
 
 namespace phalanx::worker {
 
@@ -55,18 +56,19 @@ struct WorkerOptions {
   std::string packer;
   // Loading: elements packed so far and in all. Called on the loading thread.
   std::function<void(int64_t done, int64_t total)> progress;
-  // Called when a step's input is here and when its output is made, on the thread that executes it.
+  // Called when a step's input is here and when its output is made. From the thread that starts
+  // plans and from the one that finishes them, at times together.
   std::function<void(const StepEvent&)> trace;
 };
 
-class Worker {
+class Worker : public StepExecutor {
  public:
   // Opens device and checkpoint and runs the known-answer inputs: what a rank is compared by before
   // it loads. Touches no weights. Collective over `group`, which is borrowed. A rank that fails
   // aborts the group, so that the others don't wait.
   static absl::StatusOr<std::unique_ptr<Worker>> Open(const WorkerOptions& options,
                                                       comm::Communicator& group);
-  ~Worker();
+  ~Worker() override;
 
   // What the coordinator may have settled since Open. Before Load.
   WorkerOptions& options();
@@ -88,30 +90,21 @@ class Worker {
   const coordinator::RankInfo& info() const;
   const model::Profile& profile() const;
 
-  // The rank whose Execute gives the result: the last stage's first.
+  // The rank whose Finish gives the result: the last stage's first.
   int result_rank() const;
   // Collectives begun so far: what a hang is named by. From any thread.
   uint64_t collective_number() const;
   // Layers computed so far: a sign of life. From any thread; 0 while it loads.
   uint64_t layers_computed() const;
 
-  // A plan is computed in two calls. Start is collective: every rank of the group calls it with the
-  // same plan. It returns when the plan is computed or, where the device works by itself, enqueued,
-  // as far as nothing on the way needs the host; the next plan may then be started and feed what
-  // this one chooses. Finish waits for the oldest plan that was started and gives its result, which
-  // is filled on result_rank() and otherwise holds epoch and number alone. It may be called by
-  // another thread than Start, one at a time.
-  //
-  // Precondition of Start: fewer than kMostStarted plans are unfinished.
-  static constexpr int kMostStarted = 2;
-  absl::Status Start(const scheduler::StepPlan& plan);
-  absl::StatusOr<scheduler::StepResult> Finish();
+  // See StepExecutor. The result is filled on result_rank().
+  absl::Status Start(const scheduler::StepPlan& plan) override;
+  absl::StatusOr<scheduler::StepResult> Finish() override;
   // Start and Finish, with nothing else under way.
   absl::StatusOr<scheduler::StepResult> Execute(const scheduler::StepPlan& plan);
-  // Whether this rank's Finish gives results, once it has loaded, and whether it waits for the
-  // device.
-  bool gives_results() const;
-  bool finishes_later() const;
+  // Once it has loaded.
+  bool gives_results() const override;
+  bool finishes_later() const override;
 
  private:
   struct Impl;

@@ -57,8 +57,8 @@ struct Worker::Impl {
   absl::Status CheckPlan(const scheduler::StepPlan& plan) const;
   // Makes what the last plan chose known on every rank, where `plan` feeds any of it.
   absl::Status ShareChosen(const scheduler::StepPlan& plan);
-  // Room for what a plan of `slots` slots chooses, in place of what the last but one chose.
-  absl::StatusOr<Choices*> RoomForChoices(int64_t slots);
+  // Makes room for what a plan of `slots` slots chooses; what was there before is lost.
+  absl::Status MakeRoom(Choices& room, int64_t slots);
   // The rows of `plan`, and which logits are wanted for what.
   void MakeBatch(const scheduler::StepPlan& plan, StepWork& work) const;
   // A plan's result, once everything is on the host.
@@ -83,7 +83,9 @@ struct Worker::Impl {
   Choices choices[2];      // of the plans in turn
   int turn = 0;            // the last plan's
   std::mutex mutex;
-  std::deque<Started> started;  // guarded by mutex; oldest first
+  // Guarded by mutex.
+  std::deque<Started> started;  // oldest first
+  int unfinished = 0;           // those, and one whose Finish is under way
   absl::Time last_finished = absl::InfinitePast();
 };
 

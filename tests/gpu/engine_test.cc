@@ -214,6 +214,16 @@ TEST_P(EngineOnDevice, ARequestAloneGetsWhatItGetsAmongOthers) {
   }
 }
 
+// KV memory is what weights and the largest step leave.
+TEST_P(EngineOnDevice, MemoryThatNobodySizedServesAsWell) {
+  worker::WorkerOptions sized_by_itself = OnDevice(golden_.directory);
+  sized_by_itself.kv_blocks = 0;
+  sized_by_itself.max_kv_sequences = 8;
+  const Served expected = Serve(OnDevice(golden_.directory), /*look_ahead=*/true, requests_);
+  const Served found = Serve(sized_by_itself, /*look_ahead=*/true, requests_);
+  ExpectSame(found, expected, "KV memory by what is left");
+}
+
 std::vector<std::string> Models() {
   if (testing::kSlowDevice) return {"llama-gqa-tied", "qwen3-moe-bf16"};
   return testing::GoldenNames();
