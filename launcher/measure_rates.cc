@@ -90,7 +90,7 @@ class Probes {
         } else {
           const double wanted = segment_s_ / std::max(*seconds / probe.repeats, 1e-7);
           probe.repeats = static_cast<int>(std::clamp(wanted, 1.0, 4096.0));
-          const absl::Status status =
+          absl::Status status =
               world_.Broadcast(&probe.repeats, sizeof(probe.repeats), /*root=*/0);
           if (!status.ok()) return status;
         }
@@ -377,7 +377,8 @@ v1::RateMeasurement Rank::Fit() const {
     return each;
   };
   out.set_norm_ns(slope("norm", kWide, 1) * kNano);
-  out.set_silu_ns(slope("silu", kWide / 2, 1) * kNano);
+  constexpr int64_t kSiluColumns = kWide / 2;
+  out.set_silu_ns(slope("silu", kSiluColumns, 1) * kNano);
   out.set_rope_ns(slope("rope", (kHeads + 2 * kKvHeads) * kHeadDim, 1) * kNano);
   out.set_op_ns(op * kNano);
   out.set_copy_ns(probes_.Seconds("copy") / static_cast<double>(copy_from_.size()) * kNano);

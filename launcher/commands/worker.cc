@@ -235,7 +235,9 @@ absl::Status RunWorker(const WorkerCommandOptions& options, const Environment& e
     return status;
   }
   worker::StepRunner::Callbacks callbacks;
-  callbacks.result = [&](scheduler::StepResult result) { return (*client)->SendResult(result); };
+  callbacks.result = [&](const scheduler::StepResult& result) {
+    return (*client)->SendResult(result);
+  };
   // The main thread waits for a plan, or with the others for the lead's: the coordinator ends the
   // lead's stream, the abort ends what the others wait in.
   callbacks.failure = tell;

@@ -54,7 +54,8 @@ class InProcessGroup : public coordinator::WorkerGroup {
         if (cuda) {
           // Devices in turns, from the first one on; ranks that share one share its memory.
           options.device.cuda.device = (options_.device.cuda.device + rank) % devices;
-          options.gpu_memory_fraction /= 1.0 * ((size + devices - 1) / devices);
+          const int ranks_of_one = (size + devices - 1) / devices;
+          options.gpu_memory_fraction /= ranks_of_one;
           if (options.device_transport == DeviceTransport::kAuto) {
             options.device_transport = DeviceTransport::kStaged;
           }

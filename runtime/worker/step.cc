@@ -112,7 +112,7 @@ absl::Status Worker::Impl::ShareChosen(const StepPlan& plan) {
   // Stages meet on the host alone.
   std::vector<kernels::Choice> on_host(last_slots);
   if (sampler != nullptr) kernels->CopyOut(on_host.data(), chosen, bytes);
-  const absl::Status status = group.Broadcast(on_host.data(), bytes, context->result_rank());
+  absl::Status status = group.Broadcast(on_host.data(), bytes, context->result_rank());
   if (status.ok() && sampler == nullptr) kernels->CopyIn(chosen, on_host.data(), bytes);
   return status;
 }
@@ -205,7 +205,7 @@ absl::Status Worker::Start(const StepPlan& plan) {
   if (absl::Status status = m.decoder->Forward(work.batch, hooks); !status.ok()) return status;
 
   auto* next = room.device.as<kernels::Choice>();
-  const absl::Status status =
+  absl::Status status =
       m.decoder->Logits(work.rows, [&](int64_t first, kernels::TensorView logits) {
         const auto uses = absl::MakeConstSpan(work.uses).subspan(first, logits.rows);
         m.sampler->SampleRows(logits, uses, next);

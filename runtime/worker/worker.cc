@@ -225,7 +225,7 @@ absl::Status Worker::Impl::RunLargestStep() {
     if (absl::Status status = MakeRoom(room, kLeastSlots); !status.ok()) return status;
   }
   auto* chosen = choices[0].device.as<kernels::Choice>();
-  const absl::Status status = decoder->Logits(rows, [&](int64_t, kernels::TensorView logits) {
+  absl::Status status = decoder->Logits(rows, [&](int64_t, kernels::TensorView logits) {
     sampling::Sampler(kernels.get(), logits.cols, options.profile.reduction_leaves)
         .SampleRows(logits, uses, chosen);
   });

@@ -194,6 +194,7 @@ TEST(Sampler, EqualsAFullSortWithTheRulesOnRandomRows) {
       if (random(4) == 0) p.logit_bias = {{random(vocab), 3.5f}};
       p.seed = rng();
       std::vector<int32_t> history;
+      history.reserve(20);
       for (int j = 0; j < 20; ++j) history.push_back(random(vocab));
       std::vector<int32_t> suppressed;
       if (vocab > 2 && random(3) == 0) suppressed = {random(vocab), random(vocab)};
@@ -409,6 +410,7 @@ TEST(Sampler, RowsTogetherGiveWhatEachGivesAlone) {
     Sampler together(kernels, kVocab, 8);
     std::vector<scheduler::SequenceResult> results(kRows);
     std::vector<LogitUse> uses;
+    uses.reserve(kRows);
     for (int i = 0; i < kRows; ++i) uses.push_back({&steps[i], i % 8 == 6 ? 11 : -1, &results[i]});
     std::vector<float> edited = logits;
     std::vector<kernels::Choice> choices(slots);

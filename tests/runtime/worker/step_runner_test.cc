@@ -82,7 +82,7 @@ class FakeDevice : public StepExecutor {
 class Told {
  public:
   StepRunner::Callbacks callbacks() {
-    return {[this](StepResult result) {
+    return {[this](const StepResult& result) {
               const std::lock_guard<std::mutex> lock(mutex_);
               if (result.number == refused_) return absl::UnavailableError("nobody listens");
               results_.push_back(result.number);
