@@ -91,12 +91,25 @@ class PackedWeight {
 // ---------------------------------------------------------------------------------------------
 // KV cache
 
+// How keys and values are stored.
+enum class KvFormat : uint8_t {
+  kPlain,   // in KvShape::dtype
+  kF8E4M3,  // as kernels/fp8.h says; one scale for each token, KV head, and key or value
+};
+
 // Shape of one layer's cache on this rank. A block holds kBlockTokens tokens of every local KV
-// head, keys and values; its inner layout belongs to the device's kernels.
+// head, keys and values, with their scales; its inner layout belongs to the device's kernels.
 struct KvShape {
   DType dtype = DType::kBF16;  // BF16, F16 or F32; equals the checkpoint's dtype
   int64_t num_kv_heads = 0;    // local heads
   int64_t head_dim = 0;
+  KvFormat format = KvFormat::kPlain;
+
+  // What attention reads keys and values as. Over a cache of FP8 it is, bit for bit, attention over
+  // a plain cache of this dtype that holds the same values.
+  constexpr DType read_type() const {
+    return format == KvFormat::kPlain ? dtype : ActivationType(dtype);
+  }
 };
 
 // One layer's storage: `num_blocks` blocks of Kernels::KvBlockBytes(shape) bytes each.
@@ -395,7 +408,8 @@ absl::StatusOr<std::unique_ptr<Kernels>> CreateCpuKernels(const CpuOptions& opti
 
 // Runs every op on fixed inputs and returns a digest of all output bits (R6): ranks whose digests
 // differ must not work together. Hexadecimal, 32 digits.
-std::string KnownAnswerDigest(Kernels& kernels, DType weight_dtype);
+std::string KnownAnswerDigest(Kernels& kernels, DType weight_dtype,
+                              KvFormat kv_format = KvFormat::kPlain);
 
 }  // namespace phalanx::kernels
 

@@ -81,7 +81,7 @@ void RunTasks(ThreadPool& pool, const OpTable& ops, const AttentionScratch& scra
       const AttentionTask& task = scratch.tasks[i];
       const HeadGroup& group = scratch.groups[task.group];
       const int64_t heads = group.end - group.begin;
-      const AttendScratchLayout parts((task.row_end - task.row_begin) * heads, layout.dk, layout.dv,
+      const AttendScratchLayout parts((task.row_end - task.row_begin) * heads, layout,
                                       args.cache.shape.head_dim, args.num_stripes);
       ops.attend(args, task, scratch.heads.data() + group.begin, heads, group.kv_head,
                  ThreadScratch(parts.size), partials);

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "kernels/cpu/kv_layout.h"
 #include "kernels/kernels.h"
 
 namespace phalanx::kernels::cpu {
@@ -26,9 +27,10 @@ inline int NumPartials(const AttentionArgs& args) {
 
 // One task's memory, as offsets in floats; every part starts at a multiple of 16.
 struct AttendScratchLayout {
-  // `rows`: query rows of the task; `dk`, `dv`: padded widths (kv_layout.h).
-  AttendScratchLayout(int64_t rows, int64_t dk, int64_t dv, int64_t head_dim, int num_stripes)
-      : q_width(RoundUp(dk, 16)), v_width(dv) {
+  // `rows`: query rows of the task.
+  AttendScratchLayout(int64_t rows, const KvLayout& layout, int64_t head_dim, int num_stripes)
+      : q_width(RoundUp(layout.dk, 16)), v_width(layout.dv) {
+    const int64_t dv = layout.dv;
     const int64_t padded_rows = RoundUp(rows, 16);
     q = 0;                               // [rows][q_width]
     scores = q + rows * q_width;         // [rows][kBlockTokens]
@@ -40,7 +42,9 @@ struct AttendScratchLayout {
     acc = block_sum + padded_rows;       // [rows][dv]
     partials = acc + rows * dv;          // [rows][num_stripes][2 + head_dim]
     merge = RoundUp(partials + rows * num_stripes * (2 + head_dim), 16);
-    size = merge + MergeScratchFloats(head_dim, num_stripes);
+    keys = merge + MergeScratchFloats(head_dim, num_stripes);
+    values = keys + (layout.fp8 ? layout.dk * kBlockTokens : 0);
+    size = values + (layout.fp8 ? dv * kBlockTokens : 0);
   }
   // A stack of (max, sum, values), one level for each stripe at most.
   static int64_t MergeScratchFloats(int64_t head_dim, int num_stripes) {
@@ -49,6 +53,7 @@ struct AttendScratchLayout {
 
   int64_t q_width, v_width;
   int64_t q, scores, max, sum, new_max, alpha, block_sum, acc, partials, merge;
+  int64_t keys, values;  // of one block and head, from FP8: as a plain cache has them
   int64_t size;
 };
 

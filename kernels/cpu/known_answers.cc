@@ -156,11 +156,11 @@ void RunRows(Kernels& kernels, Device& device, Inputs& inputs, DType type) {
   device.AddToDigest(activated);
 }
 
-void RunAttention(Kernels& kernels, Device& device, Inputs& inputs, DType type) {
+void RunAttention(Kernels& kernels, Device& device, Inputs& inputs, DType type, KvFormat format) {
   constexpr int64_t kHeads = 4, kKvHeads = 2, kDim = 40, kTokens = 75, kDecoded = 1;
   constexpr int64_t kBlocks = 4;
   constexpr int64_t kRows = kTokens + kDecoded;
-  const KvShape shape{type, kKvHeads, kDim};
+  const KvShape shape{type, kKvHeads, kDim, format};
   KvView cache;
   cache.shape = shape;
   cache.num_blocks = kBlocks;
@@ -344,13 +344,13 @@ void RunSampling(Kernels& kernels, Device& device, Inputs& inputs, Digest& diges
 
 }  // namespace
 
-std::string KnownAnswerDigest(Kernels& kernels, DType weight_dtype) {
+std::string KnownAnswerDigest(Kernels& kernels, DType weight_dtype, KvFormat kv_format) {
   Digest digest;
   Inputs inputs;
   Device device(kernels, digest);
   RunMatMul(kernels, device, inputs, weight_dtype);
   RunRows(kernels, device, inputs, weight_dtype);
-  RunAttention(kernels, device, inputs, weight_dtype);
+  RunAttention(kernels, device, inputs, weight_dtype, kv_format);
   RunSampling(kernels, device, inputs, digest);
   RunExperts(kernels, device, inputs, digest, weight_dtype);
   return digest.Hex();

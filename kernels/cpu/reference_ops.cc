@@ -12,33 +12,13 @@
 #include "absl/types/span.h"
 #include "kernels/cpu/fp_environment.h"
 #include "kernels/cpu/kv_layout.h"
+#include "kernels/cpu/reference_cache.h"
 #include "kernels/scalar_math.h"
 
 namespace phalanx::kernels::reference {
 namespace {
 
 constexpr float kNegativeInfinity = -std::numeric_limits<float>::infinity();
-
-float Get(const void* data, DType type, int64_t index) {
-  if (type == DType::kF32) return static_cast<const float*>(data)[index];
-  const uint16_t bits = static_cast<const uint16_t*>(data)[index];
-  return type == DType::kBF16 ? Bf16ToF32(bits) : F16ToF32(bits);
-}
-
-void Put(void* data, DType type, int64_t index, float value) {
-  if (type == DType::kF32) {
-    static_cast<float*>(data)[index] = value;
-  } else {
-    static_cast<uint16_t*>(data)[index] = type == DType::kBF16 ? F32ToBf16(value) : F32ToF16(value);
-  }
-}
-
-float Get(TensorView t, int64_t row, int64_t col) {
-  return Get(t.data, t.dtype, row * t.stride + col);
-}
-void Put(TensorView t, int64_t row, int64_t col, float value) {
-  Put(t.data, t.dtype, row * t.stride + col, value);
-}
 
 float MaxOf(float a, float b) { return a > b ? a : b; }
 
@@ -76,17 +56,15 @@ void Rotate(std::vector<float>& x, const float* cos, const float* sin, int64_t r
 }
 
 // Dot product of a query with one cached key.
-float Score(const AttentionArgs& args, const cpu::KvLayout& layout, const void* keys, int64_t row,
-            int64_t head, int64_t token) {
-  const DType type = args.cache.shape.dtype;
+float Score(const AttentionArgs& args, const CacheBlock& block, int64_t row, int64_t head,
+            int64_t token) {
   const int64_t q_column = head * RoundUp(args.cache.shape.head_dim, kDotGroup);
   const auto q = [&](int64_t i) { return Get(args.q, row, q_column + i); };
-  const auto k = [&](int64_t i) {
-    return Get(keys, type, cpu::KvLayout::KeyIndex(type, i, token));
-  };
+  const auto k = [&](int64_t i) { return block.Key(i, token); };
+  const int64_t width = cpu::KvLayout(args.cache.shape).dk;
   float sum = 0.0f;
-  if (type == DType::kBF16) {
-    for (int64_t group = 0; group < layout.dk; group += kDotGroup) {
+  if (args.cache.shape.read_type() == DType::kBF16) {
+    for (int64_t group = 0; group < width; group += kDotGroup) {
       float even = 0.0f;
       float odd = 0.0f;
       for (int64_t i = group; i < group + kDotGroup; i += 2) {
@@ -96,21 +74,18 @@ float Score(const AttentionArgs& args, const cpu::KvLayout& layout, const void* 
       sum = sum + (even + odd);
     }
   } else {
-    for (int64_t i = 0; i < layout.dk; ++i) sum = std::fma(q(i), k(i), sum);
+    for (int64_t i = 0; i < width; ++i) sum = std::fma(q(i), k(i), sum);
   }
   return sum * args.scale;
 }
 
 // A running softmax over one block: `state` is max, sum, then head_dim values.
-void AttendBlock(const AttentionArgs& args, const cpu::KvLayout& layout, int64_t block, int64_t row,
-                 int64_t head, cpu::VisibleRange visible, float* state) {
-  const DType type = args.cache.shape.dtype;
-  const auto* base = static_cast<const uint8_t*>(args.cache.data);
-  const void* keys = base + layout.Keys(block, args.kv_head_of[head]);
-  const void* values = base + layout.Values(block, args.kv_head_of[head]);
+void AttendBlock(const AttentionArgs& args, int64_t physical, int64_t row, int64_t head,
+                 cpu::VisibleRange visible, float* state) {
+  const CacheBlock block(args.cache, physical, args.kv_head_of[head]);
   std::vector<float> scores(kBlockTokens, kNegativeInfinity);
   for (int t = visible.begin; t < visible.end; ++t) {
-    scores[t] = Score(args, layout, keys, row, head, t);
+    scores[t] = Score(args, block, row, head, t);
   }
   const float max = MaxOf(state[0], HalveMax(scores));
   const float alpha = state[0] == kNegativeInfinity ? 0.0f : ExpScalar(state[0] - max);
@@ -121,10 +96,10 @@ void AttendBlock(const AttentionArgs& args, const cpu::KvLayout& layout, int64_t
   for (int64_t i = 0; i < args.cache.shape.head_dim; ++i) {
     const auto v = [&](int t) {
       const bool seen = t >= visible.begin && t < visible.end;
-      return seen ? Get(values, type, layout.ValueIndex(type, i, t)) : 0.0f;
+      return seen ? block.Value(i, t) : 0.0f;
     };
     float weighted = 0.0f;
-    if (type == DType::kBF16) {
+    if (args.cache.shape.read_type() == DType::kBF16) {
       float even = 0.0f;
       float odd = 0.0f;
       for (int t = 0; t < kBlockTokens; t += 2) {
@@ -221,10 +196,8 @@ void SiluMul(TensorView gate_up, const float* bias, int64_t n, TensorView out) {
 void QkvToCache(const QkvArgs& args) {
   const ScopedFpEnvironment environment;
   const KvShape& shape = args.cache.shape;
-  const cpu::KvLayout layout(shape);
   const int64_t d = shape.head_dim;
   const int64_t all_heads = args.num_heads + 2 * shape.num_kv_heads;
-  auto* base = static_cast<uint8_t*>(args.cache.data);
   for (int64_t row = 0; row < args.qkv.rows; ++row) {
     const int64_t table = args.positions[row] * (args.rotary_dim / 2);
     for (int64_t head = 0; head < all_heads; ++head) {
@@ -246,20 +219,13 @@ void QkvToCache(const QkvArgs& args) {
         continue;
       }
       if (args.slots[row] < 0) continue;
-      const int64_t block = args.slots[row] / kBlockTokens;
+      const CacheBlock block(args.cache, args.slots[row] / kBlockTokens,
+                             (head - args.num_heads) % shape.num_kv_heads);
       const int64_t token = args.slots[row] % kBlockTokens;
-      const int64_t kv_head = (head - args.num_heads) % shape.num_kv_heads;
       if (is_value) {
-        void* values = base + layout.Values(block, kv_head);
-        for (int64_t i = 0; i < layout.dv; ++i) {
-          Put(values, shape.dtype, layout.ValueIndex(shape.dtype, i, token), i < d ? x[i] : 0.0f);
-        }
+        block.PutValue(x, token);
       } else {
-        void* keys = base + layout.Keys(block, kv_head);
-        for (int64_t i = 0; i < layout.dk; ++i) {
-          Put(keys, shape.dtype, cpu::KvLayout::KeyIndex(shape.dtype, i, token),
-              i < d ? x[i] : 0.0f);
-        }
+        block.PutKey(x, token);
       }
     }
   }
@@ -276,7 +242,6 @@ void CopyBlocks(const KvView& cache, absl::Span<const std::pair<int32_t, int32_t
 
 void AttentionPartials(const AttentionArgs& args, float* partials) {
   const ScopedFpEnvironment environment;
-  const cpu::KvLayout layout(args.cache.shape);
   const int64_t width = 2 + args.cache.shape.head_dim;
   const int64_t stripes = args.stripe_end - args.stripe_begin;
   for (const AttentionSequence& sequence : args.sequences) {
@@ -292,7 +257,7 @@ void AttentionPartials(const AttentionArgs& args, float* partials) {
                b += args.num_stripes) {
             const cpu::VisibleRange visible(position, b, args.window);
             if (visible.empty()) continue;
-            AttendBlock(args, layout, sequence.block_table[b], row, head, visible, state);
+            AttendBlock(args, sequence.block_table[b], row, head, visible, state);
           }
         }
       }

@@ -31,6 +31,7 @@
 #include <immintrin.h>
 #endif
 
+#include "kernels/fp8.h"
 #include "kernels/scalar_math.h"
 
 #define PHALANX_INLINE inline __attribute__((always_inline))

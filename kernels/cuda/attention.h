@@ -38,14 +38,15 @@ struct AttentionParams {
   float* partials = nullptr;
 };
 
-// BF16 cache, tiles of kFewRows rows: eight warps take eight blocks of a stripe at once.
-// `most_rows`: rows in the fullest tile.
+// A cache that is read as BF16, tiles of kFewRows rows: eight warps take eight blocks of a stripe
+// at once. `most_rows`: rows in the fullest tile.
 cudaError_t AttendFew(const AttentionParams& params, const RowTile* tiles, int64_t num_tiles,
                       int most_rows, cudaStream_t stream);
-// BF16 cache, tiles of kManyRows rows: eight warps share a block's keys and values.
+// Likewise, tiles of kManyRows rows: eight warps share a block's keys and values.
 cudaError_t AttendMany(const AttentionParams& params, const RowTile* tiles, int64_t num_tiles,
                        cudaStream_t stream);
-// F32 or F16 cache, a tile for each token (`first`: the token): the bits of the CPU.
+// F32 or F16 cache, or FP8 read as F32, a tile for each token (`first`: the token): the bits of the
+// CPU.
 cudaError_t AttendChain(const AttentionParams& params, const RowTile* tiles, int64_t num_tiles,
                         cudaStream_t stream);
 

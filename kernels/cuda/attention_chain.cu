@@ -1,20 +1,30 @@
-// Attention over F32 and F16 caches, in the CPU's order and with its bits: a score is one FMA chain
-// over rising columns, a value one FMA chain over the block's 32 tokens. One warp takes a row, a
-// head and a stripe; a lane is a token of a block, then a column of the values.
+// Attention over F32 and F16 caches, and of FP8 that is read as F32, in the CPU's order and with
+// its bits: a score is one FMA chain over rising columns, a value one FMA chain over the block's 32
+// tokens. One warp takes a row, a head and a stripe; a lane is a token of a block, then a column of
+// the values.
 #include "kernels/cuda/attention_mma.cuh"
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/qkv.h"
+#include "kernels/fp8.h"
 
 namespace phalanx::kernels::cuda {
 namespace {
 
+// Element `index` of keys or values. scale: FP8's.
+template <DType kType, bool kFp8>
+__device__ __forceinline__ float LoadElement(const uint8_t* data, int64_t index, float scale) {
+  if constexpr (kFp8) return Mul(E4m3ToF32(data[index]), scale);
+  return Load(data, kType, index);
+}
+
 // grid: tokens, query heads of all groups, stripes; one warp.
-template <DType kType>
+template <DType kType, bool kFp8>
 __global__ void __launch_bounds__(kWarp)
     AttendChainKernel(const AttentionParams p, const RowTile* tiles) {
   __shared__ float q[kMaxHeadDim];
   __shared__ float values[kMaxHeadDim];
   __shared__ float probability[kKvTokens];
+  __shared__ float value_scale[kKvTokens];
   const int lane = threadIdx.x;
   const RowTile tile = tiles[blockIdx.x];
   const SequenceRows sequence = p.sequences[tile.sequence];
@@ -42,9 +52,14 @@ __global__ void __launch_bounds__(kWarp)
     if (visible.empty()) continue;
     const auto* data = static_cast<const uint8_t*>(p.cache) +
                        p.layout.Keys(p.tables[sequence.table_begin + block], group.kv_head);
+    float key_scale = 1.0f;
+    if constexpr (kFp8) {
+      key_scale = E8m0ToF32(data[p.layout.KeyScale(lane)]);
+      value_scale[lane] = E8m0ToF32(data[p.layout.ValueScale(lane)]);
+    }
     float score = 0.0f;
     for (int64_t i = 0; i < d; ++i) {
-      score = Fma(q[i], Load(data, kType, i * kKvTokens + lane), score);
+      score = Fma(q[i], LoadElement<kType, kFp8>(data, i * kKvTokens + lane, key_scale), score);
     }
     const bool seen = visible.sees(lane);
     score = seen ? Mul(score, p.scale) : kNegativeInfinity;
@@ -67,7 +82,9 @@ __global__ void __launch_bounds__(kWarp)
     for (int64_t i = lane; i < d; i += kWarp) {
       float weighted = 0.0f;
       for (int t = 0; t < kKvTokens; ++t) {
-        const float value = visible.sees(t) ? Load(v, kType, t * p.layout.dv + i) : 0.0f;
+        const float scale = kFp8 ? value_scale[t] : 1.0f;
+        const float value =
+            visible.sees(t) ? LoadElement<kType, kFp8>(v, t * p.layout.dv + i, scale) : 0.0f;
         weighted = Fma(probability[t], value, weighted);
       }
       values[i] = Fma(values[i], alpha, weighted);
@@ -92,8 +109,9 @@ cudaError_t AttendChain(const AttentionParams& params, const RowTile* tiles, int
   }
   const dim3 grid(static_cast<unsigned>(num_tiles), static_cast<unsigned>(params.num_heads),
                   static_cast<unsigned>(params.stripe_end - params.stripe_begin));
-  const auto kernel = params.layout.dtype == DType::kF32 ? AttendChainKernel<DType::kF32>
-                                                         : AttendChainKernel<DType::kF16>;
+  const auto kernel = params.layout.fp8                    ? AttendChainKernel<DType::kF32, true>
+                      : params.layout.dtype == DType::kF32 ? AttendChainKernel<DType::kF32, false>
+                                                           : AttendChainKernel<DType::kF16, false>;
   return Launch(kernel, grid, kWarp, 0, stream, params, tiles);
 }
 

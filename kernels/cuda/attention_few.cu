@@ -1,4 +1,5 @@
-// Attention of up to sixteen query rows over a BF16 cache: decode, and short chunks.
+// Attention of up to sixteen query rows over a cache that is read as BF16: decode, and short
+// chunks.
 //
 // A stripe's running softmax goes block by block, but only its maxima, factors and sums are in a
 // chain. So eight warps take eight blocks of the stripe at once: scores and block maxima; then each
@@ -18,8 +19,8 @@ constexpr int kThreads = kWarps * kWarp;
 constexpr float kNotSeen = -1.0f;
 
 // grid: tiles, groups, stripes. Dynamic shared memory: [kWarps][most_rows][dv] products.
-template <int kD>
-__global__ void __launch_bounds__(kThreads)
+template <int kD, bool kFp8>
+__global__ void __launch_bounds__(kThreads, kD <= 128 ? 2 : 1)
     AttendFewKernel(const AttentionParams p, const RowTile* tiles, int most_rows) {
   constexpr int kElements = kFewRows * kD / kThreads;
   PHALANX_DYNAMIC_SHARED(float, products);
@@ -78,7 +79,7 @@ __global__ void __launch_bounds__(kThreads)
     if (has) {
       const int64_t physical = p.tables[sequence.table_begin + block];
       data = cache + p.layout.Keys(physical, group.kv_head);
-      ScoreBlock(p, q, reinterpret_cast<const uint16_t*>(data), visible, lane, scores);
+      ScoreBlock<kD / kGroupK, kFp8>(p, q, data, visible, lane, scores);
       BlockMax(scores, max);
     }
     if (lane % 4 == 0) {
@@ -111,13 +112,12 @@ __global__ void __launch_bounds__(kThreads)
       PackProbabilities(scores, a);
       const Visible oldest = VisibleTokens(first_position, block, p.window);
       const Visible newest = VisibleTokens(last_position, block, p.window);
-      const ValueMask mask(oldest.begin, newest.end, lane);
-      const auto* v = reinterpret_cast<const uint16_t*>(data + p.layout.key_bytes);
+      const Values<kFp8> v(p, data, oldest.begin, newest.end, lane);
       float* to = products + warp * most_rows * dv;
 #pragma unroll 4
       for (int t = 0; t < value_tiles; ++t) {
         float product[4];
-        ValueTile(a, v, mask, t, lane, product);
+        ValueTile(a, v, t, product);
 #pragma unroll
         for (int r = 0; r < 4; ++r) {
           const int row = ResultRow(lane, r);
@@ -175,7 +175,8 @@ cudaError_t LaunchFor(const AttentionParams& p, const RowTile* tiles, int64_t nu
   const size_t shared = sizeof(float) * kWarps * most_rows * p.layout.dv;
   const dim3 grid(static_cast<unsigned>(num_tiles), static_cast<unsigned>(p.num_groups),
                   static_cast<unsigned>(p.stripe_end - p.stripe_begin));
-  return Launch(AttendFewKernel<kD>, grid, kThreads, shared, stream, p, tiles, most_rows);
+  const auto kernel = p.layout.fp8 ? AttendFewKernel<kD, true> : AttendFewKernel<kD, false>;
+  return Launch(kernel, grid, kThreads, shared, stream, p, tiles, most_rows);
 }
 
 }  // namespace

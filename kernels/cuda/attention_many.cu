@@ -1,6 +1,6 @@
-// Attention of many query rows over a BF16 cache: eight warps of sixteen rows walk a stripe's
-// blocks together and share each block's keys and values, which arrive in shared memory while the
-// blocks before it are worked on.
+// Attention of many query rows over a cache that is read as BF16: eight warps of sixteen rows walk
+// a stripe's blocks together and share each block's keys and values, which arrive in shared memory
+// while the blocks before it are worked on.
 #include <cstddef>
 
 #include "kernels/cuda/attention_mma.cuh"
@@ -23,7 +23,7 @@ __device__ void CopyBlock(const AttentionParams& p, int64_t physical, int kv_hea
 }
 
 // grid: tiles, groups, stripes. Dynamic shared memory: [kStages][head_bytes].
-template <int kD>
+template <int kD, bool kFp8>
 __global__ void __launch_bounds__(kThreads)
     AttendManyKernel(const AttentionParams p, const RowTile* tiles) {
   constexpr int kTiles = kD / kTileColumns;
@@ -98,7 +98,7 @@ __global__ void __launch_bounds__(kThreads)
     float sum[2];
     float after[2];
     float alpha[2];
-    ScoreBlock(p, q, reinterpret_cast<const uint16_t*>(data), visible, lane, scores);
+    ScoreBlock<kD / kGroupK, kFp8>(p, q, data, visible, lane, scores);
     BlockMax(scores, max);
     bool seen[2];
     for (int i = 0; i < 2; ++i) {
@@ -113,13 +113,12 @@ __global__ void __launch_bounds__(kThreads)
     }
     uint32_t a[2][4];
     PackProbabilities(scores, a);
-    const ValueMask mask(oldest.begin, newest.end, lane);
-    const auto* v = reinterpret_cast<const uint16_t*>(data + p.layout.key_bytes);
+    const Values<kFp8> v(p, data, oldest.begin, newest.end, lane);
 #pragma unroll
     for (int t = 0; t < kTiles; ++t) {
       if (t >= value_tiles) break;
       float product[4];
-      ValueTile(a, v, mask, t, lane, product);
+      ValueTile(a, v, t, product);
 #pragma unroll
       for (int r = 0; r < 4; ++r) {
         const float next = Fma(values[t][r], alpha[r / 2], product[r]);
@@ -156,7 +155,8 @@ cudaError_t LaunchFor(const AttentionParams& p, const RowTile* tiles, int64_t nu
   const size_t shared = kStages * p.layout.head_bytes;
   const dim3 grid(static_cast<unsigned>(num_tiles), static_cast<unsigned>(p.num_groups),
                   static_cast<unsigned>(p.stripe_end - p.stripe_begin));
-  return Launch(AttendManyKernel<kD>, grid, kThreads, shared, stream, p, tiles);
+  const auto kernel = p.layout.fp8 ? AttendManyKernel<kD, true> : AttendManyKernel<kD, false>;
+  return Launch(kernel, grid, kThreads, shared, stream, p, tiles);
 }
 
 }  // namespace

@@ -1,6 +1,7 @@
-// One warp's work on one KV block of BF16: sixteen query rows (operand A) against 32 tokens.
-// Lane (g = lane / 4, t = lane % 4) holds rows g and g + 8; of token tile j (8 tokens) columns
-// 2t and 2t + 1: scores[j][0..1] are row g's, scores[j][2..3] row g + 8's.
+// One warp's work on one KV block, of BF16 or of FP8 that is read as BF16: sixteen query rows
+// (operand A) against 32 tokens. Lane (g = lane / 4, t = lane % 4) holds rows g and g + 8; of token
+// tile j (8 tokens) columns 2t and 2t + 1: scores[j][0..1] are row g's, scores[j][2..3] row g +
+// 8's.
 #ifndef PHALANX_KERNELS_CUDA_ATTENTION_MMA_CUH_
 #define PHALANX_KERNELS_CUDA_ATTENTION_MMA_CUH_
 
@@ -8,6 +9,7 @@
 #include "kernels/cuda/fragment.h"
 #include "kernels/cuda/lane_math.h"
 #include "kernels/cuda/mma.cuh"
+#include "kernels/fp8.h"
 
 namespace phalanx::kernels::cuda {
 
@@ -64,21 +66,59 @@ struct QueryFragments {
   }
 };
 
-// scores = scale * (q . k), -inf where a row doesn't see a token. `keys` in global or shared
-// memory.
-template <int kGroups>
+// Two codes of FP8, in the high bytes of `codes`' halves, as BF16 that awaits its factor of 2^120:
+// the four bits of exponent are the lowest of BF16's eight. NaN's codes are numbers here: their
+// scale is NaN.
+__device__ __forceinline__ uint32_t PairOfCodes(uint32_t codes) {
+  return (codes & 0x80008000u) | (codes & 0x7f007f00u) >> 4;
+}
+
+// Eight codes as BF16. scales[i]: of codes 2i and 2i + 1.
+__device__ __forceinline__ Words Widen(const Codes& codes, const uint32_t (&scales)[4]) {
+  constexpr uint32_t kFactor = 0x7b807b80u;  // 2^120, twice
+  Words out;
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    const uint32_t c = codes.w[i];
+    const uint32_t first = PairOfCodes((c & 0xffu) << 8 | (c & 0xff00u) << 16);
+    const uint32_t second = PairOfCodes((c & 0xff0000u) >> 8 | (c & 0xff000000u));
+    out.w[2 * i] = MulBf16x2(MulBf16x2(first, kFactor), scales[2 * i]);
+    out.w[2 * i + 1] = MulBf16x2(MulBf16x2(second, kFactor), scales[2 * i + 1]);
+  }
+  return out;
+}
+
+// A scale's byte as BF16, which has the same exponents.
+__device__ __forceinline__ uint32_t ScaleBits(uint32_t byte) {
+  return byte == kE8m0Nan ? 0x7fc0u : byte << 7;
+}
+
+// scores = scale * (q . k), -inf where a row doesn't see a token. `head`: the block's keys, values
+// and scales of a KV head, in global or shared memory.
+template <int kGroups, bool kFp8>
 __device__ __forceinline__ void ScoreBlock(const AttentionParams& p,
-                                           const QueryFragments<kGroups>& q, const uint16_t* keys,
+                                           const QueryFragments<kGroups>& q, const uint8_t* head,
                                            const Visible (&visible)[2], int lane,
                                            float (&scores)[kTokenTiles][4]) {
   const int groups = static_cast<int>(p.layout.dk / kGroupK);
 #pragma unroll
   for (int j = 0; j < kTokenTiles; ++j) {
     float sum[4] = {0.0f, 0.0f, 0.0f, 0.0f};
+    uint32_t scales[4];
+    if constexpr (kFp8) {
+      const uint32_t bits = ScaleBits(head[p.layout.KeyScale(j * 8 + OperandRow(lane))]);
+      scales[0] = scales[1] = scales[2] = scales[3] = bits | bits << 16;
+    }
 #pragma unroll
     for (int g = 0; g < kGroups; ++g) {
       if (g >= groups) break;
-      const Words k = LoadWords(keys + (j * groups + g) * 256 + lane * 8);
+      const int at = (j * groups + g) * 256 + lane * 8;
+      Words k;
+      if constexpr (kFp8) {
+        k = Widen(LoadCodes(head + at), scales);
+      } else {
+        k = LoadWords(head + 2 * at);
+      }
 #pragma unroll
       for (int s = 0; s < 2; ++s) {
         Mma(sum, q.words[0][g].w[2 * s], q.words[1][g].w[2 * s], q.words[0][g].w[2 * s + 1],
@@ -152,28 +192,51 @@ __device__ __forceinline__ void PackProbabilities(const float (&p)[kTokenTiles][
   }
 }
 
-// Which halves of a lane's four words of values belong to tokens in [begin, end): the others become
-// +0, lest what a stale slot holds (NaN at worst) should meet p = 0.
-struct ValueMask {
-  uint32_t bits[4];
-
-  __device__ ValueMask(int begin, int end, int lane) {
+// A lane's values of a block, eight columns at a time. Those of tokens outside [begin, end) become
+// zero, lest what a stale slot holds (NaN at worst) should meet p = 0.
+template <bool kFp8>
+class Values {
+ public:
+  // `head`: as ScoreBlock's.
+  __device__ Values(const AttentionParams& p, const uint8_t* head, int begin, int end, int lane)
+      : from_(head + p.layout.key_bytes + lane * (kFp8 ? 8 : 16)) {
+    Codes scales = {{0, 0}};
+    if constexpr (kFp8) {
+      scales = LoadCodes(head + p.layout.scales + kKvTokens + OperandK(lane));
+    }
 #pragma unroll
     for (int w = 0; w < 4; ++w) {
       const int token = TokenAtPosition(OperandK(lane) + 2 * w);  // and the next
-      bits[w] = (token >= begin && token < end ? 0x0000ffffu : 0u) |
-                (token + 1 >= begin && token + 1 < end ? 0xffff0000u : 0u);
+      bits_[w] = (token >= begin && token < end ? 0x0000ffffu : 0u) |
+                 (token + 1 >= begin && token + 1 < end ? 0xffff0000u : 0u);
+      if constexpr (kFp8) {
+        const uint32_t pair = scales.w[w / 2] >> w % 2 * 16;
+        bits_[w] &= ScaleBits(pair & 0xffu) | ScaleBits(pair >> 8 & 0xffu) << 16;
+      }
     }
   }
+
+  __device__ __forceinline__ Words Tile(int tile) const {
+    if constexpr (kFp8) {
+      return Widen(LoadCodes(from_ + tile * 256), bits_);
+    } else {
+      Words v = LoadWords(from_ + tile * 512);
+#pragma unroll
+      for (int w = 0; w < 4; ++w) v.w[w] &= bits_[w];
+      return v;
+    }
+  }
+
+ private:
+  const uint8_t* from_;
+  uint32_t bits_[4];  // masks of pairs of tokens; FP8: their scales, or zero
 };
 
 // p . V of eight columns, from +0: registers as scores have them.
-__device__ __forceinline__ void ValueTile(const uint32_t (&a)[2][4], const uint16_t* values,
-                                          const ValueMask& mask, int tile, int lane,
-                                          float (&sum)[4]) {
-  Words v = LoadWords(values + tile * 256 + lane * 8);
-#pragma unroll
-  for (int w = 0; w < 4; ++w) v.w[w] &= mask.bits[w];
+template <bool kFp8>
+__device__ __forceinline__ void ValueTile(const uint32_t (&a)[2][4], const Values<kFp8>& values,
+                                          int tile, float (&sum)[4]) {
+  const Words v = values.Tile(tile);
   sum[0] = sum[1] = sum[2] = sum[3] = 0.0f;
 #pragma unroll
   for (int s = 0; s < 2; ++s) {

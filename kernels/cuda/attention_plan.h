@@ -9,9 +9,16 @@
 
 #include "absl/types/span.h"
 #include "kernels/cuda/attention_types.h"
+#include "kernels/cuda/kv_layout.h"
 #include "kernels/kernels.h"
 
 namespace phalanx::kernels::cuda {
+
+// How a layer's blocks lie in memory.
+inline KvLayout LayoutOf(const KvShape& shape) {
+  return KvLayout(shape.read_type(), shape.num_kv_heads, shape.head_dim,
+                  shape.format == KvFormat::kF8E4M3);
+}
 
 struct HeadGroups {
   std::vector<HeadGroup> groups;

@@ -109,7 +109,7 @@ void CudaKernels::PartialsOf(const AttentionArgs& args, const StagedPlan& staged
   p.head_dim = args.cache.shape.head_dim;
   p.scale = args.scale;
   p.window = args.window;
-  p.layout = cuda::KvLayout(args.cache.shape.dtype, args.cache.shape.num_kv_heads, p.head_dim);
+  p.layout = cuda::LayoutOf(args.cache.shape);
   p.cache = args.cache.data;
   p.sequences = staged.sequence_rows;
   p.tables = staged.tables;

@@ -25,10 +25,6 @@ constexpr int64_t kStagingHalf = int64_t{4} << 20;
 // Room for results from the start, more than most steps bring.
 constexpr int64_t kResultBytes = int64_t{64} << 10;
 
-cuda::KvLayout LayoutOf(const KvShape& shape) {
-  return cuda::KvLayout(shape.dtype, shape.num_kv_heads, shape.head_dim);
-}
-
 }  // namespace
 
 CudaKernels::CudaKernels(const CudaOptions& options, std::shared_ptr<cuda::DeviceMemory> memory,
@@ -255,7 +251,7 @@ void CudaKernels::SiluMul(TensorView gate_up, const float* bias, int64_t n, Tens
 }
 
 int64_t CudaKernels::KvBlockBytes(const KvShape& shape) const {
-  return LayoutOf(shape).block_bytes;
+  return cuda::LayoutOf(shape).block_bytes;
 }
 
 void CudaKernels::QkvToCache(const QkvArgs& args) {
@@ -278,7 +274,7 @@ void CudaKernels::QkvToCache(const QkvArgs& args) {
   p.rotary_dim = args.rotary_dim;
   p.positions = staging_.Put(Staged::kPositions, args.positions);
   p.slots = staging_.Put(Staged::kSlots, args.slots);
-  p.layout = LayoutOf(args.cache.shape);
+  p.layout = cuda::LayoutOf(args.cache.shape);
   p.cache = args.cache.data;
   p.q = args.q;
   CheckCuda(cuda::QkvToCache(p, stream_), "QkvToCache");

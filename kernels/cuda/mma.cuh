@@ -15,6 +15,20 @@ __device__ __forceinline__ Words LoadWords(const void* from) {
   const uint4 v = *static_cast<const uint4*>(from);
   return {{v.x, v.y, v.z, v.w}};
 }
+// Eight FP8 codes of a lane.
+struct alignas(8) Codes {
+  uint32_t w[2];
+};
+__device__ __forceinline__ Codes LoadCodes(const void* from) {
+  const uint2 v = *static_cast<const uint2*>(from);
+  return {{v.x, v.y}};
+}
+// Two products of BF16, each rounded once; denormals are kept.
+__device__ __forceinline__ uint32_t MulBf16x2(uint32_t a, uint32_t b) {
+  uint32_t product;
+  asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(product) : "r"(a), "r"(b), "r"(0x80008000u));
+  return product;
+}
 // c += A B. a: registers 0 .. 3, b: registers 0 and 1 of the operands' fragments.
 __device__ __forceinline__ void Mma(float (&c)[4], uint32_t a0, uint32_t a1, uint32_t a2,
                                     uint32_t a3, uint32_t b0, uint32_t b1) {

@@ -2,11 +2,30 @@
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/ordered_sum.cuh"
 #include "kernels/cuda/qkv.h"
+#include "kernels/fp8.h"
 
 namespace phalanx::kernels::cuda {
 namespace {
 
 constexpr int kThreads = 128;
+
+// The scale of x[0 .. d) in shared memory, for every thread of the block.
+__device__ uint8_t ScaleOf(const float* x, int64_t d) {
+  __shared__ uint32_t largest[kThreads / kWarp];
+  uint32_t most = 0;
+  for (int64_t i = threadIdx.x; i < d; i += kThreads) {
+    const uint32_t magnitude = __builtin_bit_cast(uint32_t, x[i]) & 0x7fffffffu;
+    most = magnitude > most ? magnitude : most;
+  }
+  for (int step = kWarp / 2; step > 0; step /= 2) {
+    const uint32_t other = __shfl_xor_sync(0xffffffffu, most, step);
+    most = other > most ? other : most;
+  }
+  if (threadIdx.x % kWarp == 0) largest[threadIdx.x / kWarp] = most;
+  __syncthreads();
+  for (const uint32_t of_warp : largest) most = of_warp > most ? of_warp : most;
+  return E4m3Scale(most);
+}
 
 // One head of one row: blockIdx.x is the row, blockIdx.y the head (queries, keys, values).
 __global__ void __launch_bounds__(kThreads) QkvToCacheKernel(const QkvParams p) {
@@ -63,9 +82,19 @@ __global__ void __launch_bounds__(kThreads) QkvToCacheKernel(const QkvParams p) 
   const int64_t width = is_value ? p.layout.dv : p.layout.dk;
   uint8_t* to =
       cache + (is_value ? p.layout.Values(block, kv_head) : p.layout.Keys(block, kv_head));
+  uint8_t scale = 0;
+  if (p.layout.fp8) {
+    scale = ScaleOf(x, d);
+    const int64_t at = is_value ? p.layout.ValueScale(token) : p.layout.KeyScale(token);
+    if (threadIdx.x == 0) cache[p.layout.Keys(block, kv_head) + at] = scale;
+  }
   for (int64_t i = threadIdx.x; i < width; i += kThreads) {
     const int64_t index = is_value ? p.layout.ValueIndex(i, token) : p.layout.KeyIndex(i, token);
-    Store(to, p.layout.dtype, index, i < d ? x[i] : 0.0f);
+    if (p.layout.fp8) {
+      to[index] = i < d ? F32ToE4m3(x[i], scale) : 0;
+    } else {
+      Store(to, p.layout.dtype, index, i < d ? x[i] : 0.0f);
+    }
   }
 }
 

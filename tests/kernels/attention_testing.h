@@ -39,6 +39,7 @@ struct Shape {
   bool norm = false;
   bool bias = false;
   int64_t rotary = 0;  // 0: dim
+  KvFormat format = KvFormat::kPlain;
 };
 
 inline DType Activation(const Shape& shape) { return ActivationType(shape.type); }
@@ -69,7 +70,7 @@ class Layer {
   int64_t Cols() const { return (shape_.heads + 2 * shape_.kv_heads) * shape_.dim; }
   int64_t Rotary() const { return shape_.rotary > 0 ? shape_.rotary : shape_.dim; }
   int64_t OutCols() const { return shape_.heads * shape_.dim + 5; }
-  KvShape kv() const { return {shape_.type, shape_.kv_heads, shape_.dim}; }
+  KvShape kv() const { return {shape_.type, shape_.kv_heads, shape_.dim, shape_.format}; }
 
   // The qkv row of a sequence's token: depends on (sequence, position) alone.
   std::vector<float> Row(int sequence, int64_t position) const {
@@ -124,7 +125,7 @@ class Layer {
   std::vector<int> program_;
 };
 
-// A cache whose every byte is 0xFF at first: NaN in all three dtypes.
+// A cache whose every byte is 0xFF at first: NaN in all three dtypes and in FP8.
 class Cache {
  public:
   Cache(Kernels& kernels, const KvShape& shape, int64_t blocks)
@@ -180,14 +181,22 @@ inline std::vector<Shape> Shapes() {
                       .window = 70,
                       .stripes = 24,
                       .norm = true});
+    shapes.push_back({.type = type, .window = 70, .format = KvFormat::kF8E4M3});
+    shapes.push_back({.type = type,
+                      .heads = 3,
+                      .kv_heads = 1,
+                      .dim = 20,
+                      .stripes = 3,
+                      .bias = true,
+                      .format = KvFormat::kF8E4M3});
   }
   return shapes;
 }
 
 inline std::string Describe(const Shape& s) {
-  return std::string(Name(s.type)) + " heads " + std::to_string(s.heads) + "/" +
-         std::to_string(s.kv_heads) + " dim " + std::to_string(s.dim) + " window " +
-         std::to_string(s.window);
+  return std::string(Name(s.type)) + (s.format == KvFormat::kF8E4M3 ? " in FP8" : "") + " heads " +
+         std::to_string(s.heads) + "/" + std::to_string(s.kv_heads) + " dim " +
+         std::to_string(s.dim) + " window " + std::to_string(s.window);
 }
 
 }  // namespace phalanx::kernels

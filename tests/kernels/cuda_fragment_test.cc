@@ -158,6 +158,33 @@ TEST(KvLayout, IndexesAreABijectionInsideTheBlock) {
   for (int token = 0; token < 32; ++token) EXPECT_EQ(TokenAtPosition(ValuePosition(token)), token);
 }
 
+TEST(KvLayout, Fp8CodesAndScalesAreABijectionInsideTheHead) {
+  for (const DType type : {DType::kBF16, DType::kF32}) {
+    for (const int64_t d : {8, 20, 33, 64, 80, 128, 256}) {
+      const KvLayout layout(type, 2, d, /*is_fp8=*/true);
+      std::vector<int> bytes(layout.head_bytes, 0);
+      for (int64_t token = 0; token < kKvTokens; ++token) {
+        for (int64_t i = 0; i < layout.dk; ++i) ++bytes.at(layout.KeyIndex(i, token));
+        for (int64_t i = 0; i < layout.dv; ++i) {
+          ++bytes.at(layout.key_bytes + layout.ValueIndex(i, token));
+        }
+        ++bytes.at(layout.KeyScale(token));
+        ++bytes.at(layout.ValueScale(token));
+      }
+      const int64_t used = (layout.dk + layout.dv + 2) * kKvTokens;
+      for (int64_t i = 0; i < layout.head_bytes; ++i) EXPECT_EQ(bytes[i], i < used ? 1 : 0);
+      EXPECT_LT(layout.head_bytes - used, 64);
+      EXPECT_EQ(layout.head_bytes % 64, 0);
+      // A lane's eight scales of values stand as its eight values of a column do.
+      EXPECT_EQ(layout.scales % 8, 0);
+      for (int64_t token = 0; token < kKvTokens; ++token) {
+        if (type != DType::kBF16) continue;
+        EXPECT_EQ(layout.ValueScale(token) - layout.ValueScale(0), layout.ValueIndex(0, token));
+      }
+    }
+  }
+}
+
 // Scores of a block, their registers as they are as operand A of P.V, and P.V: the walk of
 // attention_mma.cuh.
 TEST(KvLayout, ScoresAndTheirProductWithValuesAreRight) {

@@ -21,6 +21,18 @@ TEST(KnownAnswers, DigestIsTheSameOnEveryPathAndThreadCount) {
   }
 }
 
+TEST(KnownAnswers, DigestOfAnFp8CacheIsOneOfItsOwnOnEveryPathAndThreadCount) {
+  for (const DType type : kAllTypes) {
+    std::string expected;
+    for (const auto& [name, kernels] : AllKernels()) {
+      const std::string digest = KnownAnswerDigest(*kernels, type, KvFormat::kF8E4M3);
+      if (expected.empty()) expected = digest;
+      EXPECT_EQ(digest, expected) << name << " " << Name(type);
+      EXPECT_NE(digest, KnownAnswerDigest(*kernels, type)) << name << " " << Name(type);
+    }
+  }
+}
+
 TEST(KnownAnswers, DigestDependsOnTheDtype) {
   const auto kernels = CreateCpuKernels({});
   ASSERT_TRUE(kernels.ok());

@@ -3,9 +3,11 @@
 #ifndef PHALANX_TESTS_KERNELS_EMULATION_MMA_CUH_
 #define PHALANX_TESTS_KERNELS_EMULATION_MMA_CUH_
 
+#include <cmath>
 #include <cstdint>
 #include <cstdlib>
 
+#include "kernels/float16.h"
 #include "tests/kernels/emulation/device.h"
 
 namespace phalanx::kernels::cuda {
@@ -17,6 +19,32 @@ struct alignas(16) Words {
 inline Words LoadWords(const void* from) {
   if (reinterpret_cast<uintptr_t>(from) % 16 != 0) std::abort();
   return *static_cast<const Words*>(from);
+}
+
+struct alignas(8) Codes {
+  uint32_t w[2];
+};
+
+inline Codes LoadCodes(const void* from) {
+  if (reinterpret_cast<uintptr_t>(from) % 8 != 0) std::abort();
+  return *static_cast<const Codes*>(from);
+}
+
+// In double, which keeps BF16's denormals whatever the environment.
+inline uint16_t MulBf16(uint16_t a, uint16_t b) {
+  const auto widened = [](uint16_t bits) {
+    const int exponent = bits >> 7 & 0xff, fraction = bits & 0x7f;
+    if (exponent == 0xff) return static_cast<double>(Bf16ToF32(bits));
+    const double magnitude =
+        exponent == 0 ? std::ldexp(fraction, -133) : std::ldexp(0x80 + fraction, exponent - 134);
+    return (bits & 0x8000) != 0 ? -magnitude : magnitude;
+  };
+  return F32ToBf16(static_cast<float>(widened(a) * widened(b)));
+}
+inline uint32_t MulBf16x2(uint32_t a, uint32_t b) {
+  const auto half = [](uint32_t x, int i) { return static_cast<uint16_t>(x >> 16 * i); };
+  return MulBf16(half(a, 0), half(b, 0)) | static_cast<uint32_t>(MulBf16(half(a, 1), half(b, 1)))
+                                               << 16;
 }
 
 inline void Mma(float (&c)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0,
