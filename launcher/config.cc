@@ -266,6 +266,9 @@ absl::Status ApplyConfig(const ConfigFile& file, const CLI::App& flags, ServiceO
   const std::string numerics =
       EnumText(v1::WorkerConfig::Profile::Numerics_descriptor(), profile.numerics());
   apply(!numerics.empty(), "--numerics", rank.numerics, numerics);
+  const std::string kv_dtype =
+      EnumText(v1::WorkerConfig::Profile::KvDtype_descriptor(), profile.kv_dtype());
+  apply(!kv_dtype.empty(), "--kv-dtype", rank.kv_dtype, kv_dtype);
   apply(profile.has_reduction_leaves(), "--reduction-leaves", rank.reduction_leaves,
         profile.reduction_leaves());
   apply(profile.has_sequence_stripes(), "--sequence-stripes", rank.sequence_stripes,

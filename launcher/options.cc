@@ -43,13 +43,26 @@ void AddDeviceOptions(CLI::App& app, RankOptions& o) {
       ->group(group);
 }
 
-void AddNumericsOption(CLI::App& app, RankOptions& o, const std::string& group) {
+void AddNumericsOptions(CLI::App& app, RankOptions& o, const std::string& group) {
   app.add_option("--numerics", o.numerics,
                  "exact: an answer's bits don't depend on layout, batch or restarts; fast (GPUs "
                  "alone): they may, where cuBLASLt and NCCL add in an order of their own")
       ->check(CLI::IsMember({"exact", "fast"}))
       ->capture_default_str()
       ->group(group);
+  app.add_option("--kv-dtype", o.kv_dtype,
+                 "Keys and values are kept in the weights' type (auto) or in FP8 (fp8_e4m3), in "
+                 "about half of 16 bits' memory")
+      ->check(CLI::IsMember({"auto", "fp8_e4m3"}))
+      ->capture_default_str()
+      ->group(group);
+}
+
+absl::StatusOr<kernels::KvFormat> ParseKvDtype(const std::string& name) {
+  if (name == "auto") return kernels::KvFormat::kPlain;
+  if (name == "fp8_e4m3") return kernels::KvFormat::kF8E4M3;
+  return absl::InvalidArgumentError(
+      absl::StrCat("--kv-dtype ", name, ": expected auto or fp8_e4m3"));
 }
 
 void AddRankOptions(CLI::App& app, RankOptions& o) {
@@ -95,7 +108,7 @@ void AddRankOptions(CLI::App& app, RankOptions& o) {
                  "Directory to which each rank writes when it worked on which step, as JSON lines")
       ->group(group);
   const std::string profile = "Numerics profile (changing it may change bits)";
-  AddNumericsOption(app, o, profile);
+  AddNumericsOptions(app, o, profile);
   app.add_option("--reduction-leaves", o.reduction_leaves,
                  "Leaves of sharded sums; tp is at most this")
       ->check(CLI::Range(1, 1024))

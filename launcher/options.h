@@ -10,6 +10,7 @@
 
 #include "CLI/CLI.hpp"
 #include "absl/status/statusor.h"
+#include "kernels/kernels.h"
 #include "runtime/coordinator/request.h"
 
 namespace phalanx::launcher {
@@ -29,6 +30,7 @@ struct RankOptions {
   int64_t max_step_tokens = 512;
   std::string step_trace;          // directory; empty: none
   std::string numerics = "exact";  // or fast, of cuda
+  std::string kv_dtype = "auto";   // or fp8_e4m3
   int reduction_leaves = 8;
   int sequence_stripes = 8;
   bool keep_weights = true;  // packed weights outlive the rank, for the one that takes its place
@@ -36,8 +38,10 @@ struct RankOptions {
 void AddRankOptions(CLI::App& app, RankOptions& options);
 // --device, --device-comm and --gpu-memory-fraction, which AddRankOptions() has.
 void AddDeviceOptions(CLI::App& app, RankOptions& options);
-// --numerics, likewise.
-void AddNumericsOption(CLI::App& app, RankOptions& options, const std::string& group);
+// --numerics and --kv-dtype, likewise.
+void AddNumericsOptions(CLI::App& app, RankOptions& options, const std::string& group);
+// What --kv-dtype says.
+absl::StatusOr<kernels::KvFormat> ParseKvDtype(const std::string& name);
 
 // What starts the ranks and how they are scheduled.
 struct ServiceOptions {

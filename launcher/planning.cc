@@ -359,6 +359,9 @@ absl::StatusOr<parallel::PlanOptions> MakePlanOptions(const ServiceOptions& opti
   }
   const bool bf16 = plan.model.element_bytes == 2 && plan.model.activation_bytes == 2;
   const kernels::DType weights = bf16 ? kernels::DType::kBF16 : kernels::DType::kF32;
+  const absl::StatusOr<kernels::KvFormat> kv = ParseKvDtype(options.rank.kv_dtype);
+  if (!kv.ok()) return kv.status();
+  plan.model.fp8_kv = *kv == kernels::KvFormat::kF8E4M3;
   // Memory and times are reckoned alike for both.
   if (absl::Status status = ParseNumerics(options.rank).status(); !status.ok()) return status;
   plan.traits = options.rank.device == "cuda" ? CudaTraits(weights) : CpuTraits(weights);

@@ -104,6 +104,9 @@ absl::StatusOr<worker::WorkerOptions> MakeWorkerOptions(const RankOptions& optio
   if (!numerics.ok()) return numerics.status();
   out.device.cuda.numerics = *numerics;
   out.profile.ComputeOn(out.device);
+  const absl::StatusOr<kernels::KvFormat> kv = ParseKvDtype(options.kv_dtype);
+  if (!kv.ok()) return kv.status();
+  out.profile.kv = *kv;
   out.profile.reduction_leaves = options.reduction_leaves;
   out.profile.sequence_stripes = options.sequence_stripes;
   const absl::StatusOr<kernels::CpuPath> path = FindCpuPath(options.cpu_path);

@@ -417,8 +417,9 @@ CostParts CostModel::Layer(const StagePlace& place, const StepShape& step,
   if (kind.window > 0) context = std::min(context, static_cast<double>(kind.window));
   context *= stripe_share_;
   const double pairs = m * heads_ * context * 2 * d;
-  const double kv_bytes =
-      step.sequences * context * kv_heads_ * 2 * d * static_cast<double>(spec_.element_bytes);
+  const double kv_bytes = step.sequences * context * kv_heads_ *
+                          (2 * d * static_cast<double>(spec_.kv_element_bytes()) +
+                           static_cast<double>(spec_.kv_scale_bytes()));
   const double per_pair = rates.attention_pair.At(m / std::max(1.0, step.sequences));
   out.attention += ops.op() + std::max(pairs * per_pair, kv_bytes / rates.read_bytes_per_s) +
                    rates.attention_head * m * heads_;

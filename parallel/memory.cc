@@ -105,8 +105,10 @@ MemoryModel::Member MemoryModel::MakeMember(int g) const {
   const int64_t vocab = shards_.vocab(g).size();
   out.head = (vocab == 0 ? 0 : Packed(vocab, padded_hidden)) + vector;
   out.embedding = vocab * hidden * spec_.element_bytes;
-  out.kv_block_layer = kv_heads * traits_.block_tokens * spec_.element_bytes *
-                       (RoundUp(d, traits_.key_granule) + RoundUp(d, traits_.value_granule));
+  const int64_t kv_token = spec_.kv_element_bytes() * (RoundUp(d, traits_.key_granule) +
+                                                       RoundUp(d, traits_.value_granule)) +
+                           spec_.kv_scale_bytes();
+  out.kv_block_layer = kv_heads * RoundUp(traits_.block_tokens * kv_token, traits_.kv_head_bytes);
 
   // The decoder's buffers: runtime/model/loading.cc.
   const int64_t group = int64_t{layout.sp} * layout.tp;

@@ -14,18 +14,22 @@ namespace phalanx::parallel {
 struct ModelSpec {
   std::string name;
   DecoderShape shape;
-  int64_t element_bytes = 2;     // of weights, embedding and KV cache
+  int64_t element_bytes = 2;     // of weights, embedding and, without fp8_kv, KV cache
   int64_t activation_bytes = 2;  // of a matmul's left operand
   bool qkv_bias = false;
   bool o_bias = false;
   bool mlp_bias = false;
   bool qk_norm = false;
   bool shared_expert_gate = false;
+  bool fp8_kv = false;        // keys and values are codes of one byte
   bool tied_head = false;     // the head is the embedding's matrix: counts once as parameters
   int64_t max_positions = 0;  // context length in tokens
   // Attention window of each layer in tokens, 0: none. [num_layers]; empty: no layer has one.
   std::vector<int64_t> windows = {};
 
+  // Bytes of a key's or a value's element, and of the two scales of a token and KV head.
+  int64_t kv_element_bytes() const { return fp8_kv ? 1 : element_bytes; }
+  int64_t kv_scale_bytes() const { return fp8_kv ? 2 : 0; }
   int64_t window(int64_t layer) const { return windows.empty() ? 0 : windows[layer]; }
   // Weights of the model, norms and biases left out.
   int64_t Parameters() const;
@@ -39,6 +43,7 @@ struct DeviceTraits {
   int64_t key_granule = 32;    // a head's keys
   int64_t value_granule = 16;  // and values
   int64_t block_tokens = 32;   // tokens of a KV block
+  int64_t kv_head_bytes = 64;  // a KV head's part of a block is padded to this, in bytes
   int64_t logit_rows = 32;     // rows whose logits are made at once
   int64_t shard_rows = 32;     // steps of this many rows cut the residual stream by rows
   int64_t partial_rows = 64;   // rows whose stripes are attended before they are merged (sp > 1)

@@ -321,7 +321,7 @@ void AddPlanCommand(CLI::App& parent, Command* run) {
   app->add_option("--max-context", service.rank.max_context,
                   "Tokens of prompt and answer (default: the model's)")
       ->group(engine);
-  AddNumericsOption(*app, service.rank, engine);
+  AddNumericsOptions(*app, service.rank, engine);
   app->add_option("--reduction-leaves", service.rank.reduction_leaves,
                   "Of the profile: tp is at most this")
       ->check(CLI::Range(1, 1024))

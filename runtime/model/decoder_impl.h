@@ -77,7 +77,9 @@ class Decoder::Impl {
   // Sizes.
   int64_t num_heads() const { return shard.heads.size(); }
   int64_t num_kv_heads() const { return shard.kv_heads.size(); }
-  kernels::KvShape kv_shape() const { return {profile.kv(), num_kv_heads(), config.head_dim}; }
+  kernels::KvShape kv_shape() const {
+    return {profile.weights, num_kv_heads(), config.head_dim, profile.kv};
+  }
   kernels::KvView kv_view(const Layer& layer) const {
     return {kv_shape(), layer.kv.data(), num_kv_blocks};
   }

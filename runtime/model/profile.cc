@@ -13,12 +13,12 @@ void Profile::ComputeOn(const kernels::DeviceOptions& options) {
 }
 
 std::string Profile::ToString() const {
-  const auto name = [](auto value) {
-    const std::string_view text = kernels::Name(value);
+  const auto view = [](std::string_view text) {
     return absl::string_view(text.data(), text.size());
   };
+  const auto name = [&](auto value) { return view(kernels::Name(value)); };
   return absl::StrCat(name(device), "-", name(numerics), " weights=", name(weights),
-                      " activations=", name(activations()), " kv=", name(kv()),
+                      " activations=", name(activations()), " kv=", view(kv_name()),
                       " leaves=", reduction_leaves, " stripes=", sequence_stripes,
                       " block=", block_tokens);
 }

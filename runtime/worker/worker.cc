@@ -89,7 +89,8 @@ absl::Status Worker::Impl::Open() {
   info.host = HostName();
   info.pid = getpid();
   info.device = kernels->Describe();
-  info.op_digest = kernels::KnownAnswerDigest(*kernels, options.profile.weights);
+  info.op_digest =
+      kernels::KnownAnswerDigest(*kernels, options.profile.weights, options.profile.kv);
   info.checkpoint_digest = checkpoint->CheckpointDigest();
   return absl::OkStatus();
 }

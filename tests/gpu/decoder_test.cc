@@ -94,6 +94,24 @@ TEST_P(DecoderOnDevice, ChunksDoNotMatter) {
   for (const int64_t chunk : chunks) ExpectSameBits({.chunk = chunk});
 }
 
+// F32 and F16 models have the CPU's bits; those of BF16 are the device's own and are compared with
+// themselves, over layouts and chunks.
+TEST_P(DecoderOnDevice, AnFp8CacheChangesNoBitFromLayoutToLayout) {
+  constexpr auto kFp8 = kernels::KvFormat::kF8E4M3;
+  const auto logits = [&](const testing::DecodeOptions& options) {
+    const auto found = testing::DecodeLogits(golden_.directory, ids_, options);
+    EXPECT_TRUE(found.ok()) << found.status();
+    return found.value_or(std::vector<float>());
+  };
+  const std::vector<float> alone = logits(OnDevice({.kv = kFp8}));
+  EXPECT_NE(alone, logits(OnDevice())) << "a cache of the weights' type";
+  EXPECT_EQ(alone, logits(OnDevice({.chunk = 7, .kv = kFp8})));
+  EXPECT_EQ(alone, logits(OnDevice({.layout = {.sp = 2, .tp = 2}, .chunk = 31, .kv = kFp8})));
+  if (golden_.f32() || golden_.expected["dtype"] == "F16") {
+    EXPECT_EQ(alone, logits({.kv = kFp8})) << "a CPU's";
+  }
+}
+
 TEST_P(DecoderOnDevice, GraphsDoNotMatter) {
   testing::DecodeOptions plain = OnDevice({.chunk = 3});
   std::vector<int32_t> ids(ids_.begin(), ids_.begin() + 24);

@@ -140,7 +140,7 @@ TEST(ConfigTest, EveryFieldIsApplied) {
       "layout: {tp: 3, pp: 1, sp: 1, ep: 1, dp: 1}\n"
       "worker: {device: cuda, device_comm: staged, gpu_memory_fraction: 0.75, cpu_path: avx2, "
       "threads: 3, kv_cache_bytes: 2GiB, "
-      "profile: {reduction_leaves: 16, sequence_stripes: 4, numerics: fast}}\n"
+      "profile: {reduction_leaves: 16, sequence_stripes: 4, numerics: fast, kv_dtype: fp8_e4m3}}\n"
       "scheduler: {max_step_tokens: 100, max_running_sequences: 7, max_waiting_requests: 9, "
       "prefill_chunk_tokens: 50, max_context_length: 1000, prefix_cache: false}\n"
       "service: {listen: \"h:1\", max_request_bytes: 1MiB, drain_timeout_ms: 1500}\n"
@@ -158,6 +158,7 @@ TEST(ConfigTest, EveryFieldIsApplied) {
   EXPECT_EQ(o.rank.reduction_leaves, 16);
   EXPECT_EQ(o.rank.sequence_stripes, 4);
   EXPECT_EQ(o.rank.numerics, "fast");
+  EXPECT_EQ(o.rank.kv_dtype, "fp8_e4m3");
   EXPECT_EQ(o.rank.max_step_tokens, 100);
   EXPECT_EQ(o.rank.max_context, 1000);
   EXPECT_EQ(o.workers, "mpirun");
@@ -186,6 +187,13 @@ TEST(ConfigTest, FastNumericsAreOfGpus) {
   // The device may be a flag's.
   EXPECT_THAT(Faults("worker: {profile: {numerics: fast}}"), ElementsAre());
   EXPECT_THAT(Faults("worker: {device: cpu, profile: {numerics: exact}}"), ElementsAre());
+}
+
+TEST(ConfigTest, KeysAndValuesAreInTheWeightsTypeOrFp8) {
+  EXPECT_THAT(Faults("worker: {profile: {kv_dtype: fp8}}"),
+              ElementsAre(HasSubstr("worker.profile.kv_dtype: expected auto or fp8_e4m3")));
+  EXPECT_THAT(Faults("worker: {device: cpu, profile: {kv_dtype: fp8_e4m3}}"), ElementsAre());
+  EXPECT_EQ(Apply("model: m\nworker: {profile: {kv_dtype: auto}}\n").options.rank.kv_dtype, "auto");
 }
 
 TEST(ConfigTest, AFlagOverridesTheFileEvenWithTheDefaultsValue) {

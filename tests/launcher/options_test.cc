@@ -51,12 +51,15 @@ TEST(DeviceOptions, AreACpuOrNineTenthsOfGpusOverNccl) {
   EXPECT_EQ(none.device_comm, "auto");
   EXPECT_EQ(none.gpu_memory_fraction, 0.9);
   EXPECT_EQ(none.numerics, "exact");
-  const RankOptions all = Parsed({"--device", "cuda", "--device-comm", "staged",
-                                  "--gpu-memory-fraction", "1", "--numerics", "fast"});
+  EXPECT_EQ(none.kv_dtype, "auto");
+  const RankOptions all =
+      Parsed({"--device", "cuda", "--device-comm", "staged", "--gpu-memory-fraction", "1",
+              "--numerics", "fast", "--kv-dtype", "fp8_e4m3"});
   EXPECT_EQ(all.device, "cuda");
   EXPECT_EQ(all.device_comm, "staged");
   EXPECT_EQ(all.gpu_memory_fraction, 1);
   EXPECT_EQ(all.numerics, "fast");
+  EXPECT_EQ(all.kv_dtype, "fp8_e4m3");
 }
 
 TEST(DeviceOptions, NameWhatIsNone) {
@@ -73,6 +76,8 @@ TEST(DeviceOptions, NameWhatIsNone) {
   EXPECT_THAT(fault, HasSubstr("--device"));
   Parsed({"--numerics", "quick"}, &fault);
   EXPECT_THAT(fault, HasSubstr("--numerics"));
+  Parsed({"--kv-dtype", "fp8"}, &fault);
+  EXPECT_THAT(fault, HasSubstr("--kv-dtype"));
 }
 
 TEST(DeviceOptions, HaveAGroupInHelp) {
@@ -82,8 +87,9 @@ TEST(DeviceOptions, HaveAGroupInHelp) {
   for (const char* flag : {"--device", "--device-comm", "--gpu-memory-fraction"}) {
     EXPECT_EQ(app.get_option(flag)->get_group(), "Device") << flag;
   }
-  EXPECT_EQ(app.get_option("--numerics")->get_group(),
-            app.get_option("--reduction-leaves")->get_group());
+  for (const char* flag : {"--numerics", "--kv-dtype"}) {
+    EXPECT_EQ(app.get_option(flag)->get_group(), app.get_option("--reduction-leaves")->get_group());
+  }
 }
 
 TEST(ParseTokenIds, ReadsAList) {

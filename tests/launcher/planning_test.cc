@@ -9,6 +9,7 @@
 #include "absl/strings/str_cat.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "kernels/cuda/attention_plan.h"
 #include "kernels/cuda/cuda_device.h"
 #include "kernels/cuda/kv_layout.h"
 #include "kernels/cuda/pack.h"
@@ -255,6 +256,18 @@ TEST(PlanningTest, MemoryOnAGpuIsWhatItsKernelsPack) {
     const parallel::RankMemory memory =
         parallel::MemoryModel(*spec, CudaTraits(c.type), shards, 64).rank(0);
     EXPECT_EQ(memory.kv_block_bytes, kernels::cuda::KvLayout(c.type, 3, 40).block_bytes) << c.dtype;
+    parallel::ModelSpec fp8 = *spec;
+    fp8.fp8_kv = true;
+    for (const int64_t d : {40, 33}) {  // 33: a head's bytes are padded
+      fp8.shape.head_dim = d;
+      const kernels::KvShape shape = {c.type, 3, d, kernels::KvFormat::kF8E4M3};
+      const auto bytes = [&](const parallel::DeviceTraits& traits) {
+        return parallel::MemoryModel(fp8, traits, shards, 64).rank(0).kv_block_bytes;
+      };
+      EXPECT_EQ(bytes(CudaTraits(c.type)), kernels::cuda::LayoutOf(shape).block_bytes) << c.dtype;
+      EXPECT_EQ(bytes(CpuTraits(c.type)), (*kernels::CreateCpuKernels({}))->KvBlockBytes(shape))
+          << c.dtype;
+    }
     const auto packed = [&](int64_t n, int64_t k) {
       kernels::WeightPlan plan;
       plan.dtype = c.type;

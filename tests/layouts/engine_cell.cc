@@ -80,7 +80,8 @@ std::string Cell::Name() const {
       cancelled ? " other-cancelled" : "", long_prompt ? " long" : "", " n=", n,
       prompt_logprobs ? " prompt-logprobs" : "",
       shard_rows == 32 ? "" : absl::StrCat(" shard-rows=", shard_rows),
-      " path=", std::string(kernels::Name(path)));
+      " path=", std::string(kernels::Name(path)),
+      kv == kernels::KvFormat::kF8E4M3 ? " kv=F8_E4M3" : "");
 }
 
 GenerateRequest EngineCells::MakeRequest(const Cell& cell, const Fixture& fixture) {
@@ -120,6 +121,7 @@ Answer EngineCells::Run(const Cell& cell, const Fixture& fixture) {
   options.shard_rows = cell.shard_rows;
   options.device.cpu.threads = cell.threads;
   options.device.cpu.path = cell.path;
+  options.profile.kv = cell.kv;
   options.kv_blocks = cell.tight ? TightBlocks(cell) : kRoomyBlocks;
   coordinator::CoordinatorOptions service;
   service.limits.vocab_size = fixture.vocab;
@@ -320,7 +322,7 @@ const EngineCells::Fixture& EngineCells::FixtureOf(const std::string& model) {
 }
 
 const Answer& EngineCells::Reference(const Cell& cell) {
-  const auto key = std::make_tuple(cell.model, cell.sampling, cell.n, cell.long_prompt);
+  const auto key = std::make_tuple(cell.model, cell.sampling, cell.n, cell.long_prompt, cell.kv);
   const auto found = references_.find(key);
   if (found != references_.end()) return found->second;
   Cell reference;
@@ -328,6 +330,7 @@ const Answer& EngineCells::Reference(const Cell& cell) {
   reference.sampling = cell.sampling;
   reference.n = cell.n;
   reference.long_prompt = cell.long_prompt;
+  reference.kv = cell.kv;
   reference.prompt_logprobs = true;
   return references_.emplace(key, Run(reference, FixtureOf(cell.model))).first->second;
 }

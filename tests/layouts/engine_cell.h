@@ -36,6 +36,7 @@ struct Cell {
   bool prompt_logprobs = false;
   int64_t shard_rows = 32;  // rows from which the residual stream is sharded by token
   kernels::CpuPath path = kernels::AvailableCpuPaths().back();
+  kernels::KvFormat kv = kernels::KvFormat::kPlain;  // of the reference, too
 
   std::string Name() const;
 };
@@ -86,7 +87,7 @@ class EngineCells {
   static Answer Run(const Cell& cell, const Fixture& fixture);
 
   std::map<std::string, Fixture> fixtures_;
-  std::map<std::tuple<std::string, Sampling, int, bool>, Answer> references_;
+  std::map<std::tuple<std::string, Sampling, int, bool, kernels::KvFormat>, Answer> references_;
 };
 
 // Empty when equal, else where they first differ.

@@ -99,6 +99,35 @@ TEST(Layouts, ASeededSampleOfTheCrossProductChangesNoBit) {
   }
 }
 
+// With keys and values in FP8 the promise is the same: a profile of its own.
+TEST(Layouts, AnFp8CacheChangesNoBitFromLayoutToLayout) {
+  constexpr char kBf16Moe[] = "tests/goldens/models/qwen3-moe-bf16";
+  for (const char* model : {kDense, kMixtral, kBf16Moe}) {
+    std::vector<Cell> cells(6);
+    cells[0] = {.model = model, .layout = {.tp = 2}, .threads = 2, .chunk = 7};
+    cells[0].prompt_logprobs = true;
+    cells[1] = {.model = model, .sampling = Sampling::kSeeded, .layout = {.sp = 4}, .crowd = true};
+    cells[1].long_prompt = true;
+    cells[2] = {.model = model, .layout = {.pp = 2, .sp = 2}, .chunk = 64, .prefix = true};
+    cells[2].long_prompt = true;
+    cells[3] = {.model = model, .layout = {.sp = 2, .tp = 2}, .tight = true, .long_prompt = true};
+    cells[3].shard_rows = 1;
+    cells[4] = {.model = model, .sampling = Sampling::kSeeded, .tight = true};
+    cells[5] = {.model = model, .layout = {.dp = 2}, .crowd = true, .prefix = true, .n = 4};
+    for (Cell& cell : cells) {
+      cell.kv = kernels::KvFormat::kF8E4M3;
+      Check(cell);
+    }
+  }
+  // It isn't the plain cache under another name.
+  Cell plain, fp8;
+  plain.model = fp8.model = kDense;
+  fp8.kv = kernels::KvFormat::kF8E4M3;
+  EXPECT_NE(Difference(Cells().Reference(plain).samples[0].tokens,
+                       Cells().Reference(fp8).samples[0].tokens),
+            "");
+}
+
 // All of a prompt's tokens meet the same experts: nothing is dropped, and ranks that hold other
 // experts have nothing to do.
 TEST(Layouts, AllTokensToTheSameExpertsChangeNoBit) {

@@ -26,6 +26,7 @@ struct DecodeOptions {
   kernels::CpuPath path = kernels::AvailableCpuPaths().back();
   int64_t chunk = 1 << 20;  // tokens per forward pass
   int reduction_leaves = 8;
+  kernels::KvFormat kv = kernels::KvFormat::kPlain;
   // Of each rank; ranks past its end have none.
   std::vector<model::WeightStore*> stores = {};
   // Where ranks compute on a GPU that they share, instead of the CPU.
@@ -71,6 +72,7 @@ inline absl::StatusOr<std::vector<float>> DecodeLogits(const std::string& direct
         decoder_options.max_rows = n;
         decoder_options.shard_rows = options.shard_rows;
         decoder_options.profile.reduction_leaves = options.reduction_leaves;
+        decoder_options.profile.kv = options.kv;
         decoder_options.packer = std::string(kernels::Name(options.path));
         if (static_cast<size_t>(group.rank()) < options.stores.size()) {
           decoder_options.store = options.stores[group.rank()];

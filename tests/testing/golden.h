@@ -80,6 +80,23 @@ struct Errors {
   double mean() const { return sum / static_cast<double>(count); }
 };
 
+// Of the logprobs of ids[1], ids[2], ... by two decoders' logits [ids.size() - 1, vocab].
+inline Errors LogprobDistance(const std::vector<int32_t>& ids, absl::Span<const float> a,
+                              absl::Span<const float> b) {
+  const size_t inputs = ids.size() - 1;
+  const size_t vocab = a.size() / inputs;
+  const auto kernels = kernels::CreateCpuKernels({});
+  sampling::Sampler sampler(kernels->get(), static_cast<int64_t>(vocab), 8);
+  Errors distance;
+  for (size_t i = 0; i < inputs; ++i) {
+    const auto logprob = [&](absl::Span<const float> logits) {
+      return sampler.Logprobs(logits.subspan(i * vocab, vocab), ids[i + 1], 0).logprob;
+    };
+    distance.Add(std::abs(logprob(a) - logprob(b)));
+  }
+  return distance;
+}
+
 // Compares logits [inputs, vocab] with the golden's: F32 within `f32_error`, and the same most
 // likely token where its lead is above that; BF16 and F16 no further from float32 than
 // Transformers' own run in that type. Prints the distances.
