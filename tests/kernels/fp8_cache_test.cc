@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "gtest/gtest.h"
+#include "kernels/cpu/reference_ops.h"
 #include "kernels/fp8.h"
 #include "kernels/kernels.h"
 #include "tests/kernels/attention_testing.h"
@@ -22,6 +23,9 @@ namespace {
 // What FP8 makes of one head of one token, written straight from kernels/fp8.h's text.
 std::vector<float> ReadBack(std::vector<float> x) {
   double largest = 0;
+  for (float& v : x) {
+    if (std::abs(v) < std::numeric_limits<float>::min()) v = std::copysign(0.0f, v);
+  }
   for (const float v : x) largest = std::max(largest, std::abs(static_cast<double>(v)));
   int s = -117;
   while (s < 119 && largest > std::ldexp(448.0, s)) ++s;
@@ -52,6 +56,13 @@ class Tokens {
         // Far below the others, and nothing at all.
         x[t % d] *= 0.001f;
         if (t % 13 == 4) std::fill_n(x, d, 0.0f);
+        // Where the least scale isn't small enough, and, while a window passes over it, the largest
+        // isn't large enough.
+        const bool is_value = head >= shape.heads + shape.kv_heads;
+        for (int64_t i = 0; is_value && t == 0 && i < d; ++i) x[i] = std::ldexp(x[i], -118);
+        for (int64_t i = 0; is_value && t == 1 && shape.window > 0 && i < d; ++i) {
+          x[i] = std::copysign(3.3e38f, x[i]);
+        }
       }
       rows_.push_back(row);
       for (int64_t head = shape.heads; head < shape.heads + 2 * shape.kv_heads; ++head) {
@@ -163,6 +174,54 @@ TEST(Fp8Cache, AttendsWithTheBitsOfAPlainCacheOfTheSameValues) {
         }
       }
     }
+  }
+}
+
+// Every path and device writes the reference's bytes, whatever the numbers.
+TEST(Fp8Cache, HoldsTheReferencesCodesAndScalesAtTheEdgesOfTheFormats) {
+  constexpr float kMost = std::numeric_limits<float>::max();
+  constexpr float kLeast = std::numeric_limits<float>::min();
+  const float denormal = std::nextafter(kLeast, 0.0f);
+  const float above = std::nextafter(448.0f, 500.0f);
+  // Heads of 16.
+  const std::vector<std::vector<float>> heads = {
+      {0.0f, -0.0f},
+      {denormal, -denormal, kLeast, -kLeast},
+      {kMost, -kMost, kMost / 2, 1.0f, kLeast},
+      {448.0f, -447.9f, 432.0f, 431.9f, 0.0009765625f, 0.0009766f, 0.015624f, 0.015625f, -1e-9f},
+      {above, 224.0f, -0.002f, 0.0019531250f, 0.0029296875f, 0.0048828125f, denormal},
+      {464.0f, 463.9f, 17.0f, 19.0f, 17.00001f, -18.999f, 0.0625f},
+      {1.0f, std::numeric_limits<float>::infinity()},
+      {-std::numeric_limits<float>::quiet_NaN(), 2.0f},
+  };
+  Shape shape;
+  shape.type = DType::kF32;  // of which every device has one layout
+  shape.heads = shape.kv_heads = 1;
+  shape.dim = 16;
+  shape.format = KvFormat::kF8E4M3;
+  const Layer layer(shape);
+  const auto rows = static_cast<int64_t>(heads.size());
+  Matrix qkv(DType::kF32, rows, layer.Cols());
+  std::vector<int32_t> positions(rows, 0), slots;
+  for (int64_t row = 0; row < rows; ++row) {
+    slots.push_back(static_cast<int32_t>(row));
+    const std::vector<float>& key = heads[row];
+    const std::vector<float>& value = heads[rows - 1 - row];
+    for (size_t i = 0; i < key.size(); ++i) qkv.Set(row, 16 + static_cast<int64_t>(i), key[i]);
+    for (size_t i = 0; i < value.size(); ++i) qkv.Set(row, 32 + static_cast<int64_t>(i), value[i]);
+  }
+  const auto plain = CreateCpuKernels({});
+  ASSERT_TRUE(plain.ok());
+  Matrix q(DType::kF32, rows, 32);
+  Cache expected(**plain, layer.kv(), 1);
+  QkvArgs args = layer.Qkv(qkv.view(), positions, slots, expected.view(), q.view());
+  args.rotary_dim = 0;
+  reference::QkvToCache(args);
+  for (const auto& [name, kernels] : AllKernels()) {
+    Cache cache(*kernels, layer.kv(), 1);
+    args.cache = cache.view();
+    kernels->QkvToCache(args);
+    EXPECT_TRUE(cache == expected) << name;
   }
 }
 
