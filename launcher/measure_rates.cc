@@ -90,8 +90,7 @@ class Probes {
         } else {
           const double wanted = segment_s_ / std::max(*seconds / probe.repeats, 1e-7);
           probe.repeats = static_cast<int>(std::clamp(wanted, 1.0, 4096.0));
-          absl::Status status =
-              world_.Broadcast(&probe.repeats, sizeof(probe.repeats), /*root=*/0);
+          absl::Status status = world_.Broadcast(&probe.repeats, sizeof(probe.repeats), /*root=*/0);
           if (!status.ok()) return status;
         }
       }
