@@ -1,22 +1,14 @@
 #include "comm/nccl/nccl_library.h"
 
-#include <dlfcn.h>
-
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
+#include "kernels/dynamic_library.h"
 
 namespace phalanx::comm::nccl {
 namespace {
 
 constexpr const char* kRemedy =
     "install NCCL (libnccl2) where the dynamic linker finds it, or use --device-comm staged";
-
-// Sets `function` to symbol "nccl<name>"; false if there is none.
-template <typename Function>
-bool Find(void* handle, const char* name, Function& function) {
-  function = reinterpret_cast<Function>(dlsym(handle, absl::StrCat("nccl", name).c_str()));
-  return function != nullptr;
-}
 
 }  // namespace
 
@@ -25,20 +17,15 @@ std::string VersionText(int version) {
 }
 
 absl::StatusOr<std::shared_ptr<const Library>> LoadLibrary(const std::string& name) {
-  void* handle = dlopen(name.c_str(), RTLD_NOW | RTLD_LOCAL);
-  if (handle == nullptr) {
-    const char* error = dlerror();
+  absl::StatusOr<kernels::DynamicLibrary> functions = kernels::DynamicLibrary::Open(name, "nccl");
+  if (!functions.ok()) {
     return absl::FailedPreconditionError(
-        absl::StrCat("NCCL: cannot load ", name, ": ", error == nullptr ? "no reason given" : error,
+        absl::StrCat("NCCL: cannot load ", name, ": ", functions.status().message(),
                      "; expected NCCL ", VersionText(kOldestVersion), " or newer: ", kRemedy));
   }
   auto library = std::make_shared<Library>();
-  library->path = name;
-  if (Dl_info info; Find(handle, "GetVersion", library->GetVersion) &&
-                    dladdr(reinterpret_cast<void*>(library->GetVersion), &info) != 0 &&
-                    info.dli_fname != nullptr) {
-    library->path = info.dli_fname;
-  }
+  library->path = functions->PathOf("GetVersion");
+  functions->Find("GetVersion", library->GetVersion);
   if (library->GetVersion == nullptr || library->GetVersion(&library->version) != kSuccess) {
     return absl::FailedPreconditionError(
         absl::StrCat("NCCL: ", library->path, " does not tell its version; expected NCCL ",
@@ -55,30 +42,26 @@ absl::StatusOr<std::shared_ptr<const Library>> LoadLibrary(const std::string& na
                      VersionText(kOldestVersion), " or newer: ", kRemedy));
   }
   Library& l = *library;
-  const char* missing = nullptr;
-  const auto need = [&](const char* function, auto& pointer) {
-    if (!Find(handle, function, pointer) && missing == nullptr) missing = function;
-  };
-  need("GetUniqueId", l.GetUniqueId);
-  need("CommInitRankConfig", l.CommInitRankConfig);
-  need("CommFinalize", l.CommFinalize);
-  need("CommDestroy", l.CommDestroy);
-  need("CommAbort", l.CommAbort);
-  need("CommGetAsyncError", l.CommGetAsyncError);
-  need("GetErrorString", l.GetErrorString);
-  need("GetLastError", l.GetLastError);
-  need("AllReduce", l.AllReduce);
-  need("ReduceScatter", l.ReduceScatter);
-  need("AllGather", l.AllGather);
-  need("Broadcast", l.Broadcast);
-  need("Send", l.Send);
-  need("Recv", l.Recv);
-  need("GroupStart", l.GroupStart);
-  need("GroupEnd", l.GroupEnd);
-  if (missing != nullptr) {
+  functions->Need("GetUniqueId", l.GetUniqueId);
+  functions->Need("CommInitRankConfig", l.CommInitRankConfig);
+  functions->Need("CommFinalize", l.CommFinalize);
+  functions->Need("CommDestroy", l.CommDestroy);
+  functions->Need("CommAbort", l.CommAbort);
+  functions->Need("CommGetAsyncError", l.CommGetAsyncError);
+  functions->Need("GetErrorString", l.GetErrorString);
+  functions->Need("GetLastError", l.GetLastError);
+  functions->Need("AllReduce", l.AllReduce);
+  functions->Need("ReduceScatter", l.ReduceScatter);
+  functions->Need("AllGather", l.AllGather);
+  functions->Need("Broadcast", l.Broadcast);
+  functions->Need("Send", l.Send);
+  functions->Need("Recv", l.Recv);
+  functions->Need("GroupStart", l.GroupStart);
+  functions->Need("GroupEnd", l.GroupEnd);
+  if (!functions->missing().empty()) {
     return absl::FailedPreconditionError(absl::StrCat(
-        "NCCL: ", library->path, ", version ", VersionText(library->version),
-        ", has no function nccl", missing, ", so it is damaged or no NCCL: ", kRemedy));
+        "NCCL: ", library->path, ", version ", VersionText(library->version), ", has no function ",
+        functions->missing(), ", so it is damaged or no NCCL: ", kRemedy));
   }
   return library;
 }
