@@ -44,11 +44,24 @@ constexpr DType ActivationType(DType weight) {
 // ---------------------------------------------------------------------------------------------
 // Matmul
 
+// The scales of a matrix of FP8 codes: element [i, j] is worth its code times data[i / block_rows *
+// stride + j / block_columns].
+struct CodeScales {
+  const float* data = nullptr;  // each 0 or in [2^-90, 2^7]; BF16's, but of kF8E4M3Fine
+  int64_t block_rows = 1;
+  int64_t block_columns = 1;  // a multiple of kDotGroup, or all columns
+  int64_t stride = 0;
+};
+
 // Rows of a source matrix in the checkpoint, [rows, stride] with the wanted columns inside.
 struct RowBlock {
   const void* data = nullptr;  // row 0, column 0 of the source
   int64_t rows = 0;
   int64_t stride = 0;  // elements from one row to the next
+  // Where the source holds codes of F8_E4M3 in place of values: their scales, and which row of
+  // theirs row 0 is.
+  CodeScales scales = {};
+  int64_t first_row = 0;
 };
 
 // Columns [begin, end) of the source: one leaf of K. May be empty.
@@ -58,15 +71,28 @@ struct KLeaf {
   int64_t padded() const { return RoundUp(end - begin, kDotGroup); }
 };
 
+// How a weight's values are kept.
+enum class WeightFormat : uint8_t {
+  kPlain,  // as they are
+  // Of BF16: as kernels/fp8_weights.h says, a scale for each row and dot group of a leaf, BF16 or
+  // (Fine) F32.
+  kF8E4M3,
+  kF8E4M3Fine,
+};
+constexpr bool IsFp8(WeightFormat format) { return format != WeightFormat::kPlain; }
+
 // What to pack: y[m, n] = x[m, k] * W^T, W of [n, k] stacked from row blocks, k cut into leaves.
 struct WeightSpec {
   DType dtype = DType::kBF16;
-  std::vector<RowBlock> rows;  // stacked in order: n = sum of rows
+  std::vector<RowBlock> rows;  // stacked in order: n = sum of rows; all of codes or none
   std::vector<KLeaf> leaves;   // at least one; the padded leaves stand side by side in x
   // One postfix program per output part over local leaf indices: i >= 0 pushes leaf i's sum, -1
   // adds the two topmost (left + right). A K that is never sharded has one leaf and parts {{0}}.
   // Every leaf appears exactly once over all parts.
   std::vector<std::vector<int>> parts;
+  // Of BF16 another than plain, and of codes always. Leaves of codes begin at whole dot groups of
+  // the source where scales change between columns.
+  WeightFormat format = WeightFormat::kPlain;
 };
 
 // A weight in the device's own layout. Immutable.
@@ -288,8 +314,10 @@ class Kernels {
   // data[i] |= other[i], i < count.
   virtual void OrInto(uint32_t* data, const uint32_t* other, int64_t count) = 0;
 
-  // Packs a weight; rows are read once, in order. INVALID_ARGUMENT names a NaN or infinity found in
-  // the source by row and column.
+  // Packs a weight; rows are read once, in order. A product with a weight of FP8 is, bit for bit,
+  // the product with a plain one of the values that are read back; a CPU keeps it as just that.
+  // INVALID_ARGUMENT names a value that can't be kept (NaN, infinite, for FP8 too large) by row and
+  // column.
   virtual absl::StatusOr<std::unique_ptr<PackedWeight>> Pack(const WeightSpec& spec) = 0;
   // Bytes of `spec` when packed. The source's data is not read.
   virtual int64_t PackedBytes(const WeightSpec& spec) const = 0;
@@ -409,7 +437,8 @@ absl::StatusOr<std::unique_ptr<Kernels>> CreateCpuKernels(const CpuOptions& opti
 // Runs every op on fixed inputs and returns a digest of all output bits (R6): ranks whose digests
 // differ must not work together. Hexadecimal, 32 digits.
 std::string KnownAnswerDigest(Kernels& kernels, DType weight_dtype,
-                              KvFormat kv_format = KvFormat::kPlain);
+                              KvFormat kv_format = KvFormat::kPlain,
+                              WeightFormat weight_format = WeightFormat::kPlain);
 
 }  // namespace phalanx::kernels
 

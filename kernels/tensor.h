@@ -10,13 +10,19 @@
 
 namespace phalanx::kernels {
 
-enum class DType : uint8_t { kF32, kBF16, kF16 };
+// F8_E4M3 is of matrices in checkpoints alone (RowBlock of kernels/kernels.h): no op takes it.
+enum class DType : uint8_t { kF32, kBF16, kF16, kF8E4M3 };
 
 // Bytes of one element.
-constexpr int64_t SizeOf(DType type) { return type == DType::kF32 ? 4 : 2; }
-// "F32", "BF16", "F16": the names of the safetensors format.
+constexpr int64_t SizeOf(DType type) {
+  return type == DType::kF32 ? 4 : type == DType::kF8E4M3 ? 1 : 2;
+}
+// "F32", "BF16", "F16", "F8_E4M3": the names of the safetensors format.
 constexpr std::string_view Name(DType type) {
-  return type == DType::kF32 ? "F32" : type == DType::kBF16 ? "BF16" : "F16";
+  return type == DType::kF32    ? "F32"
+         : type == DType::kBF16 ? "BF16"
+         : type == DType::kF16  ? "F16"
+                                : "F8_E4M3";
 }
 
 // Owns memory on one device; moves, never copies. Aligned to 64 bytes at least.

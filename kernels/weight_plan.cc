@@ -11,8 +11,16 @@ namespace phalanx::kernels {
 
 WeightPlan PlanWeight(const WeightSpec& spec) {
   PHALANX_CHECK(!spec.leaves.empty() && !spec.parts.empty()) << "a weight without leaves or parts";
+  PHALANX_CHECK(!IsFp8(spec.format) || spec.dtype == DType::kBF16)
+      << "a weight of " << Name(spec.dtype) << " in FP8; only those of BF16 are kept so";
+  const bool codes = SourceType(spec) == DType::kF8E4M3;
+  PHALANX_CHECK(!codes || IsFp8(spec.format)) << "codes for a plain weight";
+  for (const RowBlock& block : spec.rows) {
+    PHALANX_CHECK((block.scales.data != nullptr) == codes) << "codes stacked on values";
+  }
   WeightPlan plan;
   plan.dtype = spec.dtype;
+  plan.format = spec.format;
   for (const RowBlock& block : spec.rows) plan.n += block.rows;
   for (const KLeaf& leaf : spec.leaves) {
     PHALANX_CHECK(leaf.begin <= leaf.end) << "leaf [" << leaf.begin << ", " << leaf.end << ")";
@@ -57,15 +65,49 @@ std::optional<PlacedLeaf> RunOfPart(const WeightPlan& plan, int part) {
   return run;
 }
 
-const char* SourceRow(const WeightSpec& spec, int64_t row) {
+namespace {
+
+// The source of row `*row` of the stack, which becomes the row there.
+const RowBlock& BlockOf(const WeightSpec& spec, int64_t* row) {
   for (const RowBlock& block : spec.rows) {
-    if (row < block.rows) {
-      return static_cast<const char*>(block.data) + row * block.stride * SizeOf(spec.dtype);
-    }
-    row -= block.rows;
+    if (*row < block.rows) return block;
+    *row -= block.rows;
   }
   PHALANX_CHECK(false) << "row beyond the weight";
-  return nullptr;
+  return spec.rows[0];
+}
+
+}  // namespace
+
+DType SourceType(const WeightSpec& spec) {
+  const bool codes = !spec.rows.empty() && spec.rows[0].scales.data != nullptr;
+  return codes ? DType::kF8E4M3 : spec.dtype;
+}
+
+const char* SourceRow(const WeightSpec& spec, int64_t row) {
+  const RowBlock& block = BlockOf(spec, &row);
+  return static_cast<const char*>(block.data) + row * block.stride * SizeOf(SourceType(spec));
+}
+
+bool ReadFp8Group(const WeightSpec& spec, int64_t row, int64_t k, int64_t values, Fp8Group* group) {
+  const char* source = SourceRow(spec, row);
+  if (SourceType(spec) != DType::kF8E4M3) {
+    uint16_t padded[kFp8GroupValues] = {};
+    std::memcpy(padded, source + k * 2, values * 2);
+    return QuantiseGroup(padded, group);
+  }
+  std::memset(group->codes, 0, sizeof group->codes);
+  std::memcpy(group->codes, source + k, values);
+  const RowBlock& block = BlockOf(spec, &row);
+  const CodeScales& scales = block.scales;
+  const float scale = scales.data[(block.first_row + row) / scales.block_rows * scales.stride +
+                                  k / scales.block_columns];
+  group->scale = F32ToBf16(scale);
+  group->rest = spec.format == WeightFormat::kF8E4M3Fine
+                    ? F32ToBf16(scale - Bf16ToF32(group->scale))
+                    : uint16_t{0};
+  return std::none_of(group->codes, group->codes + values,
+                      [](uint8_t code) { return (code & 0x7fu) == kE4m3Nan; });
 }
 
 bool IsNanOrInfinite(DType type, const char* value) {
@@ -92,9 +134,22 @@ std::string WhereInWeight(const WeightSpec& spec, int64_t row, int64_t column) {
   return "";
 }
 
-absl::Status NotFinite(const WeightSpec& spec, int64_t row, int64_t column) {
-  return absl::InvalidArgumentError(absl::StrCat("the weight holds a NaN or an infinity at ",
-                                                 WhereInWeight(spec, row, column),
+bool IsUnfit(const WeightSpec& spec, const char* value) {
+  if (SourceType(spec) == DType::kF8E4M3) return (*value & 0x7f) == kE4m3Nan;
+  if (spec.format == WeightFormat::kPlain) return IsNanOrInfinite(spec.dtype, value);
+  uint16_t bits;
+  std::memcpy(&bits, value, 2);
+  return !IsFp8Weight(bits);
+}
+
+absl::Status UnfitWeight(const WeightSpec& spec, int64_t row, int64_t column) {
+  const std::string where = WhereInWeight(spec, row, column);
+  if (IsFp8(spec.format) && SourceType(spec) != DType::kF8E4M3) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "the weight holds a NaN, an infinity or a magnitude above ", kMaxFp8Weight, " at ", where,
+        ", which FP8 can't keep; leave the weights in the checkpoint's type"));
+  }
+  return absl::InvalidArgumentError(absl::StrCat("the weight holds a NaN or an infinity at ", where,
                                                  "; every weight must be finite"));
 }
 

@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "kernels/fp8_weights.h"
 #include "kernels/kernels.h"
 #include "kernels/tensor.h"
 
@@ -21,6 +22,7 @@ struct PlacedLeaf {
 
 struct WeightPlan {
   DType dtype = DType::kBF16;
+  WeightFormat format = WeightFormat::kPlain;
   int64_t n = 0;
   int64_t k = 0;  // padded
   std::vector<PlacedLeaf> leaves;
@@ -39,16 +41,23 @@ WeightPlan PlanWeight(const WeightSpec& spec);
 // them; nothing where other parts' leaves lie between them.
 std::optional<PlacedLeaf> RunOfPart(const WeightPlan& plan, int part);
 
+// What the sources hold: spec.dtype, or F8_E4M3.
+DType SourceType(const WeightSpec& spec);
 // Row `row` of the stacked sources, at column 0 of its source.
 const char* SourceRow(const WeightSpec& spec, int64_t row);
+// The dot group of that row that begins at column k, of which `values` are there (the others are
+// zero), in FP8: quantised, or as it is. Returns whether it can be kept; else `group` is undefined.
+bool ReadFp8Group(const WeightSpec& spec, int64_t row, int64_t k, int64_t values, Fp8Group* group);
 
 // Whether `value`, an element of `type` in memory, is NaN or infinite.
 bool IsNanOrInfinite(DType type, const char* value);
+// Whether it can't be kept as `spec` wants it.
+bool IsUnfit(const WeightSpec& spec, const char* value);
 
 // "row 3, column 5", with " of stacked matrix 1" where there are several.
 std::string WhereInWeight(const WeightSpec& spec, int64_t row, int64_t column);
 // The INVALID_ARGUMENT of Kernels::Pack.
-absl::Status NotFinite(const WeightSpec& spec, int64_t row, int64_t column);
+absl::Status UnfitWeight(const WeightSpec& spec, int64_t row, int64_t column);
 
 }  // namespace phalanx::kernels
 

@@ -266,6 +266,9 @@ absl::Status ApplyConfig(const ConfigFile& file, const CLI::App& flags, ServiceO
   const std::string numerics =
       EnumText(v1::WorkerConfig::Profile::Numerics_descriptor(), profile.numerics());
   apply(!numerics.empty(), "--numerics", rank.numerics, numerics);
+  const std::string weight_dtype =
+      EnumText(v1::WorkerConfig::Profile::WeightDtype_descriptor(), profile.weight_dtype());
+  apply(!weight_dtype.empty(), "--weight-dtype", rank.weight_dtype, weight_dtype);
   const std::string kv_dtype =
       EnumText(v1::WorkerConfig::Profile::KvDtype_descriptor(), profile.kv_dtype());
   apply(!kv_dtype.empty(), "--kv-dtype", rank.kv_dtype, kv_dtype);

@@ -50,12 +50,26 @@ void AddNumericsOptions(CLI::App& app, RankOptions& o, const std::string& group)
       ->check(CLI::IsMember({"exact", "fast"}))
       ->capture_default_str()
       ->group(group);
+  app.add_option(
+         "--weight-dtype", o.weight_dtype,
+         "The layers' matrices are kept in the checkpoint's type (auto) or, of BF16, in FP8 "
+         "(fp8_e4m3): about half the memory on GPUs; on CPUs the same answers, no less memory")
+      ->check(CLI::IsMember({"auto", "fp8_e4m3"}))
+      ->capture_default_str()
+      ->group(group);
   app.add_option("--kv-dtype", o.kv_dtype,
                  "Keys and values are kept in the weights' type (auto) or in FP8 (fp8_e4m3), in "
                  "about half of 16 bits' memory")
       ->check(CLI::IsMember({"auto", "fp8_e4m3"}))
       ->capture_default_str()
       ->group(group);
+}
+
+absl::StatusOr<kernels::WeightFormat> ParseWeightDtype(const std::string& name) {
+  if (name == "auto") return kernels::WeightFormat::kPlain;
+  if (name == "fp8_e4m3") return kernels::WeightFormat::kF8E4M3;
+  return absl::InvalidArgumentError(
+      absl::StrCat("--weight-dtype ", name, ": expected auto or fp8_e4m3"));
 }
 
 absl::StatusOr<kernels::KvFormat> ParseKvDtype(const std::string& name) {

@@ -28,9 +28,10 @@ struct RankOptions {
   int64_t kv_blocks = 0;             // 0: by kv_memory
   int64_t max_context = 0;           // 0: the checkpoint's
   int64_t max_step_tokens = 512;
-  std::string step_trace;          // directory; empty: none
-  std::string numerics = "exact";  // or fast, of cuda
-  std::string kv_dtype = "auto";   // or fp8_e4m3
+  std::string step_trace;             // directory; empty: none
+  std::string numerics = "exact";     // or fast, of cuda
+  std::string weight_dtype = "auto";  // or fp8_e4m3
+  std::string kv_dtype = "auto";      // or fp8_e4m3
   int reduction_leaves = 8;
   int sequence_stripes = 8;
   bool keep_weights = true;  // packed weights outlive the rank, for the one that takes its place
@@ -38,9 +39,10 @@ struct RankOptions {
 void AddRankOptions(CLI::App& app, RankOptions& options);
 // --device, --device-comm and --gpu-memory-fraction, which AddRankOptions() has.
 void AddDeviceOptions(CLI::App& app, RankOptions& options);
-// --numerics and --kv-dtype, likewise.
+// --numerics, --weight-dtype and --kv-dtype, likewise.
 void AddNumericsOptions(CLI::App& app, RankOptions& options, const std::string& group);
-// What --kv-dtype says.
+// What --weight-dtype and --kv-dtype say.
+absl::StatusOr<kernels::WeightFormat> ParseWeightDtype(const std::string& name);
 absl::StatusOr<kernels::KvFormat> ParseKvDtype(const std::string& name);
 
 // What starts the ranks and how they are scheduled.

@@ -22,6 +22,7 @@
 #include "parallel/gpu_types.h"
 #include "runtime/checkpoint/checkpoint.h"
 #include "runtime/checkpoint/json_file.h"
+#include "runtime/model/profile.h"
 #include "runtime/model/shape.h"
 #include "spdlog/spdlog.h"
 
@@ -244,6 +245,7 @@ parallel::ModelSpec MakeModelSpec(const checkpoint::ModelConfig& config, kernels
   spec.qk_norm = config.qk_norm;
   spec.shared_expert_gate = config.shared_expert_gate;
   spec.tied_head = config.tie_word_embeddings;
+  spec.fp8_weights = config.fp8.has_value();
   spec.max_positions = config.max_position_embeddings;
   spec.windows = config.layer_windows;
   return spec;
@@ -259,8 +261,10 @@ absl::StatusOr<parallel::ModelSpec> ReadModelSpec(const std::string& directory) 
 
   kernels::DType weights = kernels::DType::kBF16;
   const auto opened = checkpoint::Checkpoint::Open(directory);
-  if (opened.ok()) {
-    weights = (*opened)->config().weight_dtype;
+  if (opened.ok())
+    return MakeModelSpec((*opened)->config(), (*opened)->config().weight_dtype, name);
+  if (config->fp8.has_value()) {
+    // The embedding's: FP8 is read beside BF16 alone.
   } else if (const auto declared = DTypeNamed(config->declared_dtype); declared.has_value()) {
     weights = *declared;
   } else {
@@ -359,6 +363,18 @@ absl::StatusOr<parallel::PlanOptions> MakePlanOptions(const ServiceOptions& opti
   }
   const bool bf16 = plan.model.element_bytes == 2 && plan.model.activation_bytes == 2;
   const kernels::DType weights = bf16 ? kernels::DType::kBF16 : kernels::DType::kF32;
+  const absl::StatusOr<kernels::WeightFormat> format = ParseWeightDtype(options.rank.weight_dtype);
+  if (!format.ok()) return format.status();
+  model::Profile profile;
+  profile.weight_format = *format;
+  checkpoint::ModelConfig config;
+  config.weight_dtype = bf16                            ? kernels::DType::kBF16
+                        : plan.model.element_bytes == 2 ? kernels::DType::kF16
+                                                        : kernels::DType::kF32;
+  if (absl::Status status = profile.HoldWeightsOf(config); !status.ok()) return status;
+  if (kernels::IsFp8(*format)) plan.model.fp8_weights = true;
+  // A CPU keeps what FP8 is read back as.
+  if (options.rank.device != "cuda") plan.model.fp8_weights = false;
   const absl::StatusOr<kernels::KvFormat> kv = ParseKvDtype(options.rank.kv_dtype);
   if (!kv.ok()) return kv.status();
   plan.model.fp8_kv = *kv == kernels::KvFormat::kF8E4M3;

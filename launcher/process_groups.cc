@@ -174,6 +174,7 @@ std::vector<std::string> ProcessGroupSource::WorkerArguments(const Shape& shape,
   add("--max-step-tokens", rank.max_step_tokens);
   add("--reduction-leaves", rank.reduction_leaves);
   add("--sequence-stripes", rank.sequence_stripes);
+  if (rank.weight_dtype != "auto") out.insert(out.end(), {"--weight-dtype", rank.weight_dtype});
   if (rank.kv_dtype != "auto") out.insert(out.end(), {"--kv-dtype", rank.kv_dtype});
   if (!rank.keep_weights) out.emplace_back("--no-keeper");
   if (setup_.replicas > 1) {

@@ -104,6 +104,9 @@ absl::StatusOr<worker::WorkerOptions> MakeWorkerOptions(const RankOptions& optio
   if (!numerics.ok()) return numerics.status();
   out.device.cuda.numerics = *numerics;
   out.profile.ComputeOn(out.device);
+  const absl::StatusOr<kernels::WeightFormat> weights = ParseWeightDtype(options.weight_dtype);
+  if (!weights.ok()) return weights.status();
+  out.profile.weight_format = *weights;
   const absl::StatusOr<kernels::KvFormat> kv = ParseKvDtype(options.kv_dtype);
   if (!kv.ok()) return kv.status();
   out.profile.kv = *kv;
@@ -180,7 +183,10 @@ absl::StatusOr<std::unique_ptr<Service>> Service::Create(const ServiceOptions& o
   service->checkpoint_digest_ = (*checkpoint)->CheckpointDigest();
   service->num_parameters_ =
       (*checkpoint)->TotalBytes() / kernels::SizeOf(service->config_.weight_dtype);
-  service->worker_options_.profile.weights = service->config_.weight_dtype;
+  if (absl::Status status = service->worker_options_.profile.HoldWeightsOf(service->config_);
+      !status.ok()) {
+    return status;
+  }
   service->max_context_ = service->config_.max_position_embeddings;
   if (options.rank.max_context > service->max_context_) {
     return absl::InvalidArgumentError(absl::StrCat(

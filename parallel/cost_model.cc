@@ -26,22 +26,28 @@ class Ops {
   // `leaves`: of k on this rank; 1 where k is whole. `pack_rows` may be less than rows.
   double MatMul(double n, double k, double rows, double leaves) const {
     if (n <= 0 || k <= 0 || rows <= 0) return 0;
-    return MatMulOp() + Weights(n, k, rows, leaves);
+    return MatMulOp() + Weights(n, k, rows, leaves, static_cast<double>(spec_.element_bytes));
   }
-  // Several weights of one shape with `rows` rows each, in one call.
+  // Of a layer's matrix, which may be kept in FP8.
+  double LayerMatMul(double n, double k, double rows, double leaves) const {
+    return Grouped(1, n, k, rows, leaves);
+  }
+  // Several of them of one shape with `rows` rows each, in one call.
   double Grouped(double count, double n, double k, double rows, double leaves) const {
     if (count <= 0 || n <= 0 || k <= 0 || rows <= 0) return 0;
-    return MatMulOp() + count * Weights(n, k, rows, leaves);
+    return MatMulOp() +
+           count * Weights(n, k, rows, leaves, static_cast<double>(spec_.layer_group_bytes()) / 32);
   }
   double op() const { return rates_.op; }
   const ComputeRates& rates() const { return rates_; }
 
  private:
   double MatMulOp() const { return rates_.matmul_op > 0 ? rates_.matmul_op : rates_.op; }
-  double Weights(double n, double k, double rows, double leaves) const {
+  // Curves are measured on plain weights; without them reading `weight_bytes` each counts.
+  double Weights(double n, double k, double rows, double leaves, double weight_bytes) const {
     const double weights = n * k;
     if (rates_.matmul_weight.empty()) {
-      const double bytes = static_cast<double>(spec_.element_bytes) * weights;
+      const double bytes = weight_bytes * weights;
       return std::max(bytes / rates_.read_bytes_per_s,
                       2 * weights * rows / rates_.matrix_flops_per_s);
     }
@@ -344,9 +350,9 @@ void CostModel::Experts(const StagePlace& place, double rows, bool sharded, Cost
   out.matmul += ops.Grouped(touched, hidden, expert_channels_, rows_each, expert_leaves_);
 
   if (shape.shared_intermediate_size > 0) {
-    out.matmul += ops.MatMul(2 * shared_channels_, hidden, slice, 1);
+    out.matmul += ops.LayerMatMul(2 * shared_channels_, hidden, slice, 1);
     out.other += ops.op() + place.rates.silu_element * slice * shared_channels_;
-    out.matmul += ops.MatMul(hidden, shared_channels_, slice, leaves_);
+    out.matmul += ops.LayerMatMul(hidden, shared_channels_, slice, leaves_);
     if (layout.tp > 1) {
       if (sharded) {
         out.collectives +=
@@ -395,7 +401,7 @@ CostParts CostModel::Layer(const StagePlace& place, const StepShape& step,
         CollectiveSeconds(cluster_, place.tp, Collective::kAllGather, own * hidden * act, 0);
   };
   const auto row_parallel = [&](double k) {
-    out.matmul += ops.MatMul(hidden, k, slice, leaves_);
+    out.matmul += ops.LayerMatMul(hidden, k, slice, leaves_);
     if (layout.tp == 1) return;
     out.collectives += CollectiveSeconds(
         cluster_, place.tp, sharded ? Collective::kReduceScatter : Collective::kAllReduce,
@@ -406,7 +412,7 @@ CostParts CostModel::Layer(const StagePlace& place, const StepShape& step,
   out.other += 2 * (ops.op() + rates.norm_element * own * hidden);
 
   gather_normed();
-  out.matmul += ops.MatMul(width, hidden, slice, 1);
+  out.matmul += ops.LayerMatMul(width, hidden, slice, 1);
   if (sharded && layout.sp > 1) {
     out.collectives +=
         CollectiveSeconds(cluster_, place.sp, Collective::kAllGather, slice * width * kF32, 0);
@@ -440,7 +446,7 @@ CostParts CostModel::Layer(const StagePlace& place, const StepShape& step,
     return out;
   }
   gather_normed();
-  out.matmul += ops.MatMul(2 * channels_, hidden, slice, 1);
+  out.matmul += ops.LayerMatMul(2 * channels_, hidden, slice, 1);
   out.other += ops.op() + rates.silu_element * slice * channels_;
   row_parallel(channels_);
   return out;

@@ -48,6 +48,10 @@ int64_t MemoryModel::Packed(int64_t columns, int64_t padded_k) const {
   return RoundUp(columns, traits_.panel_columns) * padded_k * spec_.element_bytes;
 }
 
+int64_t MemoryModel::PackedLayer(int64_t columns, int64_t padded_k) const {
+  return RoundUp(columns, traits_.panel_columns) * (padded_k / 32) * spec_.layer_group_bytes();
+}
+
 int64_t MemoryModel::PaddedK(const LeafPartition& cut, Range leaves, int64_t scale) const {
   int64_t k = 0;
   for (int64_t i = leaves.begin; i < leaves.end; ++i) {
@@ -74,14 +78,14 @@ MemoryModel::Member MemoryModel::MakeMember(int g) const {
   const int64_t o_k = PaddedK(shards_.head_leaves(), leaves, d);
   int64_t attention = 2 * vector;  // the two norms
   if (!heads.empty()) {
-    attention += Packed(qkv_columns, padded_hidden) + Packed(hidden, o_k);
+    attention += PackedLayer(qkv_columns, padded_hidden) + PackedLayer(hidden, o_k);
     if (spec_.qkv_bias) attention += qkv_columns * kF32;
     if (spec_.qk_norm) attention += 2 * d * kF32;
   }
   if (spec_.o_bias) attention += vector;
 
   const auto mlp = [&](int64_t width, int64_t padded_k) {
-    return width == 0 ? 0 : Packed(2 * width, padded_hidden) + Packed(hidden, padded_k);
+    return width == 0 ? 0 : PackedLayer(2 * width, padded_hidden) + PackedLayer(hidden, padded_k);
   };
   const int64_t down_k = PaddedK(shards_.channel_leaves(), leaves, 1);
   out.dense_layer = attention + mlp(channels, down_k);

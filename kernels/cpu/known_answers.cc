@@ -106,12 +106,13 @@ class Device {
   std::vector<Buffer> buffers_;
 };
 
-void RunMatMul(Kernels& kernels, Device& device, Inputs& inputs, DType type) {
+void RunMatMul(Kernels& kernels, Device& device, Inputs& inputs, DType type, WeightFormat format) {
   // A row, a few, and as many as a GPU's profile `fast` gives to a library.
   constexpr int64_t kN = 53, kK = 150, kM[] = {1, 7, 40};
   const std::vector<uint8_t> weight = Device::Encode(type, inputs.Floats(kN * kK), kN * kK);
   WeightSpec spec;
   spec.dtype = type;
+  spec.format = format;
   spec.rows = {{weight.data(), kN, kK}};
   spec.leaves = {{0, 64}, {64, 96}, {96, 150}};
   spec.parts = {{0, 1, -1}, {2}};
@@ -244,7 +245,8 @@ void RunAttention(Kernels& kernels, Device& device, Inputs& inputs, DType type, 
                      kDecoded * attention.out.stride * SizeOf(attention.out.dtype));
 }
 
-void RunExperts(Kernels& kernels, Device& device, Inputs& inputs, Digest& digest, DType type) {
+void RunExperts(Kernels& kernels, Device& device, Inputs& inputs, Digest& digest, DType type,
+                WeightFormat format) {
   constexpr int64_t kRows = 6, kExperts = 5, kTopK = 3, kHidden = 70, kK = 64;
   const TensorView logits =
       device.Matrix(DType::kF32, kRows, kExperts, inputs.Floats(kRows * kExperts, 2.0f));
@@ -273,6 +275,7 @@ void RunExperts(Kernels& kernels, Device& device, Inputs& inputs, Digest& digest
         Device::Encode(type, inputs.Floats(kHidden * kK), kHidden * kK);
     WeightSpec spec;
     spec.dtype = type;
+    spec.format = format;
     spec.rows = {{weight.data(), kHidden, kK}};
     spec.leaves = {{0, 32}, {32, 64}};
     spec.parts = {{0}, {1}};
@@ -344,15 +347,16 @@ void RunSampling(Kernels& kernels, Device& device, Inputs& inputs, Digest& diges
 
 }  // namespace
 
-std::string KnownAnswerDigest(Kernels& kernels, DType weight_dtype, KvFormat kv_format) {
+std::string KnownAnswerDigest(Kernels& kernels, DType weight_dtype, KvFormat kv_format,
+                              WeightFormat weight_format) {
   Digest digest;
   Inputs inputs;
   Device device(kernels, digest);
-  RunMatMul(kernels, device, inputs, weight_dtype);
+  RunMatMul(kernels, device, inputs, weight_dtype, weight_format);
   RunRows(kernels, device, inputs, weight_dtype);
   RunAttention(kernels, device, inputs, weight_dtype, kv_format);
   RunSampling(kernels, device, inputs, digest);
-  RunExperts(kernels, device, inputs, digest, weight_dtype);
+  RunExperts(kernels, device, inputs, digest, weight_dtype, weight_format);
   return digest.Hex();
 }
 

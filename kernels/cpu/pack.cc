@@ -1,4 +1,6 @@
 // Packing: reads the source's rows once, 16 at a time (a panel's), and writes its panel in order.
+// Weights of FP8 are quantised and kept as the BF16 that they are read back as: the products'
+// kernels and bits are those of BF16.
 #include <algorithm>
 #include <cstring>
 #include <mutex>
@@ -9,6 +11,7 @@
 #include "kernels/cpu/matmul.h"
 #include "kernels/cpu/memory.h"
 #include "kernels/cpu/thread_pool.h"
+#include "kernels/fp8_weights.h"
 #include "kernels/weight_plan.h"
 
 #if defined(__SSE2__)
@@ -130,8 +133,21 @@ bool TransposeGroup(DType dtype, const char* const* rows, int64_t offset, char* 
       const bool second = Transpose16(rows, offset + 32, to + 512);
       return first || second;
     }
+    case DType::kF8E4M3:
+      break;
   }
   return false;
+}
+
+// What FP8 keeps of a row's dot group, as BF16; returns whether it can keep it.
+bool ReadThroughFp8(const WeightSpec& spec, int64_t row, int64_t k, int64_t values, char* to) {
+  Fp8Group group;
+  if (!ReadFp8Group(spec, row, k, values, &group)) return false;
+  for (int i = 0; i < kFp8GroupValues; ++i) {
+    const uint16_t bits = Fp8Weight(group, i);
+    std::memcpy(to + 2 * i, &bits, sizeof bits);
+  }
+  return true;
 }
 
 // The first bad value in (row, column) order, whichever thread finds one first.
@@ -164,15 +180,21 @@ class Packer {
     for (const KLeaf& leaf : spec_.leaves) {
       for (int64_t k = leaf.begin; k < leaf.end; k += kDotGroup) {
         const int64_t values = std::min(kDotGroup, leaf.end - k);
-        if (values == kDotGroup && valid == kRows) {
+        const bool plain = spec_.format == WeightFormat::kPlain;
+        if (plain && values == kDotGroup && valid == kRows) {
           bad |= TransposeGroup(spec_.dtype, rows, k * size_, to);
         } else {
-          // Edges pass through a zero-padded copy.
+          // Edges and FP8 pass through a zero-padded copy.
           alignas(64) char copy[kRows][kDotGroup * sizeof(float)] = {};
           const char* copies[kRows];
           for (int r = 0; r < kRows; ++r) {
-            if (r < valid) std::memcpy(copy[r], rows[r] + k * size_, values * size_);
             copies[r] = copy[r];
+            if (r >= valid) continue;
+            if (plain) {
+              std::memcpy(copy[r], rows[r] + k * size_, values * size_);
+            } else {
+              bad |= !ReadThroughFp8(spec_, first + r, k, values, copy[r]);
+            }
           }
           bad |= TransposeGroup(spec_.dtype, copies, 0, to);
         }
@@ -187,7 +209,7 @@ class Packer {
     for (int r = 0; r < valid; ++r) {
       for (const KLeaf& leaf : spec_.leaves) {
         for (int64_t k = leaf.begin; k < leaf.end; ++k) {
-          if (IsNanOrInfinite(spec_.dtype, rows[r] + k * size_)) {
+          if (IsUnfit(spec_, rows[r] + k * SizeOf(SourceType(spec_)))) {
             bad_.Offer(first + r, k);
             break;
           }
@@ -252,7 +274,7 @@ absl::StatusOr<std::unique_ptr<PackedWeight>> PackWeightInto(ThreadPool& pool,
   pool.ParallelFor(weight->panels(), 1, [&](int64_t begin, int64_t end) {
     for (int64_t panel = begin; panel < end; ++panel) packer.Panel(panel);
   });
-  if (bad.row >= 0) return NotFinite(spec, bad.row, bad.column);
+  if (bad.row >= 0) return UnfitWeight(spec, bad.row, bad.column);
   return weight;
 }
 

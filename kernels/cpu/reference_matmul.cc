@@ -17,6 +17,8 @@ float Widen(DType dtype, const void* data, int64_t index) {
       return cpu::WidenBf16(static_cast<const uint16_t*>(data)[index]);
     case DType::kF16:
       return cpu::WidenF16(static_cast<const uint16_t*>(data)[index]);
+    case DType::kF8E4M3:
+      break;
   }
   return 0;
 }

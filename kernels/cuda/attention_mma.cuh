@@ -6,6 +6,7 @@
 #define PHALANX_KERNELS_CUDA_ATTENTION_MMA_CUH_
 
 #include "kernels/cuda/attention.h"
+#include "kernels/cuda/fp8.cuh"
 #include "kernels/cuda/fragment.h"
 #include "kernels/cuda/lane_math.h"
 #include "kernels/cuda/mma.cuh"
@@ -66,14 +67,7 @@ struct QueryFragments {
   }
 };
 
-// Two codes of FP8, in the high bytes of `codes`' halves, as BF16 that awaits its factor of 2^120:
-// the four bits of exponent are the lowest of BF16's eight. NaN's codes are numbers here: their
-// scale is NaN.
-__device__ __forceinline__ uint32_t PairOfCodes(uint32_t codes) {
-  return (codes & 0x80008000u) | (codes & 0x7f007f00u) >> 4;
-}
-
-// Eight codes as BF16. scales[i]: of codes 2i and 2i + 1.
+// Eight codes as BF16. scales[i]: of codes 2i and 2i + 1; of NaN's codes it is NaN.
 __device__ __forceinline__ Words Widen(const Codes& codes, const uint32_t (&scales)[4]) {
   constexpr uint32_t kFactor = 0x7b807b80u;  // 2^120, twice
   Words out;

@@ -36,9 +36,12 @@ CudaPackedWeight::CudaPackedWeight(WeightPlan weight_plan, Numerics numerics)
   k_ = plan.k;
   num_parts_ = plan.num_parts();
   params.weight_type = plan.dtype;
-  // cuBLASLt has no product of F16 weights and F32 rows.
-  const bool by_rows = numerics == Numerics::kFast && plan.dtype != DType::kF16;
-  params.layout = by_rows ? cuda::WeightLayout::kRows : cuda::WeightLayout::kTiles;
+  // cuBLASLt has no product of F16 weights and F32 rows, nor of FP8 weights and BF16 rows.
+  const bool fp8 = IsFp8(plan.format);
+  const bool by_rows = numerics == Numerics::kFast && plan.dtype != DType::kF16 && !fp8;
+  params.layout = fp8       ? cuda::Fp8LayoutOf(plan.format)
+                  : by_rows ? cuda::WeightLayout::kRows
+                            : cuda::WeightLayout::kTiles;
   params.n = static_cast<int32_t>(plan.n);
   params.k = static_cast<int32_t>(plan.k);
   params.num_leaves = static_cast<int32_t>(plan.leaves.size());
@@ -154,7 +157,7 @@ absl::Status CudaKernels::FillPacked(const WeightSpec& spec, CudaPackedWeight& w
   }
   if (first_bad.load() == units) return absl::OkStatus();
   const cuda::BadValue bad = cuda::FindBadValue(spec, weight.plan, first_bad.load());
-  return NotFinite(spec, bad.row, bad.column);
+  return UnfitWeight(spec, bad.row, bad.column);
 }
 
 TensorView CudaKernels::AlignedRows(TensorView x) {
@@ -258,6 +261,7 @@ void CudaKernels::RunMatMul(TensorView x, const CudaPackedWeight& w,
   shape.num_leaves = p.num_leaves;
   shape.num_chunks = p.num_chunks;
   shape.depth = p.depth;
+  shape.group_bytes = cuda::TileGroupBytes(p.layout);
   // The first steps, which may be any, ask at once for what all of as many rows can need.
   cuda::MatMulPlan plan;
   void* scratch = nullptr;

@@ -23,7 +23,13 @@ enum class WeightLayout : uint8_t {
   // bytes of row lane / 4 and of row lane / 4 + 8; by the above they are its registers of operand A
   // for both steps: step s has {low[2s], high[2s], low[2s + 1], high[2s + 1]}.
   kRows,
+  // As kTiles, in FP8 (below), with one factor or two for each row.
+  kFp8,
+  kFp8Fine,
 };
+PHALANX_HOST_DEVICE constexpr bool IsFp8(WeightLayout layout) {
+  return layout == WeightLayout::kFp8 || layout == WeightLayout::kFp8Fine;
+}
 
 inline constexpr int kWarp = 32;
 inline constexpr int kGroupK = 32;  // values of k of a dot group: two instructions
@@ -54,6 +60,33 @@ PHALANX_SHARED int64_t PackedOffset(int64_t row, int64_t k, int64_t groups_of_k)
   const int step = kk % 8 / 4;
   const int reg = kk % 4 / 2 * 2 + r / 8;
   return WeightOffset(row / kTileRows, k / kGroupK, step, lane, groups_of_k) + reg * 2 + kk % 2;
+}
+
+// Packed weights of FP8 (kernels/fp8_weights.h): [n / 16][k / 32], 544 bytes each: 16 codes a lane,
+// then eight words of factors, for rows r and r + 8 the BF16 scale * 2^120; of kFp8Fine (576 bytes)
+// then eight words of rests * 2^120. A lane's codes are four words, of step s and row lane / 4 + 8h
+// word 2s + h; a word holds positions 2t, 2t + 8, 2t + 1 and 2t + 9 of its step, so that the low
+// and the high bytes of its halves are a register's pair each.
+inline constexpr int kFp8CodeBytes = kTileRows * kGroupK;
+inline constexpr int kFp8FactorBytes = kTileRows * 2;
+// Byte offsets in a tile's group, of row `r` of the tile and value `kk` of the group.
+PHALANX_SHARED int Fp8CodeOffset(int r, int kk) {
+  const int lane = r % 8 * 4 + kk / 8;
+  const int word = kk % 8 / 4 * 2 + r / 8;
+  return lane * 16 + word * 4 + kk % 2 * 2 + kk % 4 / 2;
+}
+PHALANX_SHARED int Fp8FactorOffset(int r) { return kFp8CodeBytes + r % 8 * 4 + r / 8 * 2; }
+
+// Bytes of a tile's group.
+PHALANX_HOST_DEVICE constexpr int TileGroupBytes(WeightLayout layout) {
+  return layout == WeightLayout::kFp8       ? kFp8CodeBytes + kFp8FactorBytes
+         : layout == WeightLayout::kFp8Fine ? kFp8CodeBytes + 2 * kFp8FactorBytes
+                                            : kTileGroupElements * 2;
+}
+// Byte offset of a tile's group of FP8.
+PHALANX_SHARED int64_t Fp8Offset(WeightLayout layout, int64_t tile, int64_t group,
+                                 int64_t groups_of_k) {
+  return (tile * groups_of_k + group) * TileGroupBytes(layout);
 }
 
 // Row of a lane in a row-major operand of eight rows (tokens, keys), and the first of its eight

@@ -4,12 +4,14 @@
 // of k is worked on at once; chunk sums meet in shared memory, where leaves and programs are added.
 // Weights and x come by asynchronous copies, several groups of 32 values of k ahead. (Loads to
 // registers won't do: the compiler puts each next to its use, and few are in flight.) A lane copies
-// just the bytes that it reads back, so no barrier is needed on the way.
+// just the bytes that it reads back, so no barrier is needed on the way; but of FP8's factors,
+// which a few lanes copy for the warp.
 //
 // Row-major weights come in 64 bytes of each of sixteen rows; the other 64 of their lines, which
 // are next, are asked for along with them.
 #include <cstddef>
 
+#include "kernels/cuda/fp8.cuh"
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/matmul_device.cuh"
 #include "kernels/cuda/mma.cuh"
@@ -49,9 +51,21 @@ struct ChunkWalk {
   }
 };
 
-template <int kRowTiles>
-struct Slot {
+template <WeightLayout kLayout>
+struct WeightSlot {
   Words a[2][kWarp];  // by step; of row-major weights: of the lower and the upper eight rows
+};
+template <WeightLayout kLayout>
+struct CodeSlot {
+  Words codes[kWarp];
+  Words factors[(TileGroupBytes(kLayout) - kFp8CodeBytes) / 16];
+};
+template <>
+struct WeightSlot<WeightLayout::kFp8> : CodeSlot<WeightLayout::kFp8> {};
+template <>
+struct WeightSlot<WeightLayout::kFp8Fine> : CodeSlot<WeightLayout::kFp8Fine> {};
+template <WeightLayout kLayout, int kRowTiles>
+struct Slot : WeightSlot<kLayout> {
   Words b[kRowTiles][kWarp];
 };
 
@@ -65,8 +79,9 @@ __global__ void __launch_bounds__(kMaxWarps* kWarp)
   const int warp = threadIdx.x / kWarp;
   const int lane = threadIdx.x % kWarp;
   const int num_warps = blockDim.x / kWarp;
-  auto* slots = reinterpret_cast<Slot<kRowTiles>*>(memory) + warp * kSlots;
-  auto* sums = reinterpret_cast<float*>(memory + num_warps * kSlots * sizeof(Slot<kRowTiles>));
+  using WarpSlot = Slot<kLayout, kRowTiles>;
+  auto* slots = reinterpret_cast<WarpSlot*>(memory) + warp * kSlots;
+  auto* sums = reinterpret_cast<float*>(memory + num_warps * kSlots * sizeof(WarpSlot));
   const MatMulTile tile = TileOf(p, blockIdx.y);
   const int64_t groups_of_k = p.k / kGroupK;
   const auto* weight = static_cast<const uint16_t*>(tile.weight);
@@ -89,15 +104,24 @@ __global__ void __launch_bounds__(kMaxWarps* kWarp)
   int fetch_slot = 0;
   const auto copy_next = [&] {
     if (!fetch.done(p)) {
-      Slot<kRowTiles>& slot = slots[fetch_slot];
+      WarpSlot& slot = slots[fetch_slot];
+      if constexpr (IsFp8(kLayout)) {
+        const uint8_t* from = static_cast<const uint8_t*>(tile.weight) +
+                              Fp8Offset(kLayout, blockIdx.x, fetch.group, groups_of_k);
+        CopyAsync(&slot.codes[lane], from + lane * 16, true);
+        if (lane < static_cast<int>(sizeof slot.factors / 16)) {
+          CopyAsync(&slot.factors[lane], from + kFp8CodeBytes + lane * 16, true);
+        }
+      } else {
 #pragma unroll
-      for (int s = 0; s < 2; ++s) {
-        if constexpr (kLayout == WeightLayout::kRows) {
-          CopyAsyncOfLine(&slot.a[s][lane],
-                          weight_row + s * int64_t{kTileRows / 2} * p.k + fetch.group * kGroupK);
-        } else {
-          CopyAsync(&slot.a[s][lane],
-                    weight + WeightOffset(blockIdx.x, fetch.group, s, lane, groups_of_k), true);
+        for (int s = 0; s < 2; ++s) {
+          if constexpr (kLayout == WeightLayout::kRows) {
+            CopyAsyncOfLine(&slot.a[s][lane],
+                            weight_row + s * int64_t{kTileRows / 2} * p.k + fetch.group * kGroupK);
+          } else {
+            CopyAsync(&slot.a[s][lane],
+                      weight + WeightOffset(blockIdx.x, fetch.group, s, lane, groups_of_k), true);
+          }
         }
       }
 #pragma unroll
@@ -116,16 +140,31 @@ __global__ void __launch_bounds__(kMaxWarps* kWarp)
   walk.Begin(p, warp, num_warps);
   int slot_index = 0;
   while (!walk.done(p)) {
-    copy_next();
-    WaitForCopies<kSlots - 1>();
-    const Slot<kRowTiles>& slot = slots[slot_index];
+    if constexpr (IsFp8(kLayout)) {
+      // Every lane's copies of this group are here, and none reads the slot filled next.
+      WaitForCopies<kSlots - 2>();
+      __syncwarp();
+      copy_next();
+    } else {
+      copy_next();
+      WaitForCopies<kSlots - 1>();
+    }
+    const WarpSlot& slot = slots[slot_index];
     slot_index = slot_index + 1 == kSlots ? 0 : slot_index + 1;
-    Words a[2] = {slot.a[0][lane], slot.a[1][lane]};
-    if constexpr (kLayout == WeightLayout::kRows) {
-      const Words low = a[0];
-      const Words high = a[1];
+    Words a[2];
+    if constexpr (kLayout == WeightLayout::kTiles) {
+#pragma unroll
+      for (int s = 0; s < 2; ++s) a[s] = slot.a[s][lane];
+    } else if constexpr (kLayout == WeightLayout::kRows) {
+      const Words low = slot.a[0][lane];
+      const Words high = slot.a[1][lane];
 #pragma unroll
       for (int s = 0; s < 2; ++s) a[s] = OperandOfRows(low, high, s);
+    } else {
+      const Words codes = slot.codes[lane];
+      const Fp8Factors<kLayout> factors(slot.factors[0].w, lane);
+#pragma unroll
+      for (int s = 0; s < 2; ++s) a[s] = OperandOfCodes(codes, factors, s);
     }
 #pragma unroll
     for (int t = 0; t < kRowTiles; ++t) {
@@ -172,7 +211,8 @@ __global__ void __launch_bounds__(kMaxWarps* kWarp)
 
 template <WeightLayout kLayout, int kRowTiles, int kSlots>
 cudaError_t LaunchFor(const MatMulParams& p, const MatMulPlan& plan, cudaStream_t stream) {
-  static_assert(sizeof(Slot<kRowTiles>) == FewSlotBytes(kRowTiles * kTileColumns));
+  static_assert(sizeof(Slot<kLayout, kRowTiles>) ==
+                FewSlotBytes(TileGroupBytes(kLayout), kRowTiles * kTileColumns));
   const dim3 grid(static_cast<unsigned>((p.n + kTileRows - 1) / kTileRows),
                   static_cast<unsigned>(p.num_tiles));
   return Launch(MatMulFewKernel<kLayout, kRowTiles, kSlots>, grid, plan.warps * kWarp,
@@ -192,9 +232,17 @@ cudaError_t LaunchPlan(const MatMulParams& p, const MatMulPlan& plan, cudaStream
 }  // namespace
 
 cudaError_t MatMulFew(const MatMulParams& params, const MatMulPlan& plan, cudaStream_t stream) {
-  return params.layout == WeightLayout::kRows
-             ? LaunchPlan<WeightLayout::kRows>(params, plan, stream)
-             : LaunchPlan<WeightLayout::kTiles>(params, plan, stream);
+  switch (params.layout) {
+    case WeightLayout::kTiles:
+      return LaunchPlan<WeightLayout::kTiles>(params, plan, stream);
+    case WeightLayout::kRows:
+      return LaunchPlan<WeightLayout::kRows>(params, plan, stream);
+    case WeightLayout::kFp8:
+      return LaunchPlan<WeightLayout::kFp8>(params, plan, stream);
+    case WeightLayout::kFp8Fine:
+      return LaunchPlan<WeightLayout::kFp8Fine>(params, plan, stream);
+  }
+  return cudaErrorInvalidValue;
 }
 
 cudaError_t MatMulMma(const MatMulParams& params, const MatMulPlan& plan, void* scratch,

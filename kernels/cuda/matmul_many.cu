@@ -3,10 +3,12 @@
 //
 // Eight warps stand 2 x 4: each has 64 columns (four tiles of operand A) and a quarter of the rows.
 // Shared memory holds operands as memory does, 512 bytes a tile and step (of row-major weights: a
-// tile and its lower or upper eight rows) in lane order, so no load conflicts and nothing is
-// swizzled.
+// tile and its lower or upper eight rows; of FP8: a tile's codes) in lane order, so no load
+// conflicts and nothing is swizzled. FP8 is widened by each of the four warps that share its
+// columns.
 #include <cstddef>
 
+#include "kernels/cuda/fp8.cuh"
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/matmul_device.cuh"
 #include "kernels/cuda/mma.cuh"
@@ -17,10 +19,11 @@ namespace {
 constexpr int kThreads = 256;
 constexpr int kColumnTiles = kTiledColumns / kTileRows;  // of a block
 constexpr int kWarpColumnTiles = kColumnTiles / 2;
-constexpr int kABytes = kColumnTiles * kTileGroupElements * 2;
 
-template <int kRows>
+template <WeightLayout kLayout, int kRows>
 struct Tiled {
+  static constexpr int kTileBytes = TileGroupBytes(kLayout);
+  static constexpr int kABytes = kColumnTiles * kTileBytes;
   static constexpr int kStages = kRows == 128 ? 4 : 6;
   static constexpr int kWarpRows = kRows / 4;
   static constexpr int kRowTiles = kWarpRows / kTileColumns;
@@ -80,39 +83,42 @@ __device__ void CopyGroup(const MatMulParams& p, const Work& work, int group, ui
   const int64_t groups_of_k = p.k / kGroupK;
   const int64_t column_tiles = (p.n + kTileRows - 1) / kTileRows;
   const auto* weight = static_cast<const uint8_t*>(work.tile.weight);
-  constexpr int kUnitsOfTile = kTileGroupElements * 2 / 16;
-  for (int u = threadIdx.x; u < kABytes / 16; u += kThreads) {
+  using T = Tiled<kLayout, kRows>;
+  constexpr int kUnitsOfTile = T::kTileBytes / 16;
+  for (int u = threadIdx.x; u < T::kABytes / 16; u += kThreads) {
     const int64_t tile = work.column_tile * kColumnTiles + u / kUnitsOfTile;
     const bool valid = tile < column_tiles;
     int64_t from = 0;
     if constexpr (kLayout == WeightLayout::kRows) {
       const int64_t row = tile * kTileRows + u % kUnitsOfTile / 4;
       if (valid) from = (row * p.k + group * kGroupK) * 2 + u % 4 * 16;
+    } else if constexpr (IsFp8(kLayout)) {
+      if (valid) from = Fp8Offset(kLayout, tile, group, groups_of_k) + u % kUnitsOfTile * 16;
     } else {
       if (valid) from = WeightOffset(tile, group, 0, 0, groups_of_k) * 2 + u % kUnitsOfTile * 16;
     }
     CopyAsync(stage + u * 16, weight + from, valid);
   }
   const auto* x = static_cast<const uint8_t*>(p.x);
-  for (int u = threadIdx.x; u < Tiled<kRows>::kBBytes / 16; u += kThreads) {
+  for (int u = threadIdx.x; u < T::kBBytes / 16; u += kThreads) {
     const int row = u / 4;
     const bool valid = row < work.tile.rows;
     const int64_t from =
         valid ? ((work.tile.first_row + row) * p.x_stride + group * kGroupK) * 2 + u % 4 * 16 : 0;
-    CopyAsync(stage + kABytes + u * 16, x + from, valid);
+    CopyAsync(stage + T::kABytes + u * 16, x + from, valid);
   }
 }
 
-template <int kRows>
+template <int kRowTiles>
 struct Sums {
-  float v[kWarpColumnTiles][Tiled<kRows>::kRowTiles][4];
+  float v[kWarpColumnTiles][kRowTiles][4];
 
   template <typename Body>
   __device__ __forceinline__ void ForEach(const Body& body) {
 #pragma unroll
     for (int i = 0; i < kWarpColumnTiles; ++i) {
 #pragma unroll
-      for (int j = 0; j < Tiled<kRows>::kRowTiles; ++j) {
+      for (int j = 0; j < kRowTiles; ++j) {
 #pragma unroll
         for (int r = 0; r < 4; ++r) body(i, j, r, v[i][j][r]);
       }
@@ -130,13 +136,15 @@ __device__ __forceinline__ Words LoadA(const uint8_t* stage, int tile, int half,
 
 template <WeightLayout kLayout, int kRows>
 __device__ __forceinline__ void MultiplyGroup(const uint8_t* stage, int column_warp, int row_warp,
-                                              int lane, Sums<kRows>& sums) {
-  constexpr int kRowTiles = Tiled<kRows>::kRowTiles;
+                                              int lane,
+                                              Sums<Tiled<kLayout, kRows>::kRowTiles>& sums) {
+  using T = Tiled<kLayout, kRows>;
+  constexpr int kRowTiles = T::kRowTiles;
   Words b[kRowTiles];
 #pragma unroll
   for (int j = 0; j < kRowTiles; ++j) {
-    const int row = row_warp * Tiled<kRows>::kWarpRows + j * kTileColumns;
-    b[j] = LoadWords(stage + kABytes + row * kGroupK * 2 + lane * 16);
+    const int row = row_warp * T::kWarpRows + j * kTileColumns;
+    b[j] = LoadWords(stage + T::kABytes + row * kGroupK * 2 + lane * 16);
   }
   const auto multiply = [&](int i, int s, const Words& a) {
 #pragma unroll
@@ -163,6 +171,23 @@ __device__ __forceinline__ void MultiplyGroup(const uint8_t* stage, int column_w
         for (int i = 0; i < 2; ++i) multiply(pair + i, s, OperandOfRows(low[i], high[i], s));
       }
     }
+  } else if constexpr (IsFp8(kLayout)) {
+    // Two tiles at a time, likewise.
+#pragma unroll
+    for (int pair = 0; pair < kWarpColumnTiles; pair += 2) {
+      const uint8_t* first = stage + (first_tile + pair) * T::kTileBytes;
+      const uint8_t* second = first + T::kTileBytes;
+      const Words codes[2] = {LoadWords(first + lane * 16), LoadWords(second + lane * 16)};
+      const auto factors_of = [lane](const uint8_t* tile) {
+        return Fp8Factors<kLayout>(reinterpret_cast<const uint32_t*>(tile + kFp8CodeBytes), lane);
+      };
+      const Fp8Factors<kLayout> factors[2] = {factors_of(first), factors_of(second)};
+#pragma unroll
+      for (int s = 0; s < 2; ++s) {
+#pragma unroll
+        for (int i = 0; i < 2; ++i) multiply(pair + i, s, OperandOfCodes(codes[i], factors[i], s));
+      }
+    }
   } else {
 #pragma unroll
     for (int s = 0; s < 2; ++s) {
@@ -182,7 +207,7 @@ template <WeightLayout kLayout, int kRows>
 __global__ void __launch_bounds__(kThreads, kRows == 128 ? 1 : 2)
     MatMulManyKernel(const __grid_constant__ MatMulParams p, MatMulSplit split, int64_t items,
                      int units, float* scratch) {
-  using T = Tiled<kRows>;
+  using T = Tiled<kLayout, kRows>;
   PHALANX_DYNAMIC_SHARED(uint8_t, stages);
   const int warp = threadIdx.x / kWarp;
   const int lane = threadIdx.x % kWarp;
@@ -216,8 +241,8 @@ __global__ void __launch_bounds__(kThreads, kRows == 128 ? 1 : 2)
     int code = 0;
     int part = 0;
     int depth = 0;
-    Sums<kRows> sum;
-    Sums<kRows> total;
+    Sums<T::kRowTiles> sum;
+    Sums<T::kRowTiles> total;
     float* waiting = scratch + int64_t{blockIdx.x} * (p.depth - 1) * T::kSums * kThreads;
     const auto waiting_at = [&](int level, int i, int j, int r) -> float& {
       const int reg = (i * T::kRowTiles + j) * 4 + r;
@@ -309,7 +334,8 @@ __global__ void __launch_bounds__(kJoinThreads)
 template <WeightLayout kLayout, int kRows>
 cudaError_t LaunchFor(const MatMulParams& p, const MatMulPlan& plan, float* scratch,
                       cudaStream_t stream) {
-  constexpr int kShared = Tiled<kRows>::kStages * Tiled<kRows>::kStageBytes;
+  using T = Tiled<kLayout, kRows>;
+  constexpr int kShared = T::kStages * T::kStageBytes;
   const int64_t column_tiles = (p.n + kTiledColumns - 1) / kTiledColumns;
   const int64_t items = column_tiles * p.num_tiles * plan.units;
   const cudaError_t error =
@@ -335,9 +361,17 @@ cudaError_t LaunchPlan(const MatMulParams& p, const MatMulPlan& plan, float* scr
 
 cudaError_t MatMulMany(const MatMulParams& params, const MatMulPlan& plan, float* scratch,
                        cudaStream_t stream) {
-  return params.layout == WeightLayout::kRows
-             ? LaunchPlan<WeightLayout::kRows>(params, plan, scratch, stream)
-             : LaunchPlan<WeightLayout::kTiles>(params, plan, scratch, stream);
+  switch (params.layout) {
+    case WeightLayout::kTiles:
+      return LaunchPlan<WeightLayout::kTiles>(params, plan, scratch, stream);
+    case WeightLayout::kRows:
+      return LaunchPlan<WeightLayout::kRows>(params, plan, scratch, stream);
+    case WeightLayout::kFp8:
+      return LaunchPlan<WeightLayout::kFp8>(params, plan, scratch, stream);
+    case WeightLayout::kFp8Fine:
+      return LaunchPlan<WeightLayout::kFp8Fine>(params, plan, scratch, stream);
+  }
+  return cudaErrorInvalidValue;
 }
 
 }  // namespace phalanx::kernels::cuda

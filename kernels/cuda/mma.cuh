@@ -23,11 +23,14 @@ __device__ __forceinline__ Codes LoadCodes(const void* from) {
   const uint2 v = *static_cast<const uint2*>(from);
   return {{v.x, v.y}};
 }
-// Two products of BF16, each rounded once; denormals are kept.
+// Of two BF16 each: a * b + c, and a * b, rounded once; denormals are kept.
+__device__ __forceinline__ uint32_t FmaBf16x2(uint32_t a, uint32_t b, uint32_t c) {
+  uint32_t sum;
+  asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(sum) : "r"(a), "r"(b), "r"(c));
+  return sum;
+}
 __device__ __forceinline__ uint32_t MulBf16x2(uint32_t a, uint32_t b) {
-  uint32_t product;
-  asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(product) : "r"(a), "r"(b), "r"(0x80008000u));
-  return product;
+  return FmaBf16x2(a, b, 0x80008000u);
 }
 // c += A B. a: registers 0 .. 3, b: registers 0 and 1 of the operands' fragments.
 __device__ __forceinline__ void Mma(float (&c)[4], uint32_t a0, uint32_t a1, uint32_t a2,

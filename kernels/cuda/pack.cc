@@ -32,6 +32,22 @@ void ScatterBf16(const char* group, int row, char* to) {
   }
 }
 
+// A row's dot group, to where Fp8CodeOffset and Fp8FactorOffset say.
+void ScatterFp8(WeightLayout layout, const Fp8Group& group, int row, char* to) {
+  for (int i = 0; i < kGroupK; ++i) {
+    to[Fp8CodeOffset(row, i)] = static_cast<char>(group.codes[i]);
+  }
+  // Times 2^120; a zero stays one.
+  const auto factor = [](uint16_t value) {
+    return static_cast<uint16_t>((value & 0x7fffu) == 0 ? value : value + (120u << 7));
+  };
+  const uint16_t scale = factor(group.scale);
+  std::memcpy(to + Fp8FactorOffset(row), &scale, sizeof scale);
+  if (layout == WeightLayout::kFp8) return;
+  const uint16_t rest = factor(group.rest);
+  std::memcpy(to + kFp8FactorBytes + Fp8FactorOffset(row), &rest, sizeof rest);
+}
+
 template <typename Element>
 void ScatterColumn(const char* group, int row, char* to) {
   for (int i = 0; i < kGroupK; ++i) {
@@ -49,6 +65,7 @@ int64_t NumUnits(const WeightPlan& plan) {
 }
 
 int64_t UnitBytes(const WeightPlan& plan) {
+  if (IsFp8(plan.format)) return plan.k / kGroupK * TileGroupBytes(Fp8LayoutOf(plan.format));
   return plan.k * UnitRows(plan.dtype) * SizeOf(plan.dtype);
 }
 
@@ -58,7 +75,7 @@ bool PackUnit(const WeightSpec& spec, const WeightPlan& plan, WeightLayout layou
   const int64_t size = SizeOf(type);
   const int64_t rows = UnitRows(type);
   const int64_t first = unit * rows;
-  const int64_t group_bytes = rows * kGroupK * size;
+  const int64_t group_bytes = IsFp8(layout) ? TileGroupBytes(layout) : rows * kGroupK * size;
   bool bad = false;
   if (plan.n - first < rows) std::memset(to, 0, UnitBytes(plan));
   for (int64_t r = 0; r < rows && first + r < plan.n; ++r) {
@@ -73,9 +90,18 @@ bool PackUnit(const WeightSpec& spec, const WeightPlan& plan, WeightLayout layou
           out_row += kGroupK * size;
           continue;
         }
+        const int row = static_cast<int>(r);
+        if (IsFp8(layout)) {
+          Fp8Group coded;
+          if (ReadFp8Group(spec, first + r, k, values, &coded)) {
+            ScatterFp8(layout, coded, row, out);
+          } else {
+            bad = true;
+          }
+          continue;
+        }
         char group[kGroupK * sizeof(float)];
         bad |= ReadGroup(type, source + k * size, values, group);
-        const int row = static_cast<int>(r);
         if (type == DType::kBF16) {
           ScatterBf16(group, row, out);
         } else if (type == DType::kF32) {
@@ -98,7 +124,7 @@ BadValue FindBadValue(const WeightSpec& spec, const WeightPlan& plan, int64_t un
     int64_t column = -1;
     for (const KLeaf& leaf : spec.leaves) {
       for (int64_t k = leaf.begin; k < leaf.end && (column < 0 || k < column); ++k) {
-        if (IsNanOrInfinite(plan.dtype, source + k * SizeOf(plan.dtype))) column = k;
+        if (IsUnfit(spec, source + k * SizeOf(SourceType(spec)))) column = k;
       }
     }
     if (column >= 0) return {row, column};

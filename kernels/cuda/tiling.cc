@@ -24,9 +24,9 @@ int64_t WaitingSumBytes(int tile_rows) { return int64_t{kTiledColumns} * tile_ro
 
 }  // namespace
 
-int64_t FewSharedBytes(int tile_rows, int warps, int slots, int64_t num_chunks, int depth) {
-  const int64_t floats = num_chunks * tile_rows * 17 + int64_t{depth} * tile_rows * 16;
-  return warps * slots * FewSlotBytes(tile_rows) + floats * 4;
+int64_t FewSharedBytes(const MatMulShape& shape, int tile_rows, int warps, int slots) {
+  const int64_t floats = shape.num_chunks * tile_rows * 17 + int64_t{shape.depth} * tile_rows * 16;
+  return warps * slots * FewSlotBytes(shape.group_bytes, tile_rows) + floats * 4;
 }
 
 MatMulPlan PlanMatMul(const MatMulShape& shape, int num_sms, int64_t max_shared,
@@ -37,7 +37,7 @@ MatMulPlan PlanMatMul(const MatMulShape& shape, int num_sms, int64_t max_shared,
   plan.slots = plan.warps <= kFewWarps / 2 ? kFewManySlots : kFewSlots;
   for (const int rows : {8, 16}) {
     plan.tile_rows = rows;
-    plan.shared_bytes = FewSharedBytes(rows, plan.warps, plan.slots, shape.num_chunks, shape.depth);
+    plan.shared_bytes = FewSharedBytes(shape, rows, plan.warps, plan.slots);
     if (shape.most_rows <= rows && plan.shared_bytes <= max_shared) return plan;
   }
   plan.kernel = MatMulKernel::kMany;

@@ -42,6 +42,7 @@ struct MatMulShape {
   int64_t num_leaves = 1;
   int64_t num_chunks = 1;
   int depth = 1;
+  int64_t group_bytes = 1024;  // of sixteen columns' weights and 32 values of k
 };
 
 // `num_sms`: multiprocessors; `max_shared`: bytes of shared memory that a block may have;
@@ -59,10 +60,12 @@ int64_t MostScratchBytes(const MatMulShape& shape, int num_sms, int64_t max_shar
 inline constexpr int kFewWarps = 8;
 inline constexpr int kFewSlots = 6;
 inline constexpr int kFewManySlots = 12;
-// Bytes of one group: weights of sixteen columns, and x.
-constexpr int64_t FewSlotBytes(int tile_rows) { return 1024 + 64 * int64_t{tile_rows}; }
+// Bytes of one group: weights of sixteen columns (MatMulShape::group_bytes), and x.
+constexpr int64_t FewSlotBytes(int64_t group_bytes, int tile_rows) {
+  return group_bytes + 64 * int64_t{tile_rows};
+}
 // Shared memory of kFew: slots, chunk sums (rows padded by one word), the programs' stack.
-int64_t FewSharedBytes(int tile_rows, int warps, int slots, int64_t num_chunks, int depth);
+int64_t FewSharedBytes(const MatMulShape& shape, int tile_rows, int warps, int slots);
 
 // Rows that a block of the F32 and F16 kernel takes.
 int ChainRows(int64_t most_rows);

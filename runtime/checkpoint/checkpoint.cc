@@ -16,7 +16,9 @@
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "runtime/checkpoint/elements.h"
 #include "runtime/checkpoint/json_file.h"
+#include "runtime/checkpoint/quantization.h"
 
 namespace phalanx::checkpoint {
 namespace {
@@ -27,52 +29,10 @@ using nlohmann::json;
 constexpr absl::string_view kSingleFile = "model.safetensors";
 constexpr absl::string_view kIndexFile = "model.safetensors.index.json";
 
-// Debian's absl::string_view is not std::string_view.
-absl::string_view DTypeName(DType dtype) {
-  const std::string_view name = kernels::Name(dtype);
-  return {name.data(), name.size()};
-}
-
-std::optional<DType> SupportedDType(absl::string_view name) {
-  for (const DType dtype : {DType::kF32, DType::kBF16, DType::kF16}) {
-    if (name == DTypeName(dtype)) return dtype;
-  }
-  return std::nullopt;
-}
-
 // A symbolic link to nothing exists: opening it then says what is wrong.
 bool Exists(const std::string& path) {
   struct stat info;
   return lstat(path.c_str(), &info) == 0;
-}
-
-float HalfToFloat(uint16_t bits) {
-  const int exponent = bits >> 10 & 0x1f;
-  const int mantissa = bits & 0x3ff;
-  float value;
-  if (exponent == 0x1f) {
-    value = mantissa == 0 ? INFINITY : NAN;
-  } else if (exponent == 0) {
-    value = std::ldexp(static_cast<float>(mantissa), -24);
-  } else {
-    value = std::ldexp(static_cast<float>(mantissa + 0x400), exponent - 25);
-  }
-  return (bits & 0x8000) != 0 ? -value : value;
-}
-
-float ElementAt(const void* data, DType dtype, int64_t index) {
-  if (dtype == DType::kF32) {
-    float value;
-    std::memcpy(&value, static_cast<const char*>(data) + index * 4, 4);
-    return value;
-  }
-  uint16_t bits;
-  std::memcpy(&bits, static_cast<const char*>(data) + index * 2, 2);
-  if (dtype == DType::kF16) return HalfToFloat(bits);
-  const uint32_t wide = static_cast<uint32_t>(bits) << 16;
-  float value;
-  std::memcpy(&value, &wide, 4);
-  return value;
 }
 
 // A shard's name must be a plain file name in the model's directory.
@@ -234,6 +194,17 @@ absl::Status Checkpoint::DetermineWeightDtype() {
                                                  ", supported are F32, BF16 and F16"));
   }
   config_.weight_dtype = *dtype;
+  // Matrices that were widened again.
+  const bool codes = std::any_of(tensors_.begin(), tensors_.end(), [](const auto& entry) {
+    return entry.second.info->dtype == kFp8;
+  });
+  if (!codes) config_.fp8.reset();
+  for (const auto& [tensor, location] : tensors_) {
+    if (codes && location.info->dtype == kFp8) {
+      const auto scale = tensors_.find(ScaleName(tensor));
+      config_.fine_scales |= scale != tensors_.end() && scale->second.info->dtype != "BF16";
+    }
+  }
   return absl::OkStatus();
 }
 
@@ -274,10 +245,26 @@ absl::Status Checkpoint::CheckTensor(Role role, int64_t layer, int64_t expert) c
         absl::StrCat(path, ": tensor ", name, " has shape ", ShapeString(info.shape),
                      ", but config.json asks for ", ShapeString(expected)));
   }
+  if (info.dtype == kFp8 && config_.fp8.has_value() && IsProduct(role)) {
+    if (config_.weight_dtype != DType::kBF16) {
+      return absl::UnimplementedError(absl::StrCat(
+          path, ": tensor ", name, " has dtype ", kFp8, ", but the embedding has ",
+          DTypeName(config_.weight_dtype), "; FP8 matrices are read beside BF16 alone"));
+    }
+    if (other != nullptr && IsPerExpert(role)) {
+      return absl::UnimplementedError(absl::StrCat(path, ": tensor ", name,
+                                                   " holds all experts of a layer in ", kFp8,
+                                                   "; FP8 is read with a matrix for each expert"));
+    }
+    return FindScales(name, info.shape).status();
+  }
   const auto dtype = SupportedDType(info.dtype);
   if (!dtype.has_value()) {
-    return absl::UnimplementedError(absl::StrCat(path, ": tensor ", name, " has dtype ", info.dtype,
-                                                 ", supported are F32, BF16 and F16"));
+    return absl::UnimplementedError(absl::StrCat(
+        path, ": tensor ", name, " has dtype ", info.dtype, ", supported are F32, BF16 and F16",
+        info.dtype == kFp8 ? ", and F8_E4M3 for matrices of layers where config.json has a "
+                             "quantization_config of FP8"
+                           : ""));
   }
   if (*dtype != config_.weight_dtype && !(IsVector(role) && *dtype == DType::kF32)) {
     return absl::UnimplementedError(absl::StrCat(
@@ -333,7 +320,9 @@ absl::Status Checkpoint::Validate() const {
       for (int64_t expert = 0; expert < experts; ++expert) {
         absl::Status status = CheckTensor(role, layer, expert);
         if (!status.ok()) return status;
-        expected.insert(StoredName(role, layer, expert));
+        const std::string name = StoredName(role, layer, expert);
+        if (tensors_.at(name).info->dtype == kFp8) expected.insert(ScaleName(name));
+        expected.insert(name);
       }
     }
   }
@@ -341,6 +330,7 @@ absl::Status Checkpoint::Validate() const {
   std::string extra;
   for (const auto& [name, location] : tensors_) {
     if (expected.contains(name) || IsIgnorable(config_, name)) continue;
+    if (config_.fp8.has_value() && IsActivationScale(name)) continue;
     if (extra.empty() || name < extra) extra = name;
   }
   if (!extra.empty()) {
@@ -359,18 +349,25 @@ absl::StatusOr<TensorRef> Checkpoint::Find(absl::string_view name) const {
         absl::StrCat(directory_, ": has no tensor \"", Printable(name), "\""));
   }
   const TensorInfo& info = *it->second.info;
-  const auto dtype = SupportedDType(info.dtype);
+  const auto dtype = info.dtype == kFp8 && config_.fp8.has_value() ? std::optional(DType::kF8E4M3)
+                                                                   : SupportedDType(info.dtype);
   if (!dtype.has_value()) {
     return absl::UnimplementedError(absl::StrCat(files_[it->second.file]->path(), ": tensor \"",
                                                  Printable(name), "\" has dtype ", info.dtype,
                                                  ", supported are F32, BF16 and F16"));
   }
-  return TensorRef{it->first, *dtype, info.shape, files_[it->second.file]->data(info)};
+  return TensorRef{it->first, *dtype, info.shape, files_[it->second.file]->data(info), {}};
 }
 
 absl::StatusOr<TensorRef> Checkpoint::Find(Role role, int64_t layer, int64_t expert) const {
   const OtherName* other = nullptr;
   auto tensor = Find(StoredName(role, layer, expert, &other));
+  if (tensor.ok() && tensor->dtype == DType::kF8E4M3) {
+    auto scales = FindScales(tensor->name, tensor->shape);
+    if (!scales.ok()) return scales.status();
+    tensor->scales = *std::move(scales);
+    return tensor;
+  }
   if (!tensor.ok() || other == nullptr || !IsPerExpert(role)) return tensor;
   // [num_experts, parts * rows, cols]; Validate has checked the shape.
   const int64_t rows = tensor->shape[1] / other->parts;

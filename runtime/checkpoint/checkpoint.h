@@ -19,12 +19,24 @@
 
 namespace phalanx::checkpoint {
 
+// The scales of a matrix of FP8 codes: element [i, j] is its code times the scale at [i /
+// block.block_rows, j / block.block_columns] of [rows, columns].
+struct ScaleRef {
+  std::string name;
+  kernels::DType dtype = kernels::DType::kF32;
+  const void* data = nullptr;
+  Fp8Scheme block;
+  int64_t rows = 0;
+  int64_t columns = 0;
+};
+
 // A tensor in a mapped file; valid as long as its Checkpoint.
 struct TensorRef {
   std::string name;
   kernels::DType dtype = kernels::DType::kF32;
   Shape shape;
   const void* data = nullptr;  // row-major, as in the file; aligned to the element
+  ScaleRef scales;             // of F8_E4M3 found by role
 
   int64_t rows() const { return shape.empty() ? 1 : shape[0]; }
   // Elements of one row: 1 for a vector.
@@ -51,7 +63,8 @@ class Checkpoint {
   // Every tensor that the configuration asks for is there with the shape it asks for, nothing else
   // is that would change the arithmetic, and linear weights and embedding have one dtype (F32, BF16
   // or F16). Norm weights and biases have that dtype or F32; an F32 vector beside BF16 or F16
-  // weights is used as stored, not rounded. Open has done this; it stays true.
+  // weights is used as stored, not rounded. With config().fp8, matrices of layers (IsProduct) may
+  // be F8_E4M3 with scales, beside BF16. Open has done this; it stays true.
   absl::Status Validate() const;
 
   // By name in the files, or by role. NOT_FOUND names the tensor and the directory.
@@ -67,6 +80,10 @@ class Checkpoint {
   // A norm weight or bias widened to F32, exactly. INVALID_ARGUMENT names the first element that is
   // NaN or infinite.
   absl::StatusOr<std::vector<float>> ReadVector(Role role, int64_t layer = 0) const;
+
+  // The scales of a matrix of F8_E4M3 that was found by role, [rows, columns] of its ScaleRef.
+  // INVALID_ARGUMENT names one that weights can't have (kernels/fp8_weights.h).
+  absl::StatusOr<std::vector<float>> ReadScales(const TensorRef& tensor) const;
 
   // All tensors' names, sorted.
   std::vector<std::string> TensorNames() const;
@@ -99,6 +116,10 @@ class Checkpoint {
   std::string StoredName(Role role, int64_t layer, int64_t expert,
                          const OtherName** other = nullptr) const;
   absl::Status CheckTensor(Role role, int64_t layer, int64_t expert) const;
+  // Of a matrix of F8_E4M3: the name of its scales, and they; "" and NOT_FOUND where there are
+  // none.
+  std::string ScaleName(const std::string& weight) const;
+  absl::StatusOr<ScaleRef> FindScales(const std::string& weight, const Shape& shape) const;
   absl::Status MissingTensor(Role role, const std::string& name) const;
   // A tied model's files may hold the head too; it must then be the embedding.
   absl::Status CheckTiedHead() const;

@@ -303,6 +303,18 @@ bool IsPerExpert(Role role) {
   return role == Role::kExpertGate || role == Role::kExpertUp || role == Role::kExpertDown;
 }
 
+bool IsProduct(Role role) {
+  switch (role) {
+    case Role::kEmbedding:
+    case Role::kLmHead:
+    case Role::kRouter:
+    case Role::kSharedRouter:
+      return false;
+    default:
+      return !IsVector(role);
+  }
+}
+
 bool IsVector(Role role) {
   switch (role) {
     case Role::kEmbedding:

@@ -127,6 +127,8 @@ const FamilySpec* FamilyByModelType(absl::string_view model_type);
 
 bool IsPerLayer(Role role);
 bool IsPerExpert(Role role);
+// Matrices of attention, MLP and experts, which may be FP8; routers, embedding and head aren't.
+bool IsProduct(Role role);
 // Norm weights and biases: vectors, which may be F32 beside weights of another dtype.
 bool IsVector(Role role);
 

@@ -15,6 +15,7 @@
 #include "runtime/checkpoint/families.h"
 #include "runtime/checkpoint/json_file.h"
 #include "runtime/checkpoint/known_keys.h"
+#include "runtime/checkpoint/quantization.h"
 #include "runtime/checkpoint/rope_config.h"
 
 namespace phalanx::checkpoint {
@@ -75,27 +76,6 @@ const FamilySpec* ReadFamily(ConfigReader& reader) {
                      "\", supported are the architectures ", KnownArchitectures())));
   }
   return family;
-}
-
-void RefuseQuantization(ConfigReader& reader) {
-  for (const absl::string_view key : {"quantization_config", "compression_config"}) {
-    const json* value = reader.Get(key);
-    if (value == nullptr) continue;
-    std::string method = PrintableJson(*value);
-    if (value->is_object()) {
-      for (const char* name : {"quant_method", "quant_type"}) {
-        const auto it = value->find(name);
-        if (it != value->end()) {
-          method = absl::StrCat(name, " ", PrintableJson(*it));
-          break;
-        }
-      }
-    }
-    reader.Fail(absl::UnimplementedError(
-        absl::StrCat(reader.where(), ": key \"", key, "\" (", method,
-                     ") is there; quantised checkpoints are not supported, use the checkpoint in "
-                     "BF16, F16 or F32")));
-  }
 }
 
 // ---------------------------------------------------------------------------------------------
@@ -396,7 +376,7 @@ absl::StatusOr<ModelConfig> ParseModelConfig(absl::string_view text, absl::strin
   if (!reader.ok()) return reader.status();
   config.architecture = std::string(config.family->architecture);
   config.model_type = std::string(config.family->model_type);
-  RefuseQuantization(reader);
+  config.fp8 = ReadQuantization(reader);
   if (!reader.ok()) return reader.status();
 
   config.hidden_size = reader.RequiredInt("hidden_size", 1, kMaxWidth);

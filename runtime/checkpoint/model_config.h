@@ -62,6 +62,15 @@ struct GenerationDefaults {
   friend bool operator==(const GenerationDefaults&, const GenerationDefaults&) = default;
 };
 
+// How matrices of FP8 codes share scales (quantization.h).
+struct Fp8Scheme {
+  // Of a block of a matrix with one scale; 0, 0 where the configuration names none.
+  int64_t block_rows = 0;
+  int64_t block_columns = 0;
+
+  friend bool operator==(const Fp8Scheme&, const Fp8Scheme&) = default;
+};
+
 struct ModelConfig {
   const FamilySpec* family = nullptr;  // an entry of the static table; never null after parsing
   std::string architecture;            // "LlamaForCausalLM"
@@ -99,6 +108,10 @@ struct ModelConfig {
   bool is_moe(int64_t layer) const { return num_experts > 0 && moe_layers[layer]; }
 
   RopeParameters rope;
+
+  // There where layers' matrices are codes of F8_E4M3 with scales, all or some of them.
+  std::optional<Fp8Scheme> fp8;
+  bool fine_scales = false;  // some of the scales are no BF16
 
   // Of the linear weights and the embedding: what the tensors are, not what config.json says. F32
   // until Checkpoint::Open has looked at the tensors.

@@ -242,7 +242,7 @@ absl::StatusOr<std::unique_ptr<Decoder>> Decoder::Load(const checkpoint::Checkpo
                                                             options.profile.sequence_stripes);
   if (!check.ok()) return check;
   DecoderOptions filled = options;
-  filled.profile.weights = config.weight_dtype;
+  if (absl::Status held = filled.profile.HoldWeightsOf(config); !held.ok()) return held;
   if (filled.max_positions <= 0) filled.max_positions = config.max_position_embeddings;
   auto impl = std::make_unique<Impl>(checkpoint, filled, kernels, groups);
   absl::Status status = impl->Load(checkpoint, filled);

@@ -142,7 +142,7 @@ std::vector<std::string> Decoder::WeightKeys(const checkpoint::Checkpoint& check
                                              const DecoderOptions& options,
                                              const parallel::Layout& layout) {
   Profile profile = options.profile;
-  profile.weights = checkpoint.config().weight_dtype;
+  profile.HoldWeightsOf(checkpoint.config()).IgnoreError();  // Load refuses what it can't hold
   std::string common = absl::StrCat("phalanx packed weights\n", options.packer, "\n",
                                     checkpoint.CheckpointDigest(), "\n", profile.ToString());
   for (const int64_t part : checkpoint.FileIdentities()) absl::StrAppend(&common, " ", part);
@@ -205,17 +205,21 @@ absl::Status Decoder::Impl::LoadWeights(WeightLoader& loader) {
   }
   loader.Expect(expected * config.hidden_size);
 
+  const auto product = [&](const std::vector<RowSlice>& slices, const KSlice& k,
+                           std::unique_ptr<kernels::PackedWeight>& out) {
+    loader.Product(slices, k, profile.weight_format, out);
+  };
   layers.resize(shard.layers.size());
   for (int64_t i = shard.layers.begin; i < shard.layers.end; ++i) {
     Layer& layer = layers[i - shard.layers.begin];
     loader.Vector({{Role::kAttnNorm, i}}, layer.attention_norm);
     loader.Vector({{Role::kMlpNorm, i}}, layer.mlp_norm);
     if (!shard.heads.empty()) {
-      loader.Matrix({{Role::kQ, i, q_rows, &q_cut},
-                     {Role::kK, i, kv_rows, &kv_cut},
-                     {Role::kV, i, kv_rows, &kv_cut}},
-                    all, layer.qkv);
-      loader.Matrix({{Role::kO, i}}, head_leaves, layer.o);
+      product({{Role::kQ, i, q_rows, &q_cut},
+               {Role::kK, i, kv_rows, &kv_cut},
+               {Role::kV, i, kv_rows, &kv_cut}},
+              all, layer.qkv);
+      product({{Role::kO, i}}, head_leaves, layer.o);
       if (config.qkv_bias) {
         loader.Vector({{Role::kQBias, i, q_rows, &q_cut},
                        {Role::kKBias, i, kv_rows, &kv_cut},
@@ -233,17 +237,16 @@ absl::Status Decoder::Impl::LoadWeights(WeightLoader& loader) {
       layer.experts.resize(shard.experts.size());
       for (int64_t e = shard.experts.begin; e < shard.experts.end && !expert_rows.empty(); ++e) {
         Expert& expert = layer.experts[e - shard.experts.begin];
-        loader.Matrix({{Role::kExpertGate, i, expert_rows, expert_cut, e},
-                       {Role::kExpertUp, i, expert_rows, expert_cut, e}},
-                      all, expert.gate_up);
-        loader.Matrix({{Role::kExpertDown, i, std::nullopt, nullptr, e}}, expert_channels,
-                      expert.down);
+        product({{Role::kExpertGate, i, expert_rows, expert_cut, e},
+                 {Role::kExpertUp, i, expert_rows, expert_cut, e}},
+                all, expert.gate_up);
+        product({{Role::kExpertDown, i, std::nullopt, nullptr, e}}, expert_channels, expert.down);
       }
       if (!shard.shared_channels.empty()) {
-        loader.Matrix({{Role::kSharedGate, i, shard.shared_channels, shared_cut},
-                       {Role::kSharedUp, i, shard.shared_channels, shared_cut}},
-                      all, layer.gate_up);
-        loader.Matrix({{Role::kSharedDown, i}}, shared, layer.down);
+        product({{Role::kSharedGate, i, shard.shared_channels, shared_cut},
+                 {Role::kSharedUp, i, shard.shared_channels, shared_cut}},
+                all, layer.gate_up);
+        product({{Role::kSharedDown, i}}, shared, layer.down);
       }
       if (config.shared_expert_gate) {
         loader.Matrix({{Role::kSharedRouter, i}}, all, layer.shared_gate);
@@ -251,10 +254,10 @@ absl::Status Decoder::Impl::LoadWeights(WeightLoader& loader) {
       continue;
     }
     if (!shard.channels.empty()) {
-      loader.Matrix({{Role::kGate, i, shard.channels, channel_cut},
-                     {Role::kUp, i, shard.channels, channel_cut}},
-                    all, layer.gate_up);
-      loader.Matrix({{Role::kDown, i}}, channels, layer.down);
+      product({{Role::kGate, i, shard.channels, channel_cut},
+               {Role::kUp, i, shard.channels, channel_cut}},
+              all, layer.gate_up);
+      product({{Role::kDown, i}}, channels, layer.down);
       if (config.mlp_bias) {
         loader.Vector({{Role::kGateBias, i, shard.channels, channel_cut},
                        {Role::kUpBias, i, shard.channels, channel_cut}},

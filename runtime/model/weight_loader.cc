@@ -1,6 +1,8 @@
 #include "runtime/model/weight_loader.h"
 
 #include <algorithm>
+#include <cstdint>
+#include <deque>
 #include <string>
 #include <utility>
 
@@ -55,6 +57,12 @@ absl::StatusOr<TensorRef> WeightLoader::Read(const RowSlice& slice,
       if (column.begin == column.end) continue;
       digests_.push_back(DigestSlice(*tensor, piece, {column.begin, column.end}));
     }
+    if (tensor->dtype != kernels::DType::kF8E4M3) continue;
+    const checkpoint::ScaleRef& scales = tensor->scales;
+    const int64_t block = scales.block.block_rows;
+    digests_.push_back(
+        DigestSlice({scales.name, scales.dtype, {scales.rows, scales.columns}, scales.data, {}},
+                    {piece.begin / block, (piece.end + block - 1) / block}, {0, scales.columns}));
   }
   return tensor;
 }
@@ -73,8 +81,22 @@ bool WeightLoader::Allocate(const std::string& name, int64_t bytes, kernels::Buf
 
 void WeightLoader::Matrix(const std::vector<RowSlice>& slices, const KSlice& k,
                           std::unique_ptr<kernels::PackedWeight>& out) {
+  Pack(slices, k, kernels::WeightFormat::kPlain, out);
+}
+
+void WeightLoader::Product(const std::vector<RowSlice>& slices, const KSlice& k,
+                           kernels::WeightFormat format,
+                           std::unique_ptr<kernels::PackedWeight>& out) {
+  Pack(slices, k, format, out);
+}
+
+void WeightLoader::Pack(const std::vector<RowSlice>& slices, const KSlice& k,
+                        kernels::WeightFormat format, std::unique_ptr<kernels::PackedWeight>& out) {
   if (!status_.ok()) return;
+  const auto& coded = checkpoint_.config().fp8;
   kernels::WeightSpec spec;
+  if (!coded.has_value()) spec.format = format;
+  std::deque<std::vector<float>> scales;  // of each slice with codes
   spec.leaves = k.leaves;
   spec.parts = k.parts;
   std::string names;
@@ -88,8 +110,40 @@ void WeightLoader::Matrix(const std::vector<RowSlice>& slices, const KSlice& k,
     const Range rows = slice.rows.value_or(Range{0, tensor->rows()});
     const char* data = static_cast<const char*>(tensor->data);
     const int64_t row_bytes = tensor->cols() * kernels::SizeOf(tensor->dtype);
-    spec.dtype = tensor->dtype;
-    spec.rows.push_back({data + rows.begin * row_bytes, rows.size(), tensor->cols()});
+    kernels::RowBlock& block = spec.rows.emplace_back();
+    block.data = data + rows.begin * row_bytes;
+    block.rows = rows.size();
+    block.stride = tensor->cols();
+    const bool codes = tensor->dtype == kernels::DType::kF8E4M3;
+    if (&slice != &slices.front() && codes == scales.empty()) {
+      status_ = absl::UnimplementedError(absl::StrCat(
+          checkpoint_.directory(), ": tensors ", names, " and ", tensor->name,
+          " make one matrix, but only one of them is FP8; both or none of them may be"));
+      return;
+    }
+    spec.dtype = checkpoint_.config().weight_dtype;
+    if (codes) {
+      const checkpoint::ScaleRef& of = tensor->scales;
+      absl::StatusOr<std::vector<float>> read = checkpoint_.ReadScales(*tensor);
+      if (!read.ok()) {
+        status_ = read.status();
+        return;
+      }
+      spec.format = format;
+      scales.push_back(*std::move(read));
+      block.scales = {scales.back().data(), of.block.block_rows, of.block.block_columns,
+                      of.columns};
+      block.first_row = rows.begin;
+      for (const kernels::KLeaf& leaf : k.leaves) {
+        if (of.columns == 1 || leaf.begin % kernels::kDotGroup == 0) continue;
+        status_ = absl::UnimplementedError(absl::StrCat(
+            checkpoint_.directory(), ": tensor ", tensor->name, " has scales for ",
+            of.block.block_columns, " columns each, but a part of it that is added up begins at ",
+            "column ", leaf.begin, ", no multiple of ", kernels::kDotGroup,
+            "; use the checkpoint in BF16 with --weight-dtype fp8_e4m3"));
+        return;
+      }
+    }
     absl::StrAppend(&names, names.empty() ? "" : " + ", tensor->name, " from row ", rows.begin);
     for (const kernels::KLeaf& leaf : k.leaves) elements += rows.size() * (leaf.end - leaf.begin);
   }
@@ -110,9 +164,10 @@ void WeightLoader::Matrix(const std::vector<RowSlice>& slices, const KSlice& k,
       out = *std::move(packed);
     }
   }
+  const int64_t size = kernels::SizeOf(scales.empty() ? spec.dtype : kernels::DType::kF8E4M3);
   for (const kernels::RowBlock& rows : spec.rows) {
     if (mapped()) break;
-    checkpoint::AdviseDone(rows.data, rows.rows * rows.stride * kernels::SizeOf(spec.dtype));
+    checkpoint::AdviseDone(rows.data, rows.rows * rows.stride * size);
   }
   done_ += elements;
   if (progress_) progress_(done_, total_);

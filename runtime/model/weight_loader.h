@@ -60,6 +60,10 @@ class WeightLoader {
   // Stacks the slices' rows and packs them.
   void Matrix(const std::vector<RowSlice>& slices, const KSlice& k,
               std::unique_ptr<kernels::PackedWeight>& out);
+  // Likewise a layer's product, kept in `format`; FP8 codes are kept as they are, and what a
+  // checkpoint of such leaves in BF16 stays BF16.
+  void Product(const std::vector<RowSlice>& slices, const KSlice& k, kernels::WeightFormat format,
+               std::unique_ptr<kernels::PackedWeight>& out);
   // Concatenates vectors, widened to F32.
   void Vector(const std::vector<RowSlice>& slices, kernels::Buffer& out);
   // Copies rows of a matrix, as stored.
@@ -71,6 +75,8 @@ class WeightLoader {
   std::vector<SliceDigest> TakeDigests() { return std::move(digests_); }
 
  private:
+  void Pack(const std::vector<RowSlice>& slices, const KSlice& k, kernels::WeightFormat format,
+            std::unique_ptr<kernels::PackedWeight>& out);
   bool mapped() const { return arena_ != nullptr && arena_->mapped(); }
   // Finds the slice's tensor and, where it is to be read, digests what `columns` say of its rows.
   absl::StatusOr<checkpoint::TensorRef> Read(const RowSlice& slice,

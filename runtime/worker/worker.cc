@@ -83,14 +83,16 @@ absl::Status Worker::Impl::Open() {
   auto opened = checkpoint::Checkpoint::Open(options.model_directory);
   if (!opened.ok()) return opened.status();
   checkpoint = *std::move(opened);
-  options.profile.weights = checkpoint->config().weight_dtype;
+  if (absl::Status status = options.profile.HoldWeightsOf(checkpoint->config()); !status.ok()) {
+    return status;
+  }
 
   info.rank = group.rank();
   info.host = HostName();
   info.pid = getpid();
   info.device = kernels->Describe();
-  info.op_digest =
-      kernels::KnownAnswerDigest(*kernels, options.profile.weights, options.profile.kv);
+  info.op_digest = kernels::KnownAnswerDigest(*kernels, options.profile.weights, options.profile.kv,
+                                              options.profile.weight_format);
   info.checkpoint_digest = checkpoint->CheckpointDigest();
   return absl::OkStatus();
 }

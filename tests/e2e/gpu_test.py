@@ -104,7 +104,7 @@ class WithoutAGpu(unittest.TestCase):
         file = harness.scratch() / "c.yaml"
         file.write_text("cluster: {nccl: {debug: warn, ib_hcas: [mlx5_0, mlx5_1]}}\n"
                         "worker: {device: cuda, gpu_memory_fraction: 0.8, "
-                        "profile: {numerics: fast, kv_dtype: fp8_e4m3}}\n"
+                        "profile: {numerics: fast, weight_dtype: fp8_e4m3, kv_dtype: fp8_e4m3}}\n"
                         "layout: {tp: 2, dp: 2}\n")
         with harness.Server("--workers", "external", "--cluster", str(file), wait=False) as server:
             server.wait_for_line("--replica 1 ")
@@ -113,7 +113,7 @@ class WithoutAGpu(unittest.TestCase):
         for line, gpus in zip(lines, ("0,1", "2,3")):
             self.assertIn(" --device cuda --device-comm auto --gpu-memory-fraction 0.8 "
                           f"--numerics fast --gpu {gpus}", line)
-            self.assertIn(" --kv-dtype fp8_e4m3 ", line)
+            self.assertIn(" --weight-dtype fp8_e4m3 --kv-dtype fp8_e4m3 ", line)
             words = shlex.split(line)
             mpirun = words.index("mpirun")
             settings = dict(word.split("=", 1) for word in words[:mpirun])

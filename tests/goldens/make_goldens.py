@@ -53,17 +53,20 @@ QWEN3_MOE = {**QWEN2_MOE, "architectures": ["Qwen3MoeForCausalLM"], "model_type"
 
 
 def case(family, keys, rope=None, theta=10000.0, dtypes=("F32",), positions=64, style=OLD, shards=1,
-         both_styles=False, fused=False):
+         both_styles=False, fused=False, fp8=None):
     """One model of the list below.
 
     rope: the scaling's keys, or None for plain RoPE.
     both_styles: also write config-other-style.json.
     fused: the experts of a layer as one tensor, as Transformers 5 holds them; else one by one, as it
         and every published checkpoint store them.
+    fp8: the layers' matrices as F8_E4M3 with scales: "row" and "tensor" as compressed-tensors and
+        AutoFP8 write them, [rows, columns] of a block as Transformers' fine-grained FP8 does. Those
+        whose names end in one of KEPT stay BF16.
     """
     return dict(family=family, keys=keys, rope=rope, theta=theta, dtypes=dtypes,
                 positions=positions, style=style, shards=shards, both_styles=both_styles,
-                fused=fused)
+                fused=fused, fp8=fp8)
 
 
 def shape(hidden, heads, kv_heads, intermediate, vocab, head_dim=None, **more):
@@ -150,7 +153,19 @@ CASES = {
                          tie_word_embeddings=True, mlp_only_layers=[0], num_experts=8,
                          num_experts_per_tok=4, moe_intermediate_size=96, norm_topk_prob=False),
         theta=1000000.0, style=NEW, fused=True),
+    # Quantised checkpoints: no dimension is a whole number of blocks.
+    "qwen3-fp8-block": case(
+        QWEN3, shape(96, 4, 2, 168, 139, head_dim=32, rms_norm_eps=1e-6, use_sliding_window=False,
+                     sliding_window=None, max_window_layers=2),
+        theta=1000000.0, dtypes=("BF16",), style=NEW, fp8=[64, 64]),
+    "llama-fp8-row": case(
+        LLAMA, shape(48, 3, 1, 72, 139, head_dim=24), dtypes=("BF16",), fp8="row"),
+    "llama-fp8-tensor": case(
+        LLAMA, shape(64, 4, 2, 72, 139, attention_bias=True), dtypes=("BF16",), fp8="tensor"),
 }
+# Matrices of FP8 checkpoints that aren't quantised, of the second layer.
+KEPT = ("layers.1.mlp.down_proj.weight",)
+E4M3_MOST = 448.0
 
 
 def config_values(spec, dtype, style):
@@ -171,7 +186,57 @@ def config_values(spec, dtype, style):
         values["rope_parameters"] = {"rope_theta": spec["theta"],
                                      **(rope or {"rope_type": "default"})}
         values["transformers_version"] = "5.0.0"
+    fp8 = spec["fp8"]
+    kept = ["lm_head"] + ["model." + name.removesuffix(".weight") for name in KEPT]
+    if fp8 == "row":
+        weights = {"num_bits": 8, "type": "float", "symmetric": True, "strategy": "channel",
+                   "dynamic": False, "observer": "minmax"}
+        values["quantization_config"] = {
+            "quant_method": "compressed-tensors", "format": "float-quantized", "ignore": kept,
+            "config_groups": {"group_0": {"targets": ["Linear"], "weights": weights,
+                                          "input_activations": None}},
+            "quantization_status": "compressed", "kv_cache_scheme": None}
+    elif fp8:
+        values["quantization_config"] = {
+            "quant_method": "fp8", "activation_scheme": "static" if fp8 == "tensor" else "dynamic",
+            ("ignored_layers" if fp8 == "tensor" else "modules_to_not_convert"): kept}
+        if fp8 != "tensor":
+            values["quantization_config"].update({"fmt": "e4m3", "weight_block_size": fp8})
     return dict(sorted(values.items()))
+
+
+def is_quantised(name):
+    return (name.endswith("_proj.weight") and not name.endswith(KEPT))
+
+
+def quantise(tensors, fp8):
+    """Returns (tensors as an FP8 checkpoint stores them, the F32 values that they stand for)."""
+    stored, values = {}, {}
+    for name, tensor in tensors.items():
+        if not is_quantised(name):
+            stored[name] = tensor
+            values[name] = tensor.float()
+            continue
+        w = tensor.float()
+        rows, columns = w.shape
+        block = [1, columns] if fp8 == "row" else [rows, columns] if fp8 == "tensor" else fp8
+        scales = torch.stack([
+            torch.stack([b.abs().max() / E4M3_MOST for b in band.split(block[1], 1)])
+            for band in w.split(block[0], 0)])
+        spread = scales.repeat_interleave(block[0], 0)[:rows]
+        spread = spread.repeat_interleave(block[1], 1)[:, :columns]
+        if fp8 == "row":  # llm-compressor keeps them in the model's type.
+            scales = scales.bfloat16()
+            spread = scales.float().expand(rows, columns)
+        codes = (w / spread).clamp(-E4M3_MOST, E4M3_MOST).to(torch.float8_e4m3fn)
+        stored[name] = codes
+        values[name] = codes.float() * spread
+        if fp8 == "tensor":
+            stored[name + "_scale"] = scales.reshape(())
+            stored[name.replace(".weight", ".input_scale")] = torch.tensor(0.125)
+        else:
+            stored[name + ("_scale" if fp8 == "row" else "_scale_inv")] = scales.contiguous()
+    return stored, values
 
 
 def random_tensor(model_name, name, size):
@@ -220,7 +285,8 @@ def separate_experts(tensors, family):
     return result
 
 
-def write_model(name, spec, dtype, folder):
+def write_model(name, spec, dtype, folder, plain=None):
+    """Of an FP8 model `plain` gets what its matrices stand for, in F32."""
     os.makedirs(folder)
     write_json(os.path.join(folder, "config.json"), config_values(spec, dtype, spec["style"]))
     if spec["both_styles"]:
@@ -235,6 +301,12 @@ def write_model(name, spec, dtype, folder):
                for key, p in model.named_parameters()}
     if not spec["fused"]:
         tensors = separate_experts(tensors, spec["family"])
+    if spec["fp8"]:
+        tensors, values = quantise(tensors, spec["fp8"])
+        os.makedirs(plain)
+        write_json(os.path.join(plain, "config.json"),
+                   config_values({**spec, "fp8": None}, "F32", spec["style"]))
+        save_shard(values, os.path.join(plain, "model.safetensors"))
     if spec["shards"] == 1:
         save_shard(tensors, os.path.join(folder, "model.safetensors"))
         return
@@ -453,13 +525,14 @@ def main():
 
     for base, spec in CASES.items():
         for dtype in spec["dtypes"]:
-            name = base + ("" if dtype == "F32" else "-" + dtype.lower())
+            name = base + ("" if dtype == "F32" or spec["fp8"] else "-" + dtype.lower())
             if only and name not in only:
                 continue
             folder = os.path.join(HERE, "models", name)
             with tempfile.TemporaryDirectory() as temporary:
                 fresh = os.path.join(temporary, name)
-                write_model(name, spec, dtype, fresh)
+                plain = os.path.join(temporary, "plain") if spec["fp8"] else None
+                write_model(name, spec, dtype, fresh, plain)
                 if args.check:
                     for file in os.listdir(fresh):
                         with open(os.path.join(fresh, file), "rb") as a, \
@@ -469,10 +542,11 @@ def main():
                 else:
                     shutil.rmtree(folder, ignore_errors=True)
                     shutil.copytree(fresh, folder)
-            if spec["both_styles"]:
-                check_styles(folder)
-            ids = random_ids(name, spec["keys"]["vocab_size"], spec["positions"] + 1)
-            finish(expect(name, folder, dtype, ids, ids[:GREEDY_PROMPT], GREEDY_TOKENS))
+                if spec["both_styles"]:
+                    check_styles(folder)
+                ids = random_ids(name, spec["keys"]["vocab_size"], spec["positions"] + 1)
+                finish(expect(name, plain or folder, dtype, ids, ids[:GREEDY_PROMPT],
+                              GREEDY_TOKENS))
 
     if os.path.exists(os.path.join(args.demo, "model.safetensors")) and (
             not only or "demo-model" in only):

@@ -112,6 +112,28 @@ TEST_P(DecoderOnDevice, AnFp8CacheChangesNoBitFromLayoutToLayout) {
   }
 }
 
+TEST_P(DecoderOnDevice, Fp8WeightsChangeNoBitFromLayoutToLayout) {
+  if (golden_.expected["dtype"] != "BF16") GTEST_SKIP() << "FP8 is made of BF16 alone";
+  constexpr auto kFp8 = kernels::WeightFormat::kF8E4M3;
+  const auto logits = [&](const testing::DecodeOptions& options) {
+    const auto found = testing::DecodeLogits(golden_.directory, ids_, options);
+    EXPECT_TRUE(found.ok()) << found.status();
+    return found.value_or(std::vector<float>());
+  };
+  const std::vector<float> alone = logits(OnDevice({.weights = kFp8}));
+  EXPECT_NE(alone, logits(OnDevice())) << "weights of the checkpoint's type";
+  EXPECT_EQ(alone, logits(OnDevice({.chunk = 7, .weights = kFp8})));
+  EXPECT_EQ(alone, logits(OnDevice({.layout = {.tp = 3}, .chunk = 31, .weights = kFp8})));
+  // Nor further from a CPU's, which computes on the same values, than the plain ones are.
+  const testing::Errors plain_gap =
+      testing::LogprobDistance(golden_.expected["input_ids"], logits(OnDevice()), logits({}));
+  const testing::Errors fp8_gap =
+      testing::LogprobDistance(golden_.expected["input_ids"], alone, logits({.weights = kFp8}));
+  std::cout << golden_.name << ": mean distance of logprobs from a CPU's " << plain_gap.mean()
+            << ", with FP8 weights " << fp8_gap.mean() << "\n";
+  EXPECT_LE(fp8_gap.mean(), 4 * plain_gap.mean() + 1e-3);
+}
+
 TEST_P(DecoderOnDevice, GraphsDoNotMatter) {
   testing::DecodeOptions plain = OnDevice({.chunk = 3});
   std::vector<int32_t> ids(ids_.begin(), ids_.begin() + 24);

@@ -121,7 +121,7 @@ TEST(Pack, FindsTheFirstBadValueOfAUnitByRowThenColumn) {
   EXPECT_EQ(bad.row, 33);
   EXPECT_EQ(bad.column, 41);
   EXPECT_EQ(FindBadValue(spec, plan, 1).row, -1);
-  EXPECT_THAT(std::string(NotFinite(spec, bad.row, bad.column).message()),
+  EXPECT_THAT(std::string(UnfitWeight(spec, bad.row, bad.column).message()),
               HasSubstr("row 33, column 41;"));
 }
 

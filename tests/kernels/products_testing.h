@@ -3,6 +3,7 @@
 #ifndef PHALANX_TESTS_KERNELS_PRODUCTS_TESTING_H_
 #define PHALANX_TESTS_KERNELS_PRODUCTS_TESTING_H_
 
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
 #include <memory>
@@ -11,6 +12,7 @@
 
 #include "gtest/gtest.h"
 #include "kernels/float16.h"
+#include "kernels/fp8_weights.h"
 #include "kernels/kernels.h"
 #include "tests/kernels/ops_testing.h"
 
@@ -29,7 +31,29 @@ inline std::vector<char> EncodeAs(DType type, const std::vector<float>& values) 
 struct ProductShape {
   DType type = DType::kBF16;
   std::vector<std::vector<int>> parts = {{0, 1, -1, 2, 3, -1, -1}};
+  WeightFormat format = WeightFormat::kPlain;
+  // The sources, of BF16, hold what weights of FP8 are read back as.
+  bool rounded = false;
 };
+
+// Puts what FP8 keeps in the place of a BF16 matrix's values, [rows, stride].
+inline void RoundToFp8(const std::vector<KLeaf>& leaves, int64_t rows, int64_t stride,
+                       std::vector<char>& source) {
+  auto* values = reinterpret_cast<uint16_t*>(source.data());
+  for (int64_t row = 0; row < rows; ++row) {
+    for (const KLeaf& leaf : leaves) {
+      for (int64_t k = leaf.begin; k < leaf.end; k += kDotGroup) {
+        uint16_t* from = values + row * stride + k;
+        const int64_t count = std::min(kDotGroup, leaf.end - k);
+        uint16_t padded[kDotGroup] = {};
+        std::copy(from, from + count, padded);
+        Fp8Group group;
+        ASSERT_TRUE(QuantiseGroup(padded, &group));
+        for (int64_t i = 0; i < count; ++i) from[i] = Fp8Weight(group, static_cast<int>(i));
+      }
+    }
+  }
+}
 
 // On one instance; equal for all instances.
 class Products {
@@ -43,10 +67,12 @@ class Products {
     Random random(3);
     WeightSpec spec;
     spec.dtype = shape.type;
+    spec.format = shape.format;
     spec.leaves = {{0, 530}, {530, 562}, {562, 562}, {562, 700}};
     spec.parts = shape.parts;
     for (int i = 0; i < num_weights; ++i) {
-      const std::vector<char> source = EncodeAs(shape.type, random.Floats(kN * kSourceK));
+      std::vector<char> source = EncodeAs(shape.type, random.Floats(kN * kSourceK));
+      if (shape.rounded) RoundToFp8(spec.leaves, kN, kSourceK, source);
       spec.rows = {{source.data(), kN, kSourceK}};
       auto weight = kernels.Pack(spec);
       EXPECT_TRUE(weight.ok()) << weight.status();

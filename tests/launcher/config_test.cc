@@ -140,7 +140,8 @@ TEST(ConfigTest, EveryFieldIsApplied) {
       "layout: {tp: 3, pp: 1, sp: 1, ep: 1, dp: 1}\n"
       "worker: {device: cuda, device_comm: staged, gpu_memory_fraction: 0.75, cpu_path: avx2, "
       "threads: 3, kv_cache_bytes: 2GiB, "
-      "profile: {reduction_leaves: 16, sequence_stripes: 4, numerics: fast, kv_dtype: fp8_e4m3}}\n"
+      "profile: {reduction_leaves: 16, sequence_stripes: 4, numerics: fast, "
+      "weight_dtype: fp8_e4m3, kv_dtype: fp8_e4m3}}\n"
       "scheduler: {max_step_tokens: 100, max_running_sequences: 7, max_waiting_requests: 9, "
       "prefill_chunk_tokens: 50, max_context_length: 1000, prefix_cache: false}\n"
       "service: {listen: \"h:1\", max_request_bytes: 1MiB, drain_timeout_ms: 1500}\n"
@@ -158,6 +159,7 @@ TEST(ConfigTest, EveryFieldIsApplied) {
   EXPECT_EQ(o.rank.reduction_leaves, 16);
   EXPECT_EQ(o.rank.sequence_stripes, 4);
   EXPECT_EQ(o.rank.numerics, "fast");
+  EXPECT_EQ(o.rank.weight_dtype, "fp8_e4m3");
   EXPECT_EQ(o.rank.kv_dtype, "fp8_e4m3");
   EXPECT_EQ(o.rank.max_step_tokens, 100);
   EXPECT_EQ(o.rank.max_context, 1000);
@@ -193,6 +195,9 @@ TEST(ConfigTest, KeysAndValuesAreInTheWeightsTypeOrFp8) {
   EXPECT_THAT(Faults("worker: {profile: {kv_dtype: fp8}}"),
               ElementsAre(HasSubstr("worker.profile.kv_dtype: expected auto or fp8_e4m3")));
   EXPECT_THAT(Faults("worker: {device: cpu, profile: {kv_dtype: fp8_e4m3}}"), ElementsAre());
+  EXPECT_THAT(Faults("worker: {profile: {weight_dtype: bf16}}"),
+              ElementsAre(HasSubstr("worker.profile.weight_dtype: expected auto or fp8_e4m3")));
+  EXPECT_THAT(Faults("worker: {device: cpu, profile: {weight_dtype: fp8_e4m3}}"), ElementsAre());
   EXPECT_EQ(Apply("model: m\nworker: {profile: {kv_dtype: auto}}\n").options.rank.kv_dtype, "auto");
 }
 

@@ -189,6 +189,9 @@ TEST(MakeWorkerOptions, SayInTheProfileWhatIsComputedOnAndHow) {
   options.kv_dtype = "fp8_e4m3";
   EXPECT_EQ(MakeWorkerOptions(options, 1)->profile.ToString(),
             "cuda-fast weights=BF16 activations=BF16 kv=F8_E4M3 leaves=8 stripes=8 block=32");
+  options.weight_dtype = "fp8_e4m3";
+  EXPECT_EQ(MakeWorkerOptions(options, 1)->profile.ToString(),
+            "cuda-fast weights=F8_E4M3 activations=BF16 kv=F8_E4M3 leaves=8 stripes=8 block=32");
   EXPECT_EQ(MakeWorkerOptions(options, 1)->device.cuda.numerics, kernels::Numerics::kFast);
 }
 

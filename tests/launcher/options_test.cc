@@ -51,14 +51,16 @@ TEST(DeviceOptions, AreACpuOrNineTenthsOfGpusOverNccl) {
   EXPECT_EQ(none.device_comm, "auto");
   EXPECT_EQ(none.gpu_memory_fraction, 0.9);
   EXPECT_EQ(none.numerics, "exact");
+  EXPECT_EQ(none.weight_dtype, "auto");
   EXPECT_EQ(none.kv_dtype, "auto");
   const RankOptions all =
       Parsed({"--device", "cuda", "--device-comm", "staged", "--gpu-memory-fraction", "1",
-              "--numerics", "fast", "--kv-dtype", "fp8_e4m3"});
+              "--numerics", "fast", "--weight-dtype", "fp8_e4m3", "--kv-dtype", "fp8_e4m3"});
   EXPECT_EQ(all.device, "cuda");
   EXPECT_EQ(all.device_comm, "staged");
   EXPECT_EQ(all.gpu_memory_fraction, 1);
   EXPECT_EQ(all.numerics, "fast");
+  EXPECT_EQ(all.weight_dtype, "fp8_e4m3");
   EXPECT_EQ(all.kv_dtype, "fp8_e4m3");
 }
 
@@ -78,6 +80,8 @@ TEST(DeviceOptions, NameWhatIsNone) {
   EXPECT_THAT(fault, HasSubstr("--numerics"));
   Parsed({"--kv-dtype", "fp8"}, &fault);
   EXPECT_THAT(fault, HasSubstr("--kv-dtype"));
+  Parsed({"--weight-dtype", "fp8"}, &fault);
+  EXPECT_THAT(fault, HasSubstr("--weight-dtype"));
 }
 
 TEST(DeviceOptions, HaveAGroupInHelp) {
@@ -87,7 +91,7 @@ TEST(DeviceOptions, HaveAGroupInHelp) {
   for (const char* flag : {"--device", "--device-comm", "--gpu-memory-fraction"}) {
     EXPECT_EQ(app.get_option(flag)->get_group(), "Device") << flag;
   }
-  for (const char* flag : {"--numerics", "--kv-dtype"}) {
+  for (const char* flag : {"--numerics", "--weight-dtype", "--kv-dtype"}) {
     EXPECT_EQ(app.get_option(flag)->get_group(), app.get_option("--reduction-leaves")->get_group());
   }
 }

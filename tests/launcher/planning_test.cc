@@ -268,9 +268,11 @@ TEST(PlanningTest, MemoryOnAGpuIsWhatItsKernelsPack) {
       EXPECT_EQ(bytes(CpuTraits(c.type)), (*kernels::CreateCpuKernels({}))->KvBlockBytes(shape))
           << c.dtype;
     }
-    const auto packed = [&](int64_t n, int64_t k) {
+    const auto packed = [&](int64_t n, int64_t k,
+                            kernels::WeightFormat format = kernels::WeightFormat::kPlain) {
       kernels::WeightPlan plan;
       plan.dtype = c.type;
+      plan.format = format;
       plan.n = n;
       plan.k = kernels::RoundUp(k, kernels::kDotGroup);
       return kernels::cuda::NumUnits(plan) * kernels::cuda::UnitBytes(plan);
@@ -280,6 +282,13 @@ TEST(PlanningTest, MemoryOnAGpuIsWhatItsKernelsPack) {
     EXPECT_EQ(memory.weight_bytes, packed(3 * 120, 120) + packed(120, 120) + packed(2 * 424, 120) +
                                        packed(120, 424) + packed(1013, 120) + vectors + embedding)
         << c.dtype;
+    if (c.type != kernels::DType::kBF16) continue;
+    parallel::ModelSpec coded = *spec;
+    coded.fp8_weights = true;
+    constexpr auto kFp8 = kernels::WeightFormat::kF8E4M3;
+    EXPECT_EQ(parallel::MemoryModel(coded, CudaTraits(c.type), shards, 64).rank(0).weight_bytes,
+              packed(3 * 120, 120, kFp8) + packed(120, 120, kFp8) + packed(2 * 424, 120, kFp8) +
+                  packed(120, 424, kFp8) + packed(1013, 120) + vectors + embedding);
   }
 }
 

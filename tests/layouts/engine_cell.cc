@@ -81,6 +81,7 @@ std::string Cell::Name() const {
       prompt_logprobs ? " prompt-logprobs" : "",
       shard_rows == 32 ? "" : absl::StrCat(" shard-rows=", shard_rows),
       " path=", std::string(kernels::Name(path)),
+      weights == kernels::WeightFormat::kF8E4M3 ? " weights=F8_E4M3" : "",
       kv == kernels::KvFormat::kF8E4M3 ? " kv=F8_E4M3" : "");
 }
 
@@ -121,6 +122,7 @@ Answer EngineCells::Run(const Cell& cell, const Fixture& fixture) {
   options.shard_rows = cell.shard_rows;
   options.device.cpu.threads = cell.threads;
   options.device.cpu.path = cell.path;
+  options.profile.weight_format = cell.weights;
   options.profile.kv = cell.kv;
   options.kv_blocks = cell.tight ? TightBlocks(cell) : kRoomyBlocks;
   coordinator::CoordinatorOptions service;
@@ -322,7 +324,8 @@ const EngineCells::Fixture& EngineCells::FixtureOf(const std::string& model) {
 }
 
 const Answer& EngineCells::Reference(const Cell& cell) {
-  const auto key = std::make_tuple(cell.model, cell.sampling, cell.n, cell.long_prompt, cell.kv);
+  const auto key =
+      std::make_tuple(cell.model, cell.sampling, cell.n, cell.long_prompt, cell.weights, cell.kv);
   const auto found = references_.find(key);
   if (found != references_.end()) return found->second;
   Cell reference;
@@ -330,6 +333,7 @@ const Answer& EngineCells::Reference(const Cell& cell) {
   reference.sampling = cell.sampling;
   reference.n = cell.n;
   reference.long_prompt = cell.long_prompt;
+  reference.weights = cell.weights;
   reference.kv = cell.kv;
   reference.prompt_logprobs = true;
   return references_.emplace(key, Run(reference, FixtureOf(cell.model))).first->second;

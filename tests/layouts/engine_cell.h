@@ -36,7 +36,9 @@ struct Cell {
   bool prompt_logprobs = false;
   int64_t shard_rows = 32;  // rows from which the residual stream is sharded by token
   kernels::CpuPath path = kernels::AvailableCpuPaths().back();
-  kernels::KvFormat kv = kernels::KvFormat::kPlain;  // of the reference, too
+  // Of the reference, too.
+  kernels::WeightFormat weights = kernels::WeightFormat::kPlain;
+  kernels::KvFormat kv = kernels::KvFormat::kPlain;
 
   std::string Name() const;
 };
@@ -87,7 +89,9 @@ class EngineCells {
   static Answer Run(const Cell& cell, const Fixture& fixture);
 
   std::map<std::string, Fixture> fixtures_;
-  std::map<std::tuple<std::string, Sampling, int, bool, kernels::KvFormat>, Answer> references_;
+  std::map<std::tuple<std::string, Sampling, int, bool, kernels::WeightFormat, kernels::KvFormat>,
+           Answer>
+      references_;
 };
 
 // Empty when equal, else where they first differ.

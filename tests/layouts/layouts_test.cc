@@ -128,6 +128,47 @@ TEST(Layouts, AnFp8CacheChangesNoBitFromLayoutToLayout) {
             "");
 }
 
+// With weights in FP8, too: every rank quantises its own slice.
+TEST(Layouts, Fp8WeightsChangeNoBitFromLayoutToLayout) {
+  constexpr auto kFp8 = kernels::WeightFormat::kF8E4M3;
+  for (const char* model :
+       {"tests/goldens/models/llama-bias-bf16", "tests/goldens/models/qwen3-moe-bf16",
+        "tests/goldens/models/qwen2-moe-norm-bf16"}) {
+    std::vector<Cell> cells(5);
+    cells[0] = {.model = model, .layout = {.tp = 2}, .threads = 2, .chunk = 7};
+    cells[0].prompt_logprobs = true;
+    cells[1] = {.model = model, .sampling = Sampling::kSeeded, .layout = {.tp = 3}, .crowd = true};
+    cells[2] = {.model = model, .layout = {.pp = 2, .tp = 2}, .chunk = 64};
+    cells[3] = {.model = model, .layout = {.sp = 2, .tp = 2}, .tight = true, .long_prompt = true};
+    cells[4] = {.model = model, .layout = {.dp = 2}, .crowd = true, .prefix = true, .n = 4};
+    cells[4].kv = kernels::KvFormat::kF8E4M3;
+    for (Cell& cell : cells) {
+      cell.weights = kFp8;
+      Check(cell);
+    }
+    Cell plain, fp8;
+    plain.model = fp8.model = model;
+    fp8.weights = kFp8;
+    EXPECT_NE(Difference(Cells().Reference(plain).samples[0].tokens,
+                         Cells().Reference(fp8).samples[0].tokens),
+              "");
+  }
+}
+
+// Nor do those that a checkpoint brings, whatever has a scale of its own.
+TEST(Layouts, Fp8CheckpointsChangeNoBitFromLayoutToLayout) {
+  for (const char* name : {"qwen3-fp8-block", "llama-fp8-row", "llama-fp8-tensor"}) {
+    const std::string model = absl::StrCat("tests/goldens/models/", name);
+    std::vector<Cell> cells(4);
+    cells[0] = {.model = model, .layout = {.tp = 2}, .threads = 2, .chunk = 7};
+    cells[1] = {.model = model, .sampling = Sampling::kSeeded, .layout = {.pp = 2, .tp = 2}};
+    cells[1].crowd = true;
+    cells[2] = {.model = model, .layout = {.sp = 2, .tp = 3}, .long_prompt = true};
+    cells[3] = {.model = model, .layout = {.dp = 2}, .prefix = true, .n = 4};
+    for (const Cell& cell : cells) Check(cell);
+  }
+}
+
 // All of a prompt's tokens meet the same experts: nothing is dropped, and ranks that hold other
 // experts have nothing to do.
 TEST(Layouts, AllTokensToTheSameExpertsChangeNoBit) {

@@ -26,6 +26,7 @@ struct DecodeOptions {
   kernels::CpuPath path = kernels::AvailableCpuPaths().back();
   int64_t chunk = 1 << 20;  // tokens per forward pass
   int reduction_leaves = 8;
+  kernels::WeightFormat weights = kernels::WeightFormat::kPlain;
   kernels::KvFormat kv = kernels::KvFormat::kPlain;
   // Of each rank; ranks past its end have none.
   std::vector<model::WeightStore*> stores = {};
@@ -72,6 +73,7 @@ inline absl::StatusOr<std::vector<float>> DecodeLogits(const std::string& direct
         decoder_options.max_rows = n;
         decoder_options.shard_rows = options.shard_rows;
         decoder_options.profile.reduction_leaves = options.reduction_leaves;
+        decoder_options.profile.weight_format = options.weights;
         decoder_options.profile.kv = options.kv;
         decoder_options.packer = std::string(kernels::Name(options.path));
         if (static_cast<size_t>(group.rank()) < options.stores.size()) {

@@ -54,7 +54,10 @@ struct TestTensor {
   std::string bytes = {};  // "": zeros
 
   int64_t size() const {
-    int64_t size = dtype == "F64" ? 8 : dtype == "F32" ? 4 : dtype == "I8" ? 1 : 2;
+    int64_t size = dtype == "F64"                          ? 8
+                   : dtype == "F32"                        ? 4
+                   : (dtype == "I8" || dtype == "F8_E4M3") ? 1
+                                                           : 2;
     for (const int64_t dim : shape) size *= dim;
     return size;
   }

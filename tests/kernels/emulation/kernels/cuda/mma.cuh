@@ -31,7 +31,7 @@ inline Codes LoadCodes(const void* from) {
 }
 
 // In double, which keeps BF16's denormals whatever the environment.
-inline uint16_t MulBf16(uint16_t a, uint16_t b) {
+inline uint16_t FmaBf16(uint16_t a, uint16_t b, uint16_t c) {
   const auto widened = [](uint16_t bits) {
     const int exponent = bits >> 7 & 0xff, fraction = bits & 0x7f;
     if (exponent == 0xff) return static_cast<double>(Bf16ToF32(bits));
@@ -39,13 +39,23 @@ inline uint16_t MulBf16(uint16_t a, uint16_t b) {
         exponent == 0 ? std::ldexp(fraction, -133) : std::ldexp(0x80 + fraction, exponent - 134);
     return (bits & 0x8000) != 0 ? -magnitude : magnitude;
   };
-  return F32ToBf16(static_cast<float>(widened(a) * widened(b)));
+  // Rounded once: where F32 can't hold the sum, its last bit says that there is more.
+  const double sum = widened(a) * widened(b) + widened(c);
+  auto nearest = static_cast<float>(sum);
+  if (std::isfinite(sum) && static_cast<double>(nearest) != sum) {
+    if (std::abs(static_cast<double>(nearest)) > std::abs(sum)) {
+      nearest = std::nextafter(nearest, 0.0f);
+    }
+    nearest = __builtin_bit_cast(float, __builtin_bit_cast(uint32_t, nearest) | 1u);
+  }
+  return F32ToBf16(nearest);
 }
-inline uint32_t MulBf16x2(uint32_t a, uint32_t b) {
+inline uint32_t FmaBf16x2(uint32_t a, uint32_t b, uint32_t c) {
   const auto half = [](uint32_t x, int i) { return static_cast<uint16_t>(x >> 16 * i); };
-  return MulBf16(half(a, 0), half(b, 0)) | static_cast<uint32_t>(MulBf16(half(a, 1), half(b, 1)))
-                                               << 16;
+  return FmaBf16(half(a, 0), half(b, 0), half(c, 0)) |
+         static_cast<uint32_t>(FmaBf16(half(a, 1), half(b, 1), half(c, 1))) << 16;
 }
+inline uint32_t MulBf16x2(uint32_t a, uint32_t b) { return FmaBf16x2(a, b, 0x80008000u); }
 
 inline void Mma(float (&c)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0,
                 uint32_t b1) {
