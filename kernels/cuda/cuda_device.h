@@ -32,6 +32,21 @@ constexpr std::string_view Name(Numerics numerics) {
   return numerics == Numerics::kExact ? "exact" : "fast";
 }
 
+// Is told where a device's work in steps begins and ends in the order of its stream, for
+// measurements: it may enqueue there what doesn't touch the ops' memory. Called on the thread that
+// computes.
+class StepObserver {
+ public:
+  virtual ~StepObserver() = default;
+  // What comes next on `stream` (a cudaStream_t) is a step's first work, or its first after the
+  // host has waited for the device in the middle of the step.
+  virtual void WorkBegins(void* stream) = 0;
+  // Nothing more comes before the step ends, or before the host has waited.
+  virtual void WorkEnds(void* stream) = 0;
+  // After the last WorkEnds of a step. A step may have had no work.
+  virtual void StepEnds() = 0;
+};
+
 struct CudaOptions {
   int device = 0;        // as CUDA counts them
   int pack_threads = 4;  // threads of the host that pack weights
@@ -45,6 +60,7 @@ struct CudaOptions {
   // with the same results.
   bool graphs = true;
   Numerics numerics = Numerics::kExact;
+  StepObserver* observer = nullptr;  // outlives the instance
 };
 // Fails as CudaDeviceCount does; INVALID_ARGUMENT where there is no such device, or it is older
 // than sm_80; INVALID_ARGUMENT or RESOURCE_EXHAUSTED where it can't give the memory asked for.

@@ -51,6 +51,7 @@ cudaKernelNodeParams CudaGraphApi::ParamsOf(const Segment& segment, const Kernel
 }
 
 void CudaGraphApi::Launch(const Segment& segment) {
+  before_launch_();
   const Upload& upload = segment.upload;
   if (upload.bytes > 0) {
     CheckCuda(cudaMemcpyAsync(upload.to, upload.from, static_cast<size_t>(upload.bytes),
@@ -115,6 +116,7 @@ bool CudaGraphApi::UpdateKernel(Graph graph, const Segment& segment, size_t inde
 }
 
 void CudaGraphApi::Launch(Graph graph) {
+  before_launch_();
   CheckCuda(cudaGraphLaunch(static_cast<Chain*>(graph)->exec, stream_), "launching a graph");
 }
 

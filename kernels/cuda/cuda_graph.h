@@ -5,6 +5,8 @@
 #include <cuda_runtime_api.h>
 
 #include <cstddef>
+#include <functional>
+#include <utility>
 #include <vector>
 
 #include "kernels/cuda/step_graphs.h"
@@ -14,7 +16,9 @@ namespace phalanx::kernels::cuda {
 // The device of `stream` must be the calling thread's at every call.
 class CudaGraphApi : public GraphApi {
  public:
-  explicit CudaGraphApi(cudaStream_t stream) : stream_(stream) {}
+  // `before_launch` is called right before a segment's work is enqueued.
+  CudaGraphApi(cudaStream_t stream, std::function<void()> before_launch)
+      : stream_(stream), before_launch_(std::move(before_launch)) {}
 
   void Launch(const Segment& segment) override;
   Graph Build(const Segment& segment) override;
@@ -31,6 +35,7 @@ class CudaGraphApi : public GraphApi {
   cudaKernelNodeParams ParamsOf(const Segment& segment, const KernelNode& node);
 
   const cudaStream_t stream_;
+  const std::function<void()> before_launch_;
   std::vector<void*> arguments_;
 };
 

@@ -32,11 +32,12 @@ CudaKernels::CudaKernels(const CudaOptions& options, std::shared_ptr<cuda::Devic
     : device_(options.device),
       use_graphs_(options.graphs),
       numerics_(options.numerics),
+      observer_(options.observer),
       memory_(std::move(memory)),
       owned_stream_(options.device),
       stream_(owned_stream_.get()),
       pack_pool_(std::max(1, options.pack_threads)),
-      graph_api_(stream_),
+      graph_api_(stream_, [this] { NoteWork(); }),
       graphs_(graph_api_, graphs),
       recorder_(stream_),
       staging_(device_, stream_, memory_, kStagingHalf, [this] { Flush(); }),
@@ -68,11 +69,24 @@ void CudaKernels::Enter() {
     return;
   }
   CheckCuda(cudaSetDevice(device_), "choosing the device");
+  NoteWork();
 }
 
 void CudaKernels::EnterStream() {
   Flush();
   CheckCuda(cudaSetDevice(device_), "choosing the device");
+  NoteWork();
+}
+
+void CudaKernels::NoteWork() {
+  if (observer_ == nullptr || !in_step_ || at_work_) return;
+  at_work_ = true;
+  observer_->WorkBegins(stream_);
+}
+
+void CudaKernels::NoteWorkEnds() {
+  if (at_work_) observer_->WorkEnds(stream_);
+  at_work_ = false;
 }
 
 void CudaKernels::BeginStep(int64_t rows) {
@@ -88,6 +102,8 @@ void CudaKernels::BeginStep(int64_t rows) {
 void CudaKernels::EndStep() {
   if (!in_step_) return;
   Flush();
+  NoteWorkEnds();
+  if (observer_ != nullptr) observer_->StepEnds();
   staging_.EndStep();
   recorder_.Leave();
   in_step_ = recording_ = false;
@@ -160,11 +176,13 @@ void CudaKernels::Fetch(void* host, const void* device, int64_t bytes) {
   CheckCuda(
       cudaMemcpyAsync(host, device, static_cast<size_t>(bytes), cudaMemcpyDeviceToHost, stream_),
       "copying to the host");
+  NoteWorkEnds();
   CheckCuda(cudaStreamSynchronize(stream_), "copying to the host");
 }
 
 void CudaKernels::Synchronize() {
   EnterStream();
+  NoteWorkEnds();
   CheckCuda(cudaStreamSynchronize(stream_), "synchronizing");
 }
 

@@ -75,6 +75,7 @@ class CudaKernels : public Kernels {
   std::string DeviceId() const override { return device_id_; }
   void* native_stream() override {
     Flush();
+    NoteWork();
     return stream_;
   }
   std::unique_ptr<Marker> Mark() override;
@@ -147,6 +148,10 @@ class CudaKernels : public Kernels {
   void Enter();
   // Before any call of CUDA but launches: in the stream's order after what was recorded.
   void EnterStream();
+  // The observer's: before anything of a step is enqueued, and before the host waits for it or the
+  // step ends.
+  void NoteWork();
+  void NoteWorkEnds();
   // `scratch` with room for `bytes`.
   void* AtLeast(cuda::DeviceScratch& scratch, int64_t bytes);
   // The plan of rows [row_begin, row_end); good until the next call.
@@ -175,6 +180,7 @@ class CudaKernels : public Kernels {
   const int device_;
   const bool use_graphs_;
   const Numerics numerics_;
+  StepObserver* const observer_;
   const std::shared_ptr<cuda::DeviceMemory> memory_;
   const cuda::OwnedStream owned_stream_;  // what is declared after it may use it to its own end
   const cudaStream_t stream_;
@@ -189,6 +195,7 @@ class CudaKernels : public Kernels {
   cuda::Staging staging_;
   bool in_step_ = false;
   bool recording_ = false;  // in a step, and with graphs
+  bool at_work_ = false;    // what the observer was told last
   bool scratch_frozen_ = false;
   std::unique_ptr<cuda::Gemm> gemm_;  // of `fast`; its workspace is the matmuls' scratch
   cuda::DeviceScratch matmul_scratch_;

@@ -1,4 +1,5 @@
 // The emulated device catches what it is there to catch.
+#include <chrono>
 #include <memory>
 
 #include "gtest/gtest.h"
@@ -104,6 +105,38 @@ TEST(Emulation, AStreamWaitsForAnothersEventOnly) {
   EXPECT_EQ(cudaEventDestroy(event), cudaSuccess);
   EXPECT_EQ(cudaStreamDestroy(first), cudaSuccess);
   EXPECT_EQ(cudaStreamDestroy(second), cudaSuccess);
+}
+
+TEST(Emulation, AnEventHasItsTimeOnceTheStreamHasPassedIt) {
+  cudaStream_t stream;
+  cudaEvent_t events[3], untimed;
+  ASSERT_EQ(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), cudaSuccess);
+  for (cudaEvent_t& event : events) ASSERT_EQ(cudaEventCreate(&event), cudaSuccess);
+  ASSERT_EQ(cudaEventCreateWithFlags(&untimed, cudaEventDisableTiming), cudaSuccess);
+  float first = 0, second = 0;
+  EXPECT_EQ(cudaEventElapsedTime(&first, events[0], events[1]), cudaErrorInvalidResourceHandle);
+  // The clock between the first two, as the stream reads it itself.
+  std::chrono::steady_clock::time_point inside[2];
+  ASSERT_EQ(cudaEventRecord(events[0], stream), cudaSuccess);
+  for (auto& time : inside) {
+    emulation::Enqueue(stream, [&time] { time = std::chrono::steady_clock::now(); });
+  }
+  ASSERT_EQ(cudaEventRecord(events[1], stream), cudaSuccess);
+  ASSERT_EQ(cudaEventRecord(untimed, stream), cudaSuccess);
+  ASSERT_EQ(cudaEventRecord(events[2], stream), cudaSuccess);
+  EXPECT_EQ(cudaEventElapsedTime(&first, events[0], events[1]), cudaErrorNotReady);
+  ASSERT_EQ(cudaStreamSynchronize(stream), cudaSuccess);
+  EXPECT_EQ(cudaEventElapsedTime(&first, events[0], events[1]), cudaSuccess);
+  EXPECT_EQ(cudaEventElapsedTime(&second, events[0], events[2]), cudaSuccess);
+  const float between = std::chrono::duration<float, std::milli>(inside[1] - inside[0]).count();
+  EXPECT_GT(between, 0.0f);
+  EXPECT_GE(first, 0.99f * between);
+  EXPECT_GE(second, first);
+  EXPECT_EQ(cudaEventElapsedTime(&first, events[0], untimed), cudaErrorInvalidResourceHandle);
+  for (cudaEvent_t event : {events[0], events[1], events[2], untimed}) {
+    EXPECT_EQ(cudaEventDestroy(event), cudaSuccess);
+  }
+  EXPECT_EQ(cudaStreamDestroy(stream), cudaSuccess);
 }
 
 }  // namespace

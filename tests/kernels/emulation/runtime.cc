@@ -1,6 +1,7 @@
 // The CUDA runtime of the emulated device. A stream does nothing until somebody waits for it: what
 // reads a result without waiting, or changes what a stream still reads, shows.
 #include <algorithm>
+#include <chrono>
 #include <cstdlib>
 #include <cstring>
 #include <deque>
@@ -9,6 +10,7 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <set>
 #include <vector>
 
@@ -21,8 +23,11 @@ struct EmulatedStream {
   uint64_t done = 0;
 };
 struct EmulatedEvent {
+  bool timed = true;
   EmulatedStream* stream = nullptr;  // null: never recorded, or its stream is gone
   uint64_t position = 0;
+  // When the stream came past its last record: the host's clock, none before. Null: never recorded.
+  std::shared_ptr<std::optional<std::chrono::steady_clock::time_point>> passed = nullptr;
 };
 
 struct EmulatedNode {
@@ -336,9 +341,11 @@ cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned
   });
   return cudaSuccess;
 }
-cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned /*flags*/) {
+cudaError_t cudaEventCreate(cudaEvent_t* event) { return cudaEventCreateWithFlags(event, 0); }
+cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned flags) {
   const std::lock_guard<std::mutex> lock(Lock());
   *event = new EmulatedEvent();
+  (*event)->timed = (flags & cudaEventDisableTiming) == 0;
   State().events.insert(*event);
   return cudaSuccess;
 }
@@ -350,7 +357,19 @@ cudaError_t cudaEventDestroy(cudaEvent_t event) {
 }
 cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
   const std::lock_guard<std::mutex> lock(Lock());
-  *event = {&Of(stream), Of(stream).enqueued};
+  if (event->timed) {
+    event->passed = std::make_shared<std::optional<std::chrono::steady_clock::time_point>>();
+    Push(stream, [passed = event->passed] { *passed = std::chrono::steady_clock::now(); });
+  }
+  event->stream = &Of(stream);
+  event->position = Of(stream).enqueued;
+  return cudaSuccess;
+}
+cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t begin, cudaEvent_t end) {
+  const std::lock_guard<std::mutex> lock(Lock());
+  if (begin->passed == nullptr || end->passed == nullptr) return cudaErrorInvalidResourceHandle;
+  if (!begin->passed->has_value() || !end->passed->has_value()) return cudaErrorNotReady;
+  *milliseconds = std::chrono::duration<float, std::milli>(**end->passed - **begin->passed).count();
   return cudaSuccess;
 }
 cudaError_t cudaEventSynchronize(cudaEvent_t event) {
