@@ -1,10 +1,12 @@
 #!/usr/bin/env bash
 # Configures, builds and runs the tests on a GPU: needs CMake, a C++20 compiler, CUDA, Abseil,
 # GoogleTest and nlohmann/json alone. Where no device is present everything is skipped, saying so.
-#   tests/gpu/run.sh [--sanitize] [--timing] [--build FOLDER] [-- CMAKE_OPTION ...]
+#   tests/gpu/run.sh [--sanitize] [--timing] [--dir FOLDER] [--build FOLDER] [-- CMAKE_OPTION ...]
 # --sanitize  the op tests and a part of the decoder's under compute-sanitizer's memcheck, racecheck
 #             and initcheck, too
-# --timing    the figures of RESULTS.md, as FOLDER/timing.json
+# --timing    the figures of RESULTS.md, as timing.json in the folder of the build
+# --dir       where --timing makes its checkpoints, of 16 GB at most, and removes them: best in memory
+#             (/dev/shm); else the folder for temporary files
 # CMake options: -DCMAKE_PREFIX_PATH=... where the libraries lie elsewhere.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -12,10 +14,15 @@ root=$(cd "$here/../.." && pwd)
 build=$root/build/gpu
 sanitize=0
 timing=0
+timing_options=()
 while [[ $# -gt 0 ]]; do
   case $1 in
     --sanitize) sanitize=1 ;;
     --timing) timing=1 ;;
+    --dir)
+      timing_options=(--dir "${2:?--dir wants a folder}")
+      shift
+      ;;
     --build)
       build=${2:?--build wants a folder}
       shift
@@ -57,6 +64,6 @@ if ((sanitize)); then
 fi
 
 if ((timing)); then
-  "$build/gpu_timing" >"$build/timing.json"
+  "$build/gpu_timing" "${timing_options[@]}" >"$build/timing.json"
   [[ ! -s $build/timing.json ]] || echo "figures: $build/timing.json"
 fi

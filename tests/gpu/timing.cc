@@ -1,42 +1,44 @@
-// The figures of a GPU: read bandwidth, decode, prefill, and a table of ops, in profile exact and,
-// where cuBLASLt is, in fast. One JSON object on stdout; progress on stderr. Times are medians of
-// --repeats (at least seven) measurements between two CUDA events on the ops' own stream, with the
-// least and the most.
+// The figures of a GPU: read bandwidth, what the engine takes to decode and prefill with what the
+// device idles between its steps, and a table of ops; in profile exact and, where cuBLASLt is, in
+// fast. One JSON object on stdout (README.md); progress on stderr. Times are medians of --repeats
+// (at least seven) with the least and the most.
 //
-//   gpu_timing [--models llama-3.2-1b,llama-3.1-8b] [--repeats 9] [--device 0]
+//   gpu_timing [--models llama-3.2-1b,llama-3.1-8b] [--repeats 9] [--device 0] [--dir FOLDER]
 //
-// Exit codes: 0 done, or no device (said on stderr); 1 failed; 2 wrong usage.
+// A model's checkpoint lies in FOLDER (the system's folder for temporary files) while it is
+// measured. Exit codes: 0 done, or no device (said on stderr); 1 failed, and what was measured
+// before is on stdout; 2 wrong usage.
 #include <cuda_runtime_api.h>
 
 #include <algorithm>
+#include <filesystem>
 #include <functional>
 #include <iostream>
 #include <string>
+#include <thread>
 #include <utility>
 #include <vector>
 
 #include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
 #include "absl/strings/str_split.h"
 #include "kernels/check.h"
 #include "kernels/cuda/cuda_device.h"
-#include "nlohmann/json.hpp"
+#include "runtime/checkpoint/model_config.h"
+#include "tests/gpu/engine_timing.h"
+#include "tests/gpu/made_checkpoint.h"
 #include "tests/gpu/read_bandwidth.h"
+#include "tests/gpu/step_clock.h"
+#include "tests/gpu/times.h"
 #include "tests/gpu/timing_model.h"
 
 namespace phalanx::timing {
 namespace {
 
-using Json = nlohmann::ordered_json;
-
 void Check(cudaError_t error, const char* what) {
   PHALANX_CHECK(error == cudaSuccess) << what << ": " << cudaGetErrorString(error);
 }
-
-struct Times {
-  double median = 0;  // seconds
-  double least = 0;
-  double most = 0;
-};
 
 class Clock {
  public:
@@ -59,8 +61,7 @@ class Clock {
     const int together = static_cast<int>(std::clamp(0.02 / std::max(once, 1e-7), 1.0, 1000.0));
     std::vector<double> seconds;
     for (int i = 0; i < repeats_; ++i) seconds.push_back(Once(work, together));
-    std::sort(seconds.begin(), seconds.end());
-    return {seconds[seconds.size() / 2], seconds.front(), seconds.back()};
+    return TimesOf(seconds);
   }
 
  private:
@@ -81,12 +82,6 @@ class Clock {
   cudaEvent_t end_ = nullptr;
 };
 
-Json TimesOf(const Times& times) {
-  return {{"microseconds", times.median * 1e6},
-          {"least", times.least * 1e6},
-          {"most", times.most * 1e6}};
-}
-
 double MeasureReads(kernels::Kernels& kernels, Clock& clock, Json& out) {
   constexpr int64_t kBytes = int64_t{4} << 30;
   auto data = kernels.Allocate(kBytes);
@@ -98,30 +93,15 @@ double MeasureReads(kernels::Kernels& kernels, Clock& clock, Json& out) {
           "reading");
   });
   const double bandwidth = static_cast<double>(kBytes) / times.median;
-  out["read_bandwidth"] = TimesOf(times);
+  out["read_bandwidth"] = Microseconds(times);
   out["read_bandwidth"]["bytes"] = kBytes;
   out["read_bandwidth"]["bytes_per_second"] = bandwidth;
   return bandwidth;
 }
 
-Json Step(TimingModel& model, Clock& clock, const StepShape& step, double bandwidth) {
-  const Times times = clock.Measure([&] { model.Run(step); });
-  const int64_t bytes = model.weight_bytes() + model.kv_bytes(step);
-  Json out = TimesOf(times);
-  out["sequences"] = step.sequences;
-  out["rows"] = step.rows;
-  out["past"] = step.past;
-  out["bytes_read"] = bytes;
-  out["of_read_bandwidth"] = static_cast<double>(bytes) / times.median / bandwidth;
-  out["teraflops"] = static_cast<double>(model.flops(step)) / times.median / 1e12;
-  out["tokens_per_second"] = static_cast<double>(step.sequences * step.rows) / times.median;
-  return out;
-}
-
 Json Ops(kernels::Kernels& kernels, TimingModel& model, Clock& clock, const StepShape& step,
          double bandwidth) {
   Json table = Json::array();
-  model.Run(step);  // what the ops read is there
   model.EachOp(step, [&](const std::string& name, int64_t bytes, int64_t flops,
                          const std::function<void()>& op) {
     // As in a step: recorded, and replayed as a graph.
@@ -133,7 +113,7 @@ Json Ops(kernels::Kernels& kernels, TimingModel& model, Clock& clock, const Step
     });
     times = {times.median / kTogether, times.least / kTogether, times.most / kTogether};
     Json row = {{"op", name}};
-    row.update(TimesOf(times));
+    row.update(Microseconds(times));
     row["bytes"] = bytes;
     row["of_read_bandwidth"] = static_cast<double>(bytes) / times.median / bandwidth;
     row["teraflops"] = static_cast<double>(flops) / times.median / 1e12;
@@ -142,26 +122,59 @@ Json Ops(kernels::Kernels& kernels, TimingModel& model, Clock& clock, const Step
   return {{"sequences", step.sequences}, {"rows", step.rows}, {"past", step.past}, {"ops", table}};
 }
 
-Json Model(kernels::Kernels& kernels, const ModelShape& shape, Clock& clock, double bandwidth) {
+// Each op of a dense model, in one profile.
+Json OpTables(kernels::Kernels& kernels, const std::string& name,
+              const checkpoint::ModelConfig& config, int repeats, double bandwidth) {
   constexpr int64_t kPast = 512;
-  constexpr int64_t kPrefill = 8192;
-  constexpr int64_t kMostSequences = 256;
-  std::cerr << shape.name << ": making weights\n";
-  TimingModel model(kernels, shape, kPrefill,
-                    std::max<int64_t>(kPrefill, kMostSequences * (kPast + 32)));
-  Json out = {{"model", shape.name}, {"weight_bytes", model.weight_bytes()}};
-  for (const int64_t sequences : {int64_t{1}, int64_t{64}, kMostSequences}) {
-    std::cerr << shape.name << ": decode of " << sequences << "\n";
-    out["decode"].push_back(Step(model, clock, {sequences, 1, kPast}, bandwidth));
+  constexpr int64_t kLongPast = 8192 - 32;
+  constexpr int64_t kRows = 2048;
+  std::cerr << name << ": making the weights of its ops\n";
+  TimingModel model(kernels, config, kRows, TimingModel::kMaxSequences * (kPast + 32));
+  Clock clock(kernels, repeats);
+  Json out;
+  for (const StepShape& step : {StepShape{1, 1, kPast},
+                                {1, 1, kLongPast},
+                                {TimingModel::kMaxSequences, 1, kPast},
+                                {1, kRows, 0}}) {
+    std::cerr << name << ": ops of " << step.sequences << " x " << step.rows << "\n";
+    out.push_back(Ops(kernels, model, clock, step, bandwidth));
   }
-  for (const int64_t rows : {int64_t{2048}, kPrefill}) {
-    std::cerr << shape.name << ": prefill of " << rows << "\n";
-    out["prefill"].push_back(Step(model, clock, {1, rows, 0}, bandwidth));
-  }
-  for (const StepShape& step :
-       {StepShape{1, 1, kPast}, {1, 1, kPrefill - 32}, {64, 1, kPast}, {1, 2048, 0}}) {
-    std::cerr << shape.name << ": ops of " << step.sequences << " x " << step.rows << "\n";
-    out["ops"].push_back(Ops(kernels, model, clock, step, bandwidth));
+  return out;
+}
+
+struct Wanted {
+  std::vector<NamedShape> shapes;
+  int repeats = 9;
+  int device = 0;
+  std::string folder;  // for checkpoints
+};
+
+// The figures of one model in one profile. One thing after the other, so that a card needn't hold
+// the weights twice.
+absl::StatusOr<Json> Profile(const Wanted& wanted, const NamedShape& shape,
+                             const std::string& directory, kernels::Kernels& kernels,
+                             kernels::Numerics numerics, double bandwidth) {
+  const std::string name = absl::StrCat(shape.name, ", ", std::string(Name(numerics)));
+  std::cerr << name << ": the engine\n";
+  EngineTimingOptions options;
+  options.worker.model_directory = directory;
+  options.worker.device.kind = kernels::DeviceKind::kCuda;
+  options.worker.device.cuda.device = wanted.device;
+  options.worker.device.cuda.numerics = numerics;
+  options.worker.device.cuda.pack_threads =
+      static_cast<int>(std::clamp(std::thread::hardware_concurrency(), 1u, 16u));
+  options.batches = {1, 64, 256};
+  options.windows = wanted.repeats;
+  options.prompts = {2048, 8192};
+  options.repeats = wanted.repeats;
+  options.read_bandwidth = bandwidth;
+  absl::StatusOr<EngineFigures> engine = TimeEngine(options);
+  if (!engine.ok()) return engine.status();
+  Json out = std::move(engine->json);
+  const auto config = checkpoint::ParseModelConfig(shape.config, "config.json");
+  if (!config.ok()) return config.status();
+  if (config->num_experts == 0) {
+    out["ops"] = OpTables(kernels, name, *config, wanted.repeats, bandwidth);
   }
   return out;
 }
@@ -169,79 +182,112 @@ Json Model(kernels::Kernels& kernels, const ModelShape& shape, Clock& clock, dou
 // Of steps, tokens per second in exact ÷ in fast.
 Json ExactOverFast(const Json& exact, const Json& fast) {
   Json out;
-  for (const char* kind : {"decode", "prefill"}) {
+  for (const auto& [kind, size] : {std::pair{"decode", "sequences"}, {"prefill", "rows"}}) {
     for (size_t i = 0; i < exact[kind].size(); ++i) {
-      const Json& step = exact[kind][i];
-      out[kind].push_back({{"sequences", step["sequences"]},
-                           {"rows", step["rows"]},
-                           {"ratio", step["tokens_per_second"].get<double>() /
-                                         fast[kind][i]["tokens_per_second"].get<double>()}});
+      const Json& one = exact[kind][i];
+      const Json& other = fast[kind][i];
+      // What didn't fit was left out.
+      if (!one.contains("tokens_per_second") || !other.contains("tokens_per_second")) continue;
+      out[kind].push_back({{size, one[size]},
+                           {"ratio", one["tokens_per_second"].get<double>() /
+                                         other["tokens_per_second"].get<double>()}});
     }
   }
   return out;
 }
 
-int Main(int argc, char** argv) {
-  std::vector<std::string> models = {Llama1B().name, Llama8B().name};
-  int repeats = 9;
-  int device = 0;
+// INVALID_ARGUMENT says what is expected.
+absl::StatusOr<Wanted> ReadFlags(int argc, char** argv) {
+  Wanted wanted;
+  wanted.folder = std::filesystem::temp_directory_path().string();
+  std::string models = "llama-3.2-1b,llama-3.1-8b";
   for (int i = 1; i < argc; i += 2) {
     const std::string flag = argv[i];
     const std::string value = i + 1 < argc ? argv[i + 1] : "";
     if (flag == "--models") {
-      models = absl::StrSplit(value, ',');
-    } else if (!((flag == "--repeats" && absl::SimpleAtoi(value, &repeats) && repeats >= 7) ||
-                 (flag == "--device" && absl::SimpleAtoi(value, &device) && device >= 0))) {
-      std::cerr << "gpu_timing: " << flag << " " << value
-                << ": expected --models NAMES, --repeats N (at least 7), --device N\n";
-      return 2;
+      models = value;
+    } else if (flag == "--dir" && !value.empty()) {
+      wanted.folder = value;
+    } else if (!((flag == "--repeats" && absl::SimpleAtoi(value, &wanted.repeats) &&
+                  wanted.repeats >= 7) ||
+                 (flag == "--device" && absl::SimpleAtoi(value, &wanted.device) &&
+                  wanted.device >= 0))) {
+      return absl::InvalidArgumentError(
+          absl::StrCat(flag, " ", value, ": expected --models NAMES, --repeats N (at least 7), ",
+                       "--device N, --dir FOLDER"));
     }
   }
-  std::vector<ModelShape> shapes;
-  for (const std::string& name : models) {
-    for (const ModelShape& shape : {Llama1B(), Llama8B()}) {
-      if (shape.name == name) shapes.push_back(shape);
+  for (const absl::string_view name : absl::StrSplit(models, ',')) {
+    const auto shapes = TimedShapes();
+    const auto found = std::find_if(shapes.begin(), shapes.end(),
+                                    [&](const NamedShape& shape) { return shape.name == name; });
+    if (found == shapes.end()) {
+      const auto names = [](std::string* out, const NamedShape& shape) {
+        absl::StrAppend(out, shape.name);
+      };
+      return absl::InvalidArgumentError(
+          absl::StrCat("--models: there is no \"", name, "\"; expected some of ",
+                       absl::StrJoin(shapes, ", ", names), ", with commas between them"));
     }
+    wanted.shapes.push_back(*found);
   }
-  if (shapes.size() != models.size()) {
-    std::cerr << "gpu_timing: --models: expected llama-3.2-1b or llama-3.1-8b, or both with a "
-                 "comma between them\n";
+  return wanted;
+}
+
+absl::Status Measure(const Wanted& wanted, Json& out) {
+  const auto kernels = kernels::CreateCudaKernels({.device = wanted.device});
+  if (!kernels.ok()) return kernels.status();
+  const auto fast =
+      kernels::CreateCudaKernels({.device = wanted.device, .numerics = kernels::Numerics::kFast});
+  if (!fast.ok()) {
+    std::cerr << "profile fast is left out: " << fast.status().message() << "\n";
+  }
+  int driver = 0;
+  Check(cudaDriverGetVersion(&driver), "asking for the driver's version");
+  out = {{"device", (*kernels)->Describe()},
+         {"driver", driver},
+         {"runtime", CUDART_VERSION},
+         {"repeats", wanted.repeats}};
+  Clock clock(**kernels, wanted.repeats);
+  const double bandwidth = MeasureReads(**kernels, clock, out);
+  const EventTimes events = MeasureEvents(**kernels, /*bytes=*/int64_t{256} << 20);
+  out["events"] = {{"pair", events.pair * 1e6}, {"with_copy", events.with_copy * 1e6}};
+  if (fast.ok()) out["fast"] = (*fast)->Describe();
+  for (const NamedShape& shape : wanted.shapes) {
+    std::cerr << shape.name << ": making its checkpoint in " << wanted.folder << "\n";
+    const auto made = MadeCheckpoint::Make(shape.config, wanted.folder);
+    if (!made.ok()) return made.status();
+    Json& model = out["models"].emplace_back(Json{{"model", std::string(shape.name)}});
+    absl::StatusOr<Json> exact = Profile(wanted, shape, (*made)->directory(), **kernels,
+                                         kernels::Numerics::kExact, bandwidth);
+    if (!exact.ok()) return exact.status();
+    model.update(*exact);
+    if (!fast.ok()) continue;
+    absl::StatusOr<Json> other =
+        Profile(wanted, shape, (*made)->directory(), **fast, kernels::Numerics::kFast, bandwidth);
+    if (!other.ok()) return other.status();
+    model["exact_over_fast"] = ExactOverFast(*exact, *other);
+    model["fast"] = *std::move(other);
+  }
+  return absl::OkStatus();
+}
+
+int Main(int argc, char** argv) {
+  const absl::StatusOr<Wanted> wanted = ReadFlags(argc, argv);
+  if (!wanted.ok()) {
+    std::cerr << "gpu_timing: " << wanted.status().message() << "\n";
     return 2;
   }
   if (const auto count = kernels::CudaDeviceCount(); !count.ok()) {
     std::cerr << "skipped: " << count.status().message() << "\n";
     return 0;
   }
-  auto kernels = kernels::CreateCudaKernels({.device = device});
-  if (!kernels.ok()) {
-    std::cerr << "gpu_timing: " << kernels.status().message() << "\n";
-    return 1;
-  }
-  const auto fast =
-      kernels::CreateCudaKernels({.device = device, .numerics = kernels::Numerics::kFast});
-  if (!fast.ok()) {
-    std::cerr << "profile fast is left out: " << fast.status().message() << "\n";
-  }
-  int driver = 0;
-  Check(cudaDriverGetVersion(&driver), "asking for the driver's version");
-  Json out = {{"device", (*kernels)->Describe()},
-              {"driver", driver},
-              {"runtime", CUDART_VERSION},
-              {"repeats", repeats}};
-  Clock clock(**kernels, repeats);
-  const double bandwidth = MeasureReads(**kernels, clock, out);
-  if (fast.ok()) out["fast"] = (*fast)->Describe();
-  for (const ModelShape& shape : shapes) {
-    Json& model = out["models"].emplace_back(Model(**kernels, shape, clock, bandwidth));
-    if (!fast.ok()) continue;
-    // After it, not beside it: a card needn't hold the weights twice.
-    std::cerr << shape.name << ": the same in profile fast\n";
-    Clock fast_clock(**fast, repeats);
-    model["fast"] = Model(**fast, shape, fast_clock, bandwidth);
-    model["exact_over_fast"] = ExactOverFast(model, model["fast"]);
-  }
-  std::cout << out.dump(1) << "\n";
-  return 0;
+  Json out;
+  const absl::Status status = Measure(*wanted, out);
+  if (!out.is_null()) std::cout << out.dump(1) << "\n";
+  if (status.ok()) return 0;
+  std::cerr << "gpu_timing: " << status.message() << "\n";
+  return 1;
 }
 
 }  // namespace

@@ -22,18 +22,21 @@ constexpr float kEps = 1e-5f;
 
 std::vector<int> Tree(int count) { return parallel::LeafProgram({0, count}, 0); }
 
+// Columns of the queries, each head's padded.
+int64_t QueryWidth(const checkpoint::ModelConfig& shape) {
+  return shape.num_heads * kernels::RoundUp(shape.head_dim, kernels::kDotGroup);
+}
+
 int64_t BlocksOf(const StepShape& step) {
   return (step.past + step.rows + kBlockTokens - 1) / kBlockTokens;
 }
 
 }  // namespace
 
-ModelShape Llama1B() { return {"llama-3.2-1b", 16, 2048, 32, 8, 64, 8192, 128256}; }
-ModelShape Llama8B() { return {"llama-3.1-8b", 32, 4096, 32, 8, 128, 14336, 128256}; }
-
-TimingModel::TimingModel(kernels::Kernels& kernels, const ModelShape& shape, int64_t max_rows,
-                         int64_t max_tokens)
+TimingModel::TimingModel(kernels::Kernels& kernels, const checkpoint::ModelConfig& shape,
+                         int64_t max_rows, int64_t max_tokens)
     : kernels_(kernels), shape_(shape), stripe_program_(Tree(kStripes)) {
+  PHALANX_CHECK(shape.num_experts == 0) << shape.architecture << " has experts";
   const int64_t h = shape.hidden_size;
   const int64_t q_width = shape.num_heads * shape.head_dim;
   const int64_t qkv_width = q_width + 2 * shape.num_kv_heads * shape.head_dim;
@@ -56,11 +59,10 @@ TimingModel::TimingModel(kernels::Kernels& kernels, const ModelShape& shape, int
     layer.o = MakeWeight(h, q_width, kLeaves);
     layer.gate_up = MakeWeight(2 * shape.intermediate_size, h, 1);
     layer.down = MakeWeight(h, shape.intermediate_size, kLeaves);
-    layer.kv = Allocate(num_blocks_ * kernels_.KvBlockBytes(kv));
+    // A block of BF16 is values alone, whatever their order.
+    layer.kv = AllocateRandom(num_blocks_ * kernels_.KvBlockBytes(kv));
   }
   head_ = MakeWeight(shape.vocab_size, h, 1);
-  table_ = Allocate(shape.vocab_size * h * 2);
-  kernels_.CopyIn(table_.data(), random_.data(), shape.vocab_size * h * 2);
   norm_weight_ = Allocate(h * 4);
   const std::vector<float> ones(h, 1.0f);
   kernels_.CopyIn(norm_weight_.data(), ones.data(), h * 4);
@@ -78,19 +80,17 @@ TimingModel::TimingModel(kernels::Kernels& kernels, const ModelShape& shape, int
   sin_ = Allocate(max_tokens * half * 4);
   kernels_.CopyIn(cos_.data(), cosines.data(), max_tokens * half * 4);
   kernels_.CopyIn(sin_.data(), sines.data(), max_tokens * half * 4);
-  x_ = Allocate(max_rows * h * 4);
-  normed_ = Allocate(max_rows * h * 2);
-  qkv_ = Allocate(max_rows * qkv_width * 4);
-  q_ = Allocate(max_rows * q_width * 2);
-  attended_ = Allocate(max_rows * q_width * 2);
-  delta_ = Allocate(max_rows * h * 4);
-  gate_up_ = Allocate(max_rows * 2 * shape.intermediate_size * 4);
-  act_ = Allocate(max_rows * shape.intermediate_size * 2);
-  // Logits of one row a sequence, of as many as decode together.
-  last_ = Allocate(std::min<int64_t>(max_rows, 256) * h * 4);
-  logits_ = Allocate(std::min<int64_t>(max_rows, 256) * shape.vocab_size * 4);
-  chosen_ =
-      Allocate(std::min<int64_t>(max_rows, 256) * static_cast<int64_t>(sizeof(kernels::Choice)));
+  // Pairs of BF16 numbers are F32 numbers of the same size.
+  x_ = AllocateRandom(max_rows * h * 4);
+  normed_ = AllocateRandom(max_rows * h * 2);
+  qkv_ = AllocateRandom(max_rows * qkv_width * 4);
+  q_ = AllocateRandom(max_rows * QueryWidth(shape) * 2);
+  attended_ = AllocateRandom(max_rows * q_width * 2);
+  delta_ = AllocateRandom(max_rows * h * 4);
+  gate_up_ = AllocateRandom(max_rows * 2 * shape.intermediate_size * 4);
+  act_ = AllocateRandom(max_rows * shape.intermediate_size * 2);
+  logits_ = AllocateRandom(kMaxSequences * shape.vocab_size * 4);
+  chosen_ = Allocate(kMaxSequences * static_cast<int64_t>(sizeof(kernels::Choice)));
   for (int64_t head = 0; head < shape.num_heads; ++head) {
     kv_head_of_.push_back(static_cast<int32_t>(head * shape.num_kv_heads / shape.num_heads));
     out_column_.push_back(static_cast<int32_t>(head * shape.head_dim));
@@ -101,6 +101,15 @@ kernels::Buffer TimingModel::Allocate(int64_t bytes) {
   absl::StatusOr<kernels::Buffer> buffer = kernels_.Allocate(bytes);
   PHALANX_CHECK(buffer.ok()) << buffer.status().message();
   return *std::move(buffer);
+}
+
+kernels::Buffer TimingModel::AllocateRandom(int64_t bytes) {
+  kernels::Buffer buffer = Allocate(bytes);
+  const auto most = static_cast<int64_t>(random_.size() * sizeof(random_[0]));
+  for (int64_t done = 0; done < bytes; done += most) {
+    kernels_.CopyIn(buffer.as<char>() + done, random_.data(), std::min(most, bytes - done));
+  }
+  return buffer;
 }
 
 TimingModel::Weight TimingModel::MakeWeight(int64_t n, int64_t k, int leaves) {
@@ -130,11 +139,10 @@ void TimingModel::SetStep(const StepShape& step) {
   const int64_t blocks = BlocksOf(step);
   PHALANX_CHECK(blocks * step.sequences <= num_blocks_)
       << blocks * step.sequences << " blocks of " << num_blocks_;
-  ids_.clear();
+  PHALANX_CHECK(step.sequences <= kMaxSequences) << step.sequences << " sequences";
   positions_.clear();
   slots_.clear();
   sequences_.clear();
-  last_rows_.clear();
   samples_.clear();
   blocks_.resize(blocks * step.sequences);
   // Neighbours in a sequence are none in memory.
@@ -147,18 +155,15 @@ void TimingModel::SetStep(const StepShape& step) {
     sequences_.push_back({s * step.rows, step.rows, step.past, &blocks_[s * blocks]});
     for (int64_t i = 0; i < step.rows; ++i) {
       const int64_t position = step.past + i;
-      ids_.push_back(static_cast<int32_t>((s * 7919 + i * 31) % shape_.vocab_size));
       positions_.push_back(static_cast<int32_t>(position));
       slots_.push_back(static_cast<int32_t>(
           blocks_[s * blocks + position / kBlockTokens] * kBlockTokens + position % kBlockTokens));
     }
-    last_rows_.push_back(static_cast<int32_t>((s + 1) * step.rows - 1));
     samples_.emplace_back().row = s;
   }
 }
 
 void TimingModel::Qkv(const Layer& layer) {
-  const int64_t q_width = shape_.num_heads * shape_.head_dim;
   kernels::QkvArgs args;
   args.qkv = View(qkv_, DType::kF32, rows_, layer.qkv->n());
   args.num_heads = shape_.num_heads;
@@ -168,14 +173,14 @@ void TimingModel::Qkv(const Layer& layer) {
   args.positions = positions_;
   args.slots = slots_;
   args.cache = Cache(layer);
-  args.q = View(q_, DType::kBF16, rows_, q_width);
+  args.q = View(q_, DType::kBF16, rows_, QueryWidth(shape_));
   kernels_.QkvToCache(args);
 }
 
 void TimingModel::Attend(const Layer& layer) {
   const int64_t q_width = shape_.num_heads * shape_.head_dim;
   kernels::AttentionArgs args;
-  args.q = View(q_, DType::kBF16, rows_, q_width);
+  args.q = View(q_, DType::kBF16, rows_, QueryWidth(shape_));
   args.num_heads = shape_.num_heads;
   args.kv_head_of = kv_head_of_;
   args.scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(shape_.head_dim)));
@@ -187,54 +192,6 @@ void TimingModel::Attend(const Layer& layer) {
   args.out_column = out_column_;
   args.out = View(attended_, DType::kBF16, rows_, q_width);
   kernels_.Attention(args);
-}
-
-void TimingModel::RunLayer(const Layer& layer, bool first) {
-  const int64_t h = shape_.hidden_size;
-  const TensorView x = View(x_, DType::kF32, rows_, h);
-  const TensorView normed = View(normed_, DType::kBF16, rows_, h);
-  const TensorView delta = View(delta_, DType::kF32, rows_, h);
-  const auto* norm = norm_weight_.as<float>();
-  if (first) {
-    kernels_.RmsNorm(x, norm, kEps, normed);
-  } else {
-    kernels_.AddResidualRmsNorm(x, delta, nullptr, norm, kEps, normed);
-  }
-  const TensorView qkv = View(qkv_, DType::kF32, rows_, layer.qkv->n());
-  kernels_.MatMul(normed, *layer.qkv, {&qkv, 1});
-  Qkv(layer);
-  Attend(layer);
-  kernels_.MatMul(View(attended_, DType::kBF16, rows_, layer.o->k()), *layer.o, {&delta, 1});
-  kernels_.AddResidualRmsNorm(x, delta, nullptr, norm, kEps, normed);
-  const TensorView gate_up = View(gate_up_, DType::kF32, rows_, layer.gate_up->n());
-  kernels_.MatMul(normed, *layer.gate_up, {&gate_up, 1});
-  const TensorView act = View(act_, DType::kBF16, rows_, shape_.intermediate_size);
-  kernels_.SiluMul(gate_up, nullptr, shape_.intermediate_size, act);
-  kernels_.MatMul(act, *layer.down, {&delta, 1});
-}
-
-void TimingModel::Head() {
-  const int64_t h = shape_.hidden_size;
-  const auto count = static_cast<int64_t>(last_rows_.size());
-  const TensorView x = View(x_, DType::kF32, rows_, h);
-  kernels_.AddResidual(x, View(delta_, DType::kF32, rows_, h), nullptr);
-  const TensorView last = View(last_, DType::kF32, count, h);
-  kernels_.GatherTokens(x, last_rows_, last);
-  const TensorView normed = View(normed_, DType::kBF16, count, h);
-  kernels_.RmsNorm(last, norm_weight_.as<float>(), kEps, normed);
-  const TensorView logits = View(logits_, DType::kF32, count, shape_.vocab_size);
-  kernels_.MatMul(normed, *head_, {&logits, 1});
-  kernels_.ChooseRows(logits, samples_, chosen_.as<kernels::Choice>());
-}
-
-void TimingModel::Run(const StepShape& step) {
-  SetStep(step);
-  kernels_.BeginStep(rows_);
-  kernels_.GatherRows(View(table_, DType::kBF16, shape_.vocab_size, shape_.hidden_size), ids_, 0,
-                      nullptr, View(x_, DType::kF32, rows_, shape_.hidden_size));
-  for (size_t i = 0; i < layers_.size(); ++i) RunLayer(layers_[i], i == 0);
-  Head();
-  kernels_.EndStep();
 }
 
 void TimingModel::EachOp(const StepShape& step,
@@ -264,7 +221,8 @@ void TimingModel::EachOp(const StepShape& step,
   });
   product("matmul_qkv", &Layer::qkv, normed_, qkv_);
   measure("qkv_to_cache", m * layers_[0].qkv->n() * 6, 0, [&] { Qkv(next()); });
-  measure("attention", kv_bytes(step) / shape_.num_layers,
+  measure("attention",
+          step.sequences * BlocksOf(step) * kernels_.KvBlockBytes(Cache(layers_[0]).shape),
           4 * shape_.num_heads * shape_.head_dim * step.sequences *
               (step.rows * step.past + step.rows * (step.rows + 1) / 2),
           [&] { Attend(next()); });
@@ -276,7 +234,7 @@ void TimingModel::EachOp(const StepShape& step,
                      View(act_, DType::kBF16, m, shape_.intermediate_size));
   });
   product("matmul_down", &Layer::down, act_, delta_);
-  const auto count = static_cast<int64_t>(last_rows_.size());
+  const int64_t count = step.sequences;
   const TensorView logits = View(logits_, DType::kF32, count, shape_.vocab_size);
   measure("matmul_head", head_->bytes() + count * (h * 2 + shape_.vocab_size * 4),
           2 * count * h * shape_.vocab_size, [&] {
@@ -284,31 +242,6 @@ void TimingModel::EachOp(const StepShape& step,
           });
   measure("choose", count * shape_.vocab_size * 4, 0,
           [&] { kernels_.ChooseRows(logits, samples_, chosen_.as<kernels::Choice>()); });
-}
-
-int64_t TimingModel::weight_bytes() const {
-  int64_t bytes = head_->bytes();
-  for (const Layer& layer : layers_) {
-    bytes += layer.qkv->bytes() + layer.o->bytes() + layer.gate_up->bytes() + layer.down->bytes();
-  }
-  return bytes;
-}
-
-int64_t TimingModel::kv_bytes(const StepShape& step) const {
-  return shape_.num_layers * step.sequences * BlocksOf(step) *
-         kernels_.KvBlockBytes({DType::kBF16, shape_.num_kv_heads, shape_.head_dim});
-}
-
-int64_t TimingModel::flops(const StepShape& step) const {
-  const Layer& layer = layers_[0];
-  int64_t per_row = 0;
-  for (const Weight* w : {&layer.qkv, &layer.o, &layer.gate_up, &layer.down}) {
-    per_row += 2 * (*w)->n() * (*w)->k();
-  }
-  const int64_t seen = step.rows * step.past + step.rows * (step.rows + 1) / 2;
-  return step.sequences * (shape_.num_layers * (step.rows * per_row +
-                                                4 * shape_.num_heads * shape_.head_dim * seen) +
-                           2 * head_->n() * head_->k());
 }
 
 }  // namespace phalanx::timing
