@@ -25,8 +25,6 @@ namespace {
 using coordinator::GenerateRequest;
 using SteadyTime = std::chrono::steady_clock::time_point;
 
-// Steps in which all sequences decode before the first that counts: shapes are seen, graphs built.
-constexpr int64_t kWarmSteps = 16;
 constexpr int kWarmPrefills = 2;
 
 // What is known of one plan.
@@ -265,8 +263,10 @@ class EngineTiming {
   absl::Status Decode(int64_t sequences, EngineFigures& out) {
     const int64_t count = options_.windows * options_.window_steps;
     const int64_t new_tokens = NewTokens(options_, sequences);
+    // The scheduler admits no sequence that would leave less than a hundredth free.
     const int64_t blocks =
-        sequences * ((options_.context + new_tokens) / kernels::kBlockTokens + 1);
+        sequences * ((options_.context + new_tokens) / kernels::kBlockTokens + 1) +
+        std::max<int64_t>(1, kv_blocks_ / 100);
     Json& json = out.json["decode"].emplace_back(Json{{"sequences", sequences}});
     if (blocks > kv_blocks_) {
       json["left_out"] = absl::StrCat("the KV memory holds ", kv_blocks_, " blocks, and ",
@@ -346,7 +346,7 @@ class EngineTiming {
   static int64_t NewTokens(const EngineTimingOptions& options, int64_t sequences) {
     const int64_t rows = std::max<int64_t>(1, options.worker.max_step_tokens - sequences);
     const int64_t prefills = sequences * options.context / rows + 2;
-    return prefills + kWarmSteps + options.windows * options.window_steps;
+    return prefills + options.warm_steps + options.windows * options.window_steps;
   }
 
  private:
@@ -375,7 +375,7 @@ absl::StatusOr<EngineFigures> TimeEngine(const EngineTimingOptions& wanted) {
   options.worker.max_step_tokens = std::max(longest, 2 * sequences);
   options.worker.max_positions =
       std::max(longest + 1, options.context + EngineTiming::NewTokens(options, sequences));
-  options.worker.max_kv_sequences = sequences;
+  options.worker.max_kv_sequences = 2 * sequences;
   if (options.worker.max_positions > config.max_position_embeddings) {
     return absl::InvalidArgumentError(absl::StrCat("sequences of ", options.worker.max_positions,
                                                    " tokens with a context of ",

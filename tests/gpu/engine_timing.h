@@ -17,11 +17,13 @@ struct EngineTimingOptions {
   // here: rows of a step, context, blocks' limit, and the device's observer.
   worker::WorkerOptions worker;
   // Decode of so many sequences at once, each after a prompt of `context` tokens: `windows` times
-  // `window_steps` steps in which all of them decode.
+  // `window_steps` steps in which all of them decode, after at least `warm_steps` such ones, in
+  // which shapes are seen and graphs built.
   std::vector<int64_t> batches;
   int64_t context = 512;
   int windows = 9;
   int64_t window_steps = 32;
+  int64_t warm_steps = 16;
   // Prefills of so many tokens, each in one step, alone, `repeats` times.
   std::vector<int64_t> prompts;
   int repeats = 9;
