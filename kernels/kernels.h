@@ -18,6 +18,7 @@
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -244,6 +245,48 @@ struct ExpertRows {
   int64_t count = 0;  // rows; 0: the expert got no token
 };
 
+// One expert's weights.
+struct ExpertWeights {
+  const PackedWeight* gate_up = nullptr;  // [2 channels, k]: gate, then up
+  const PackedWeight* down = nullptr;     // [hidden, channels]
+};
+
+// A layer's experts, of one shape, dtype and number of parts, as a device wants them at hand.
+// Immutable; the weights are borrowed.
+class ExpertSet {
+ public:
+  explicit ExpertSet(std::vector<ExpertWeights> weights) : weights_(std::move(weights)) {}
+  virtual ~ExpertSet() = default;
+  absl::Span<const ExpertWeights> weights() const { return weights_; }
+
+ private:
+  const std::vector<ExpertWeights> weights_;
+};
+
+// Where slots, the choices (row, k) of a step's rows, are worked on side by side, by expert. Rows
+// for at least as many slots in each; what they hold afterwards is undefined.
+struct ExpertRoom {
+  TensorView x;                        // [slots, gate_up.k()] activation dtype
+  TensorView gate_up;                  // [slots, 2 channels] F32
+  TensorView activated;                // [slots, down.k()] activation dtype
+  absl::Span<const TensorView> parts;  // of `down`: [slots, hidden] F32 each, of one stride
+};
+
+// A layer of experts on a rank that holds all of them: from the router's logits to the sum.
+struct ExpertsArgs {
+  TensorView logits;                   // as RouterArgs, [m, E]
+  int64_t top_k = 0;                   // 1 .. E
+  bool normalise = false;              // as RouterArgs
+  TensorView x;                        // [m, gate_up.k()] activation dtype
+  const ExpertSet* experts = nullptr;  // [E]
+  ExpertRoom room;                     // for m * top_k slots
+  absl::Span<const int> program;       // over the parts of `down`, as CombineExpertsArgs
+  TensorView shared;                   // as CombineExpertsArgs
+  const float* shared_gate_logit = nullptr;
+  TensorView out;             // [m, hidden] F32; may be `shared` itself
+  int64_t* tokens = nullptr;  // [E] on the device: each is raised by its expert's slots
+};
+
 // See Kernels::Mark. Outlived by the instance that made it.
 class Marker {
  public:
@@ -408,6 +451,13 @@ class Kernels {
   // of parts; groups share no row. Rows in no group are not touched.
   virtual void GroupedMatMul(TensorView x, absl::Span<const ExpertRows> groups,
                              absl::Span<const TensorView> outs) = 0;
+
+  // The weights as RunExperts takes them. RESOURCE_EXHAUSTED names the bytes.
+  virtual absl::StatusOr<std::unique_ptr<ExpertSet>> MakeExpertSet(
+      std::vector<ExpertWeights> weights);
+  // RouteTopK, then each slot's row of x through its expert's gate_up, SiluMul and down, then
+  // CombineExperts: their bits. Where ops are enqueued nothing of it waits for the host.
+  virtual void RunExperts(const ExpertsArgs& args);
 
   // out[row * leaves.size() + i] = (max, sum of exp(x - max)) over columns leaves[i] of row.
   // Inside a leaf: 16 lanes over rising columns, lanes added by halving.

@@ -315,6 +315,55 @@ void RunExperts(Kernels& kernels, Device& device, Inputs& inputs, Digest& digest
   device.AddToDigest(combine.out);
 }
 
+// A whole layer: 14 slots of four experts.
+void RunExpertLayer(Kernels& kernels, Device& device, Inputs& inputs, DType type,
+                    WeightFormat format) {
+  constexpr int64_t kRows = 7, kExperts = 4, kTopK = 2, kHidden = 64, kChannels = 40;
+  std::vector<std::unique_ptr<PackedWeight>> packed;
+  const auto pack = [&](int64_t n, std::vector<KLeaf> leaves, std::vector<std::vector<int>> parts) {
+    const int64_t k = leaves.back().end;
+    const std::vector<uint8_t> weight = Device::Encode(type, inputs.Floats(n * k), n * k);
+    WeightSpec spec;
+    spec.dtype = type;
+    spec.rows = {{weight.data(), n, k}};
+    spec.format = format;
+    spec.leaves = std::move(leaves);
+    spec.parts = std::move(parts);
+    absl::StatusOr<std::unique_ptr<PackedWeight>> made = kernels.Pack(spec);
+    PHALANX_CHECK(made.ok()) << made.status().message();
+    packed.push_back(*std::move(made));
+    return packed.back().get();
+  };
+  std::vector<ExpertWeights> weights;
+  for (int64_t e = 0; e < kExperts; ++e) {
+    const PackedWeight* gate_up = pack(2 * kChannels, {{0, kHidden}}, {{0}});
+    weights.push_back({gate_up, pack(kHidden, {{0, 32}, {32, kChannels}}, {{0}, {1}})});
+  }
+  const int64_t down_k = weights[0].down->k();
+  const absl::StatusOr<std::unique_ptr<ExpertSet>> set = kernels.MakeExpertSet(std::move(weights));
+  PHALANX_CHECK(set.ok()) << set.status().message();
+  constexpr int64_t kSlots = kRows * kTopK;
+  const std::array<TensorView, 2> parts = {device.Matrix(DType::kF32, kSlots, kHidden),
+                                           device.Matrix(DType::kF32, kSlots, kHidden)};
+  constexpr std::array<int, 3> kProgram = {0, 1, -1};
+  ExpertsArgs args;
+  args.logits = device.Matrix(DType::kF32, kRows, kExperts, inputs.Floats(kRows * kExperts, 2.0f));
+  args.top_k = kTopK;
+  args.normalise = true;
+  args.x = device.Matrix(ActivationType(type), kRows, kHidden, inputs.Floats(kRows * kHidden));
+  args.experts = set->get();
+  args.room = {device.Matrix(ActivationType(type), kSlots, kHidden),
+               device.Matrix(DType::kF32, kSlots, 2 * kChannels),
+               device.Matrix(ActivationType(type), kSlots, down_k), parts};
+  args.program = kProgram;
+  args.out = device.Matrix(DType::kF32, kRows, kHidden);
+  constexpr int64_t kCounterBytes = kExperts * static_cast<int64_t>(sizeof(int64_t));
+  args.tokens = static_cast<int64_t*>(device.Put(nullptr, kCounterBytes));
+  kernels.RunExperts(args);
+  device.AddToDigest(args.out);
+  device.AddToDigest(args.tokens, kCounterBytes);
+}
+
 void RunSampling(Kernels& kernels, Device& device, Inputs& inputs, Digest& digest) {
   constexpr int64_t kRows = 2, kVocab = 9001;
   const TensorView logits =
@@ -357,6 +406,7 @@ std::string KnownAnswerDigest(Kernels& kernels, DType weight_dtype, KvFormat kv_
   RunAttention(kernels, device, inputs, weight_dtype, kv_format);
   RunSampling(kernels, device, inputs, digest);
   RunExperts(kernels, device, inputs, digest, weight_dtype, weight_format);
+  RunExpertLayer(kernels, device, inputs, weight_dtype, weight_format);
   return digest.Hex();
 }
 

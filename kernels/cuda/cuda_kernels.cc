@@ -8,7 +8,6 @@
 #include "absl/strings/str_cat.h"
 #include "kernels/check.h"
 #include "kernels/choosing.h"
-#include "kernels/cuda/experts.h"
 #include "kernels/cuda/moves.h"
 #include "kernels/cuda/qkv.h"
 #include "kernels/cuda/rows.h"
@@ -45,6 +44,7 @@ CudaKernels::CudaKernels(const CudaOptions& options, std::shared_ptr<cuda::Devic
       aligned_x_(memory_, "rows that aren't aligned to 16 bytes"),
       partials_(memory_, "partial softmaxes"),
       choices_(memory_, "choices"),
+      slots_(memory_, "slots of experts"),
       results_(memory_, "results on their way to the host") {
   cudaDeviceProp properties;
   CheckCuda(cudaGetDeviceProperties(&properties, device_), "asking for its properties");
@@ -310,56 +310,6 @@ void CudaKernels::CopyBlocks(const KvView& cache,
                               cuda::OneRun(base + destination * bytes, bytes), stream_),
               "CopyBlocks");
   }
-}
-
-void CudaKernels::RouteTopK(const RouterArgs& args) {
-  const int64_t width = args.logits.cols;
-  const int64_t slots = args.logits.rows * args.top_k;
-  PHALANX_CHECK(width > 0 && width <= kMaxExperts) << width << " experts, at most " << kMaxExperts;
-  PHALANX_CHECK(args.top_k > 0 && args.top_k <= width)
-      << "top_k " << args.top_k << " of " << width << " experts";
-  PHALANX_CHECK(static_cast<int64_t>(args.experts.size()) >= slots &&
-                static_cast<int64_t>(args.weights.size()) >= slots)
-      << "room for " << args.experts.size() << " experts and " << args.weights.size()
-      << " weights of " << slots << " slots";
-  static_assert(kMaxExperts == cuda::kMaxRouterWidth);
-  if (slots == 0) return;
-  Enter();
-  auto* experts = static_cast<int32_t*>(AtLeast(results_, slots * 8));
-  auto* weights = reinterpret_cast<float*>(experts + slots);
-  CheckCuda(cuda::RouteTopK(args.logits, args.top_k, args.normalise, experts, weights, stream_),
-            "RouteTopK");
-  fetched_.resize(static_cast<size_t>(slots * 8));
-  Fetch(fetched_.data(), experts, slots * 8);
-  std::memcpy(args.experts.data(), fetched_.data(), static_cast<size_t>(slots * 4));
-  std::memcpy(args.weights.data(), fetched_.data() + slots * 4, static_cast<size_t>(slots * 4));
-}
-
-void CudaKernels::CombineExperts(const CombineExpertsArgs& args) {
-  PHALANX_CHECK(args.top_k > 0) << "top_k " << args.top_k;
-  PHALANX_CHECK(args.num_parts > 0 && args.num_parts <= cuda::kMaxPartials)
-      << "num_parts " << args.num_parts << ", at most " << cuda::kMaxPartials;
-  PHALANX_CHECK(static_cast<int64_t>(args.parts.size()) == args.rows * args.top_k * args.num_parts)
-      << args.parts.size() << " parts for " << args.rows << " rows";
-  if (args.rows == 0) return;
-  Enter();
-  const cuda::DeviceProgram program = PutProgram(args.program, args.num_parts);
-  cuda::CombineParams p;
-  p.rows = args.rows;
-  p.hidden = args.hidden;
-  p.top_k = args.top_k;
-  p.weights =
-      staging_.Put(Staged::kExpertWeights,
-                   absl::MakeConstSpan(args.weights, static_cast<size_t>(args.rows * args.top_k)));
-  p.parts = staging_.Put(Staged::kExpertParts, args.parts);
-  p.num_parts = args.num_parts;
-  p.program = program.codes;
-  p.steps = program.steps;
-  p.depth = program.depth;
-  p.shared = args.shared;
-  p.shared_gate_logit = args.shared_gate_logit;
-  p.out = args.out;
-  CheckCuda(cuda::CombineExperts(p, stream_), "CombineExperts");
 }
 
 void CudaKernels::GatherTokens(TensorView in, absl::Span<const int32_t> rows, TensorView out) {

@@ -2,8 +2,8 @@
 //
 // All work goes to one stream of the instance's own. Ops whose results lie on the host (RouteTopK,
 // LogSumExpLeaves) wait for them; every other op returns once it is enqueued, having copied what it
-// needs of host memory. An op that fails ends the process: a CUDA error in a step
-// has cost the device's context.
+// needs of host memory. An op that fails ends the process: a CUDA error in a step has cost the
+// device's context.
 //
 // Between BeginStep and EndStep ops are recorded (recorder.h), and enqueued by Flush: at the step's
 // end, before anything else touches the stream, and where a result is waited for.
@@ -46,6 +46,12 @@ class CudaPackedWeight : public PackedWeight {
   // by side in k and not all of them empty. Else empty.
   std::vector<PlacedLeaf> part_runs;
   Buffer data;
+};
+
+class CudaExpertSet : public ExpertSet {
+ public:
+  using ExpertSet::ExpertSet;
+  Buffer pointers;  // const void* [2][experts]: weights of gate_up, then of down
 };
 
 // Made by CreateCudaKernels, which checks that the device is there.
@@ -113,6 +119,9 @@ class CudaKernels : public Kernels {
   void GatherTokens(TensorView in, absl::Span<const int32_t> rows, TensorView out) override;
   void GroupedMatMul(TensorView x, absl::Span<const ExpertRows> groups,
                      absl::Span<const TensorView> outs) override;
+  absl::StatusOr<std::unique_ptr<ExpertSet>> MakeExpertSet(
+      std::vector<ExpertWeights> weights) override;
+  void RunExperts(const ExpertsArgs& args) override;
   void LogSumExpLeaves(TensorView logits, absl::Span<const std::pair<int64_t, int64_t>> leaves,
                        absl::Span<MaxSum> out) override;
   void EditLogits(TensorView logits, absl::Span<const LogitEdit> edits) override;
@@ -143,6 +152,13 @@ class CudaKernels : public Kernels {
     const cuda::RowTile* tokens = nullptr;
   };
 
+  // The tiles of a product.
+  struct Tiles {
+    const cuda::MatMulTile* list = nullptr;    // null: of one weight, by rows
+    int64_t count = 0;                         // at most
+    const int32_t* count_on_device = nullptr;  // null: `count`
+  };
+
   // Before an op: what it launches goes to this instance's recorder in a step, else to its device.
   // Ranks may be threads with devices of their own, and a thread may have several instances.
   void Enter();
@@ -166,7 +182,16 @@ class CudaKernels : public Kernels {
   // Fills the parts of `params` that a call brings and enqueues it.
   void RunMatMul(TensorView x, const CudaPackedWeight& w, absl::Span<const TensorView> outs,
                  absl::Span<const ExpertRows> groups);
-  // The same by the library; false where it can't, and then nothing was enqueued.
+  // What of that doesn't depend on where rows are: the plan of `rows` rows in `num_runs` runs of at
+  // most (or, for a plan by expectation, about) `most_rows`; and the launch, of rows that are
+  // aligned where products are BF16's.
+  cuda::MatMulPlan PlanRows(const CudaPackedWeight& w, int64_t rows, int64_t most_rows,
+                            int64_t num_runs) const;
+  void RunTiles(TensorView x, const CudaPackedWeight& w, absl::Span<const TensorView> outs,
+                const cuda::MatMulPlan& plan, const Tiles& tiles);
+  static void CheckMatMul(TensorView x, const CudaPackedWeight& w,
+                          absl::Span<const TensorView> outs);
+  // RunMatMul by the library; false where it can't, and then nothing was enqueued.
   bool RunGemm(TensorView x, const CudaPackedWeight& w, absl::Span<const TensorView> outs);
   // Attention of rows [row_begin, row_end) to partials, [row - row_begin][head][stripe][2 + d].
   void PartialsOf(const AttentionArgs& args, const StagedPlan& plan, const cuda::HeadGroups& groups,
@@ -202,6 +227,7 @@ class CudaKernels : public Kernels {
   cuda::DeviceScratch aligned_x_;
   cuda::DeviceScratch partials_;
   cuda::DeviceScratch choices_;                 // of pieces of rows, and where rows are cut
+  cuda::DeviceScratch slots_;                   // of RunExperts: routes, places, tiles
   cuda::DeviceScratch results_;                 // what goes back to the host
   std::vector<ChoiceRow> cut_rows_;             // of the ChooseRows at hand, each cut once
   std::vector<int32_t> cut_of_;                 // which of them is a choice's; -1: none

@@ -228,18 +228,72 @@ bool CudaKernels::RunGemm(TensorView x, const CudaPackedWeight& w,
   return true;
 }
 
-void CudaKernels::RunMatMul(TensorView x, const CudaPackedWeight& w,
-                            absl::Span<const TensorView> outs,
-                            absl::Span<const ExpertRows> groups) {
-  Enter();
+cuda::MatMulPlan CudaKernels::PlanRows(const CudaPackedWeight& w, int64_t rows, int64_t most_rows,
+                                       int64_t num_runs) const {
+  cuda::MatMulPlan plan;
+  if (w.dtype() != DType::kBF16) {
+    plan.tile_rows = cuda::ChainRows(most_rows);
+    return plan;
+  }
+  cuda::MatMulShape shape;
+  shape.rows = rows;
+  shape.most_rows = most_rows;
+  shape.num_runs = num_runs;
+  shape.n = w.n();
+  shape.num_leaves = w.params.num_leaves;
+  shape.num_chunks = w.params.num_chunks;
+  shape.depth = w.params.depth;
+  shape.group_bytes = cuda::TileGroupBytes(w.params.layout);
+  if (scratch_frozen_) {
+    return cuda::PlanMatMul(shape, num_sms_, max_shared_, matmul_scratch_.bytes());
+  }
+  // The first steps, which may be any, ask at once for what all of as many rows can need.
+  plan = cuda::PlanMatMul(shape, num_sms_, max_shared_);
+  plan.scratch_bytes = cuda::MostScratchBytes(shape, num_sms_, max_shared_);
+  return plan;
+}
+
+void CudaKernels::CheckMatMul(TensorView x, const CudaPackedWeight& w,
+                              absl::Span<const TensorView> outs) {
   PHALANX_CHECK(x.dtype == ActivationType(w.dtype()) && x.cols == w.k())
       << "x of " << x.cols << " columns of " << Name(x.dtype) << " for a weight of " << w.k()
       << " columns of " << Name(w.dtype());
   PHALANX_CHECK(static_cast<int>(outs.size()) == w.num_parts())
       << outs.size() << " outputs of " << w.num_parts() << " parts";
-  const bool mma = w.dtype() == DType::kBF16;
-  if (mma) x = AlignedRows(x);
-  if (groups.empty() && RunGemm(x, w, outs)) return;
+}
+
+void CudaKernels::RunMatMul(TensorView x, const CudaPackedWeight& w,
+                            absl::Span<const TensorView> outs,
+                            absl::Span<const ExpertRows> groups) {
+  Enter();
+  CheckMatMul(x, w, outs);
+  if (w.dtype() == DType::kBF16) x = AlignedRows(x);
+  if (groups.empty()) {
+    if (RunGemm(x, w, outs)) return;
+    const cuda::MatMulPlan plan = PlanRows(w, x.rows, x.rows, 1);
+    RunTiles(x, w, outs, plan, {nullptr, (x.rows + plan.tile_rows - 1) / plan.tile_rows, nullptr});
+    return;
+  }
+  int64_t most_rows = 0;
+  for (const ExpertRows& group : groups) most_rows = std::max(most_rows, group.count);
+  const cuda::MatMulPlan plan = PlanRows(w, x.rows, most_rows, static_cast<int64_t>(groups.size()));
+  tiles_.clear();
+  for (const ExpertRows& group : groups) {
+    const void* weight = static_cast<const CudaPackedWeight*>(group.w)->data.data();
+    for (int64_t row = 0; row < group.count; row += plan.tile_rows) {
+      tiles_.push_back(
+          {weight, group.begin + row,
+           static_cast<int32_t>(std::min<int64_t>(plan.tile_rows, group.count - row))});
+    }
+  }
+  RunTiles(x, w, outs, plan,
+           {staging_.Put(cuda::Staged::kMatMulTiles, absl::MakeConstSpan(tiles_)),
+            static_cast<int64_t>(tiles_.size()), nullptr});
+}
+
+void CudaKernels::RunTiles(TensorView x, const CudaPackedWeight& w,
+                           absl::Span<const TensorView> outs, const cuda::MatMulPlan& plan,
+                           const Tiles& tiles) {
   cuda::MatMulParams p = w.params;
   p.x = x.data;
   p.x_stride = x.stride;
@@ -249,46 +303,12 @@ void CudaKernels::RunMatMul(TensorView x, const CudaPackedWeight& w,
     p.outs[i] = outs[i].f32();
     p.out_strides[i] = outs[i].stride;
   }
-
-  cuda::MatMulShape shape;
-  shape.rows = x.rows;
-  shape.most_rows = groups.empty() ? x.rows : 0;
-  shape.num_runs = std::max<int64_t>(1, static_cast<int64_t>(groups.size()));
-  for (const ExpertRows& group : groups) {
-    shape.most_rows = std::max(shape.most_rows, group.count);
-  }
-  shape.n = w.n();
-  shape.num_leaves = p.num_leaves;
-  shape.num_chunks = p.num_chunks;
-  shape.depth = p.depth;
-  shape.group_bytes = cuda::TileGroupBytes(p.layout);
-  // The first steps, which may be any, ask at once for what all of as many rows can need.
-  cuda::MatMulPlan plan;
-  void* scratch = nullptr;
-  if (mma && scratch_frozen_) {
-    plan = cuda::PlanMatMul(shape, num_sms_, max_shared_, matmul_scratch_.bytes());
-    scratch = AtLeast(matmul_scratch_, plan.scratch_bytes);
-  } else if (mma) {
-    plan = cuda::PlanMatMul(shape, num_sms_, max_shared_);
-    scratch = AtLeast(matmul_scratch_, cuda::MostScratchBytes(shape, num_sms_, max_shared_));
-  }
-  p.tile_rows = mma ? plan.tile_rows : cuda::ChainRows(shape.most_rows);
-
-  if (groups.empty()) {
-    p.num_tiles = (x.rows + p.tile_rows - 1) / p.tile_rows;
-  } else {
-    tiles_.clear();
-    for (const ExpertRows& group : groups) {
-      const void* weight = static_cast<const CudaPackedWeight*>(group.w)->data.data();
-      for (int64_t row = 0; row < group.count; row += p.tile_rows) {
-        tiles_.push_back({weight, group.begin + row,
-                          static_cast<int32_t>(std::min<int64_t>(p.tile_rows, group.count - row))});
-      }
-    }
-    p.num_tiles = static_cast<int64_t>(tiles_.size());
-    p.tiles = staging_.Put(cuda::Staged::kMatMulTiles, absl::MakeConstSpan(tiles_));
-  }
-  if (mma) {
+  p.tile_rows = plan.tile_rows;
+  p.tiles = tiles.list;
+  p.num_tiles = tiles.count;
+  p.tile_count = tiles.count_on_device;
+  if (w.dtype() == DType::kBF16) {
+    void* const scratch = AtLeast(matmul_scratch_, plan.scratch_bytes);
     CheckCuda(cuda::MatMulMma(p, plan, scratch, stream_), "MatMul");
   } else {
     CheckCuda(cuda::MatMulChain(p, p.tile_rows, stream_), "MatMul");

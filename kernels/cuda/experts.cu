@@ -8,11 +8,14 @@ namespace phalanx::kernels::cuda {
 namespace {
 
 constexpr int kRouteThreads = 128;
+constexpr int kPlaceThreads = 256;
+constexpr int kTileThreads = 256;
 constexpr int kCombineThreads = 128;
 // Below every probability: a logit that is no number, and one that has been taken.
 constexpr float kFaulty = -1.0f;
 constexpr float kTaken = -2.0f;
 constexpr uint32_t kQuietNan = 0x7fc00000u;
+constexpr unsigned kAllLanes = 0xffffffffu;
 
 // One row a block.
 __global__ void __launch_bounds__(kRouteThreads)
@@ -57,6 +60,109 @@ __global__ void __launch_bounds__(kRouteThreads)
   }
 }
 
+// Block e places the slots of expert e: those of lower experts come before, and of its own those
+// before in the slots' order. Nobody waits for another block, and no order is left to chance.
+__global__ void __launch_bounds__(kPlaceThreads)
+    PlaceKernel(const int32_t* ids, int64_t slots, int64_t top_k, PlacedSlots out,
+                int64_t* tokens) {
+  constexpr int kWarps = kPlaceThreads / kWarp;
+  __shared__ int32_t lower_of_warp[kWarps];
+  __shared__ int32_t own_of_warp[kWarps];
+  const int expert = blockIdx.x;
+  const int warp = threadIdx.x / kWarp;
+  const int lane = threadIdx.x % kWarp;
+  // A warp takes a run of slots, 32 at a time.
+  const int64_t run = (slots + kPlaceThreads - 1) / kPlaceThreads * kWarp;
+  const int64_t first = warp * run;
+  const int64_t last = first + run < slots ? first + run : slots;
+  const auto id_at = [&](int64_t slot) { return slot < last ? ids[slot] : INT32_MAX; };
+  int32_t lower = 0;
+  int32_t own = 0;
+  for (int64_t i = first; i < last; i += kWarp) {
+    const int32_t id = id_at(i + lane);
+    lower += __popc(__ballot_sync(kAllLanes, id < expert));
+    own += __popc(__ballot_sync(kAllLanes, id == expert));
+  }
+  if (lane == 0) {
+    lower_of_warp[warp] = lower;
+    own_of_warp[warp] = own;
+  }
+  __syncthreads();
+  int32_t begin = 0;
+  int32_t before = 0;
+  int32_t count = 0;
+  for (int i = 0; i < kWarps; ++i) {
+    begin += lower_of_warp[i];
+    if (i < warp) before += own_of_warp[i];
+    count += own_of_warp[i];
+  }
+  if (threadIdx.x == 0) {
+    out.begin[expert] = begin;
+    if (blockIdx.x + 1 == gridDim.x) out.begin[expert + 1] = begin + count;
+    tokens[expert] += count;
+  }
+  int32_t place = begin + before;
+  for (int64_t i = first; i < last; i += kWarp) {
+    const bool mine = id_at(i + lane) == expert;
+    const uint32_t all = __ballot_sync(kAllLanes, mine);
+    if (mine) {
+      const int32_t here = place + __popc(all & ((1u << lane) - 1));
+      out.place[i + lane] = here;
+      out.row[here] = static_cast<int32_t>((i + lane) / top_k);
+    }
+    place += __popc(all);
+  }
+}
+
+// Thread i of the grid's x makes tile i of list blockIdx.y. Every block adds up all experts' tiles
+// for itself: there are few.
+__global__ void __launch_bounds__(kTileThreads)
+    TilesKernel(const int32_t* begin, int32_t num_experts, TileLists lists) {
+  __shared__ int32_t first_tile[kMaxRouterWidth + 1];
+  __shared__ int32_t sums[kTileThreads];
+  const TileList& list = lists.lists[blockIdx.y];
+  const auto tiles_of = [&](int32_t expert) {
+    return (begin[expert + 1] - begin[expert] + list.tile_rows - 1) / list.tile_rows;
+  };
+  // A thread takes a run of experts.
+  const int32_t run = (num_experts + kTileThreads - 1) / kTileThreads;
+  const int32_t first = static_cast<int32_t>(threadIdx.x) * run;
+  const int32_t last = first + run < num_experts ? first + run : num_experts;
+  int32_t own = 0;
+  for (int32_t e = first; e < last; ++e) own += tiles_of(e);
+  sums[threadIdx.x] = own;
+  for (int step = 1; step < kTileThreads; step *= 2) {
+    __syncthreads();
+    const int32_t before = static_cast<int>(threadIdx.x) >= step ? sums[threadIdx.x - step] : 0;
+    __syncthreads();
+    sums[threadIdx.x] += before;
+  }
+  int32_t next = sums[threadIdx.x] - own;
+  for (int32_t e = first; e < last; ++e) {
+    first_tile[e] = next;
+    next += tiles_of(e);
+  }
+  __syncthreads();
+  const int32_t count = sums[kTileThreads - 1];
+  const auto tile = static_cast<int32_t>(blockIdx.x * kTileThreads + threadIdx.x);
+  if (tile == 0) *list.count = count;
+  if (tile >= count) return;
+  // The last expert whose first tile isn't beyond this one: those without tiles come before it.
+  int32_t low = 0;
+  int32_t high = num_experts;
+  while (high - low > 1) {
+    const int32_t middle = (low + high) / 2;
+    if (first_tile[middle] <= tile) {
+      low = middle;
+    } else {
+      high = middle;
+    }
+  }
+  const int32_t row = begin[low] + (tile - first_tile[low]) * list.tile_rows;
+  const int32_t left = begin[low + 1] - row;
+  list.tiles[tile] = {list.weights[low], row, left < list.tile_rows ? left : list.tile_rows};
+}
+
 // Column blockIdx.y * kCombineThreads + threadIdx.x of row blockIdx.x.
 __global__ void __launch_bounds__(kCombineThreads) CombineKernel(const CombineParams p) {
   PHALANX_DYNAMIC_SHARED(float, stack_memory);
@@ -68,12 +174,13 @@ __global__ void __launch_bounds__(kCombineThreads) CombineKernel(const CombinePa
   float sum = 0.0f;
   for (int64_t k = 0; k < p.top_k; ++k) {
     const int64_t slot = row * p.top_k + k;
-    const float* const* parts = p.parts + slot * p.num_parts;
+    const float* const* parts = p.places != nullptr ? p.bases : p.parts + slot * p.num_parts;
+    const int64_t at = j + (p.places != nullptr ? p.places[slot] * p.base_stride : 0);
     int depth = 0;
     for (int i = 0; i < p.steps; ++i) {
       const int code = p.program[i];
       if (code >= 0) {
-        stack[depth++ * kCombineThreads] = parts[code][j];
+        stack[depth++ * kCombineThreads] = parts[code][at];
       } else {
         --depth;
         stack[(depth - 1) * kCombineThreads] =
@@ -98,6 +205,19 @@ cudaError_t RouteTopK(TensorView logits, int64_t top_k, bool normalise, int32_t*
   if (logits.rows == 0) return cudaSuccess;
   return Launch(RouteKernel, dim3(static_cast<unsigned>(logits.rows)), kRouteThreads, 0, stream,
                 logits, top_k, normalise, experts, weights);
+}
+
+cudaError_t PlaceSlots(const int32_t* ids, int64_t slots, int64_t top_k, int64_t num_experts,
+                       PlacedSlots out, int64_t* tokens, cudaStream_t stream) {
+  return Launch(PlaceKernel, dim3(static_cast<unsigned>(num_experts)), kPlaceThreads, 0, stream,
+                ids, slots, top_k, out, tokens);
+}
+
+cudaError_t ListTiles(const int32_t* begin, int64_t num_experts, int64_t most,
+                      const TileLists& lists, cudaStream_t stream) {
+  const dim3 grid(static_cast<unsigned>((most + kTileThreads - 1) / kTileThreads), 2);
+  return Launch(TilesKernel, grid, kTileThreads, 0, stream, begin,
+                static_cast<int32_t>(num_experts), lists);
 }
 
 cudaError_t CombineExperts(const CombineParams& params, cudaStream_t stream) {

@@ -48,7 +48,9 @@ struct MatMulParams {
 
   // With `tiles` (on the device) null there is one weight, and tile i is rows [i * tile_rows, ...).
   const MatMulTile* tiles = nullptr;
-  int64_t num_tiles = 0;
+  int64_t num_tiles = 0;  // that a grid is made for
+  // On the device: how many there are, at most num_tiles; null: all of them.
+  const int32_t* tile_count = nullptr;
   const void* weight = nullptr;
   int64_t rows = 0;
   int32_t tile_rows = 0;

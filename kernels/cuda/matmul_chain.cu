@@ -33,6 +33,7 @@ __device__ __forceinline__ float LoadWeight(const void* weight, int64_t index) {
 template <DType kType, WeightLayout kLayout, int kRows>
 __global__ void __launch_bounds__(kMaxWarps* kWarp)
     MatMulChainKernel(const __grid_constant__ MatMulParams p) {
+  if (blockIdx.y >= NumTiles(p)) return;
   PHALANX_DYNAMIC_SHARED(float, memory);
   constexpr int kTile = kRows * kChainColumns;
   const int warp = threadIdx.x / kWarp;

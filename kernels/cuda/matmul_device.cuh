@@ -16,6 +16,10 @@ __device__ __forceinline__ MatMulTile TileOf(const MatMulParams& p, int64_t inde
   return {p.weight, first, static_cast<int32_t>(left < p.tile_rows ? left : p.tile_rows)};
 }
 
+__device__ __forceinline__ int64_t NumTiles(const MatMulParams& p) {
+  return p.tile_count != nullptr ? *p.tile_count : p.num_tiles;
+}
+
 __device__ __forceinline__ int LeafBegin(const MatMulParams& p, int leaf) {
   return leaf == 0 ? 0 : p.leaf_end[leaf - 1];
 }

@@ -74,6 +74,7 @@ struct Slot : WeightSlot<kLayout> {
 template <WeightLayout kLayout, int kRowTiles, int kSlots>
 __global__ void __launch_bounds__(kMaxWarps* kWarp)
     MatMulFewKernel(const __grid_constant__ MatMulParams p) {
+  if (blockIdx.y >= NumTiles(p)) return;
   constexpr int kRows = kRowTiles * kTileColumns;
   PHALANX_DYNAMIC_SHARED(uint8_t, memory);
   const int warp = threadIdx.x / kWarp;

@@ -205,8 +205,8 @@ __device__ __forceinline__ void MultiplyGroup(const uint8_t* stage, int column_w
 // [unit][rows][n].
 template <WeightLayout kLayout, int kRows>
 __global__ void __launch_bounds__(kThreads, kRows == 128 ? 1 : 2)
-    MatMulManyKernel(const __grid_constant__ MatMulParams p, MatMulSplit split, int64_t items,
-                     int units, float* scratch) {
+    MatMulManyKernel(const __grid_constant__ MatMulParams p, MatMulSplit split,
+                     int64_t items_of_tile, int units, float* scratch) {
   using T = Tiled<kLayout, kRows>;
   PHALANX_DYNAMIC_SHARED(uint8_t, stages);
   const int warp = threadIdx.x / kWarp;
@@ -214,11 +214,12 @@ __global__ void __launch_bounds__(kThreads, kRows == 128 ? 1 : 2)
   const int column_warp = warp % 2;
   const int row_warp = warp / 2;
 
-  for (int64_t item = blockIdx.x; item < items; item += gridDim.x) {
+  const int64_t num_tiles = NumTiles(p);
+  for (int64_t item = blockIdx.x; item < num_tiles * items_of_tile; item += gridDim.x) {
     Work work;
     work.unit = static_cast<int>(item % units);
-    work.tile = TileOf(p, item / units % p.num_tiles);
-    work.column_tile = item / units / p.num_tiles;
+    work.tile = TileOf(p, item / units % num_tiles);
+    work.column_tile = item / units / num_tiles;
     const int first = split == MatMulSplit::kNone ? 0 : work.unit;
     const int last = split == MatMulSplit::kNone ? p.num_leaves : work.unit + 1;
 
@@ -310,6 +311,7 @@ constexpr int kJoinThreads = 128;
 // Adds the units of a split: grid: columns / kJoinThreads, tiles.
 __global__ void __launch_bounds__(kJoinThreads)
     JoinKernel(const __grid_constant__ MatMulParams p, MatMulSplit split, const float* scratch) {
+  if (blockIdx.y >= NumTiles(p)) return;
   PHALANX_DYNAMIC_SHARED(float, stack_memory);  // [depth][threads]
   const MatMulTile tile = TileOf(p, blockIdx.y);
   const int64_t n = int64_t{blockIdx.x} * kJoinThreads + threadIdx.x;
@@ -337,10 +339,9 @@ cudaError_t LaunchFor(const MatMulParams& p, const MatMulPlan& plan, float* scra
   using T = Tiled<kLayout, kRows>;
   constexpr int kShared = T::kStages * T::kStageBytes;
   const int64_t column_tiles = (p.n + kTiledColumns - 1) / kTiledColumns;
-  const int64_t items = column_tiles * p.num_tiles * plan.units;
-  const cudaError_t error =
-      Launch(MatMulManyKernel<kLayout, kRows>, dim3(static_cast<unsigned>(plan.grid)), kThreads,
-             kShared, stream, p, plan.split, items, static_cast<int>(plan.units), scratch);
+  const cudaError_t error = Launch(
+      MatMulManyKernel<kLayout, kRows>, dim3(static_cast<unsigned>(plan.grid)), kThreads, kShared,
+      stream, p, plan.split, column_tiles * plan.units, static_cast<int>(plan.units), scratch);
   if (error != cudaSuccess || plan.split == MatMulSplit::kNone) return error;
   const dim3 grid(static_cast<unsigned>((p.n + kJoinThreads - 1) / kJoinThreads),
                   static_cast<unsigned>(p.num_tiles));

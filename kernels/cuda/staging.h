@@ -82,6 +82,7 @@ enum class Staged : uint8_t {
   kMatMulTiles,
   kExpertWeights,
   kExpertParts,
+  kExpertBases,
   kLeaves,
   kLogitEdits,
   kCutRows,

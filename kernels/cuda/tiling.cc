@@ -91,6 +91,14 @@ int64_t MostScratchBytes(const MatMulShape& shape, int num_sms, int64_t max_shar
   return most;
 }
 
+int64_t ExpectedTallestRun(int64_t rows, int64_t tokens, int64_t num_experts) {
+  return std::min(tokens, 2 * Ceil(rows, num_experts));
+}
+
+int64_t MostTiles(int64_t rows, int64_t num_runs, int64_t tile_rows) {
+  return std::min(rows, rows / tile_rows + num_runs);
+}
+
 int ChainRows(int64_t most_rows) { return most_rows <= 1 ? 1 : 4; }
 
 int64_t AttentionRows(int64_t num_heads, int num_stripes, int64_t head_dim, int64_t scratch_bytes) {

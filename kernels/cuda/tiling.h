@@ -35,9 +35,10 @@ struct MatMulPlan {
 };
 
 struct MatMulShape {
-  int64_t rows = 0;       // of x, all tiles together
-  int64_t most_rows = 0;  // of the tallest weight's run of rows (GroupedMatMul), else rows
-  int64_t num_runs = 1;   // runs of rows: weights of a GroupedMatMul
+  int64_t rows = 0;  // of x, all tiles together
+  // Of the tallest weight's run of rows (GroupedMatMul; RunExperts: what is expected), else rows.
+  int64_t most_rows = 0;
+  int64_t num_runs = 1;  // runs of rows: weights of a GroupedMatMul
   int64_t n = 0;
   int64_t num_leaves = 1;
   int64_t num_chunks = 1;
@@ -66,6 +67,13 @@ constexpr int64_t FewSlotBytes(int64_t group_bytes, int tile_rows) {
 }
 // Shared memory of kFew: slots, chunk sums (rows padded by one word), the programs' stack.
 int64_t FewSharedBytes(const MatMulShape& shape, int tile_rows, int warps, int slots);
+
+// Rows of the tallest run that a product of experts is planned for, where only the device knows the
+// runs: `rows` rows of at most `tokens` in each of up to `num_experts` runs. Twice the mean: a run
+// that is taller takes several tiles.
+int64_t ExpectedTallestRun(int64_t rows, int64_t tokens, int64_t num_experts);
+// Tiles of up to `tile_rows` rows that `rows` rows in up to `num_runs` runs take at most.
+int64_t MostTiles(int64_t rows, int64_t num_runs, int64_t tile_rows);
 
 // Rows that a block of the F32 and F16 kernel takes.
 int ChainRows(int64_t most_rows);

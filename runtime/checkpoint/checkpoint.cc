@@ -321,7 +321,15 @@ absl::Status Checkpoint::Validate() const {
         absl::Status status = CheckTensor(role, layer, expert);
         if (!status.ok()) return status;
         const std::string name = StoredName(role, layer, expert);
-        if (tensors_.at(name).info->dtype == kFp8) expected.insert(ScaleName(name));
+        const TensorInfo& info = *tensors_.at(name).info;
+        const std::string first = StoredName(role, layer, 0);
+        if (info.dtype != tensors_.at(first).info->dtype) {
+          return absl::UnimplementedError(
+              absl::StrCat(directory_, ": tensor ", name, " has dtype ", info.dtype, ", but ",
+                           first, " has ", tensors_.at(first).info->dtype,
+                           "; one dtype for all experts of a layer is supported"));
+        }
+        if (info.dtype == kFp8) expected.insert(ScaleName(name));
         expected.insert(name);
       }
     }

@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
+#include <random>
 #include <set>
 #include <string>
 #include <tuple>
@@ -317,6 +318,38 @@ TEST(MostScratchBytes, IsEnoughForFewerRowsInAnyRuns) {
       }
     }
   }
+}
+
+TEST(MostTiles, IsEnoughHoweverRowsAreDealtOut) {
+  std::mt19937 rng(5);
+  for (int i = 0; i < 3000; ++i) {
+    const auto runs = static_cast<int64_t>(1 + rng() % 9);
+    const auto tile = static_cast<int64_t>(1 + rng() % 16);
+    std::vector<int64_t> counts(runs);
+    // Ones beyond a whole tile take the most.
+    for (int64_t& count : counts) {
+      count = static_cast<int64_t>(rng() % 4) * tile + (rng() % 3 == 0 ? rng() % tile : 1);
+    }
+    int64_t rows = 0;
+    int64_t tiles = 0;
+    for (const int64_t count : counts) {
+      rows += count;
+      tiles += (count + tile - 1) / tile;
+    }
+    ASSERT_LE(tiles, MostTiles(rows, runs, tile)) << rows << " rows, " << runs << " runs";
+    ASSERT_LE(MostTiles(rows, runs, tile), rows);
+  }
+  // Of decode: a tile for each slot.
+  EXPECT_EQ(MostTiles(8, 8, 8), 8);
+  EXPECT_EQ(MostTiles(512, 128, 8), 192);
+}
+
+TEST(ExpectedTallestRun, IsTwiceTheMeanAndNoMoreThanTheTokens) {
+  EXPECT_EQ(ExpectedTallestRun(8, 1, 128), 1);
+  EXPECT_EQ(ExpectedTallestRun(64 * 8, 64, 128), 8);
+  EXPECT_EQ(ExpectedTallestRun(1024 * 8, 1024, 128), 128);
+  // Every token goes to every expert.
+  EXPECT_EQ(ExpectedTallestRun(10 * 4, 10, 4), 10);
 }
 
 TEST(PlanMatMul, GoesToTheTiledKernelWhereChunkSumsDoNotFit) {

@@ -293,6 +293,28 @@ void HostMemoryKernels::GatherTokens(TensorView in, absl::Span<const int32_t> ro
   device_->GatherTokens(on_device, rows, op.Out(out));
 }
 
+void HostMemoryKernels::RunExperts(const ExpertsArgs& args) {
+  Op op(*device_, arena_);
+  ExpertsArgs on_device = args;
+  on_device.logits = op.In(args.logits);
+  on_device.x = op.In(args.x);
+  on_device.room.x = op.Out(args.room.x);
+  on_device.room.gate_up = op.Out(args.room.gate_up);
+  on_device.room.activated = op.Out(args.room.activated);
+  std::vector<TensorView> parts;
+  for (const TensorView& part : args.room.parts) parts.push_back(op.Out(part));
+  on_device.room.parts = parts;
+  on_device.out = op.Out(args.out);
+  if (args.shared.data == args.out.data) {
+    on_device.shared.data = on_device.out.data;
+  } else {
+    on_device.shared = op.In(args.shared);
+  }
+  on_device.shared_gate_logit = op.Put(args.shared_gate_logit, args.logits.rows);
+  on_device.tokens = static_cast<int64_t*>(op.Out(args.tokens, args.logits.cols * 8));
+  device_->RunExperts(on_device);
+}
+
 void HostMemoryKernels::LogSumExpLeaves(TensorView logits,
                                         absl::Span<const std::pair<int64_t, int64_t>> leaves,
                                         absl::Span<MaxSum> out) {

@@ -63,6 +63,11 @@ class HostMemoryKernels : public Kernels {
   void GatherTokens(TensorView in, absl::Span<const int32_t> rows, TensorView out) override;
   void GroupedMatMul(TensorView x, absl::Span<const ExpertRows> groups,
                      absl::Span<const TensorView> outs) override;
+  absl::StatusOr<std::unique_ptr<ExpertSet>> MakeExpertSet(
+      std::vector<ExpertWeights> weights) override {
+    return device_->MakeExpertSet(std::move(weights));
+  }
+  void RunExperts(const ExpertsArgs& args) override;
   void LogSumExpLeaves(TensorView logits, absl::Span<const std::pair<int64_t, int64_t>> leaves,
                        absl::Span<MaxSum> out) override;
   void EditLogits(TensorView logits, absl::Span<const LogitEdit> edits) override;

@@ -101,6 +101,10 @@ class OpsInSteps : public CudaKernels {
     const Step step(*this);
     CudaKernels::GroupedMatMul(x, groups, outs);
   }
+  void RunExperts(const ExpertsArgs& args) override {
+    const Step step(*this);
+    CudaKernels::RunExperts(args);
+  }
   void LogSumExpLeaves(TensorView logits, absl::Span<const std::pair<int64_t, int64_t>> leaves,
                        absl::Span<MaxSum> out) override {
     const Step step(*this);

@@ -101,6 +101,19 @@ T __shfl_xor_sync(unsigned /*mask*/, T value, int step) {
   });
   return lane.out;
 }
+inline unsigned __ballot_sync(unsigned /*mask*/, bool vote) {
+  struct Lane {
+    bool vote;
+    unsigned all;
+  } lane = {vote, 0};
+  phalanx::kernels::emulation::WarpStep(&lane, [](void* const* lanes) {
+    unsigned all = 0;
+    for (int i = 0; i < 32; ++i) all |= unsigned{static_cast<Lane*>(lanes[i])->vote} << i;
+    for (int i = 0; i < 32; ++i) static_cast<Lane*>(lanes[i])->all = all;
+  });
+  return lane.all;
+}
+inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
 // Fibers take turns at barriers and warp steps alone.
 template <typename T>
 T atomicAdd(T* to, T value) {
