@@ -17,7 +17,7 @@ using parallel::Range;
 
 namespace {
 
-// The host's messages between stages; the device's have tag 0.
+// Of messages between stages; the residual stream's have tag 0.
 constexpr int kExpertTokensTag = 1;
 
 }  // namespace
@@ -64,9 +64,11 @@ absl::Status Decoder::Impl::ReceiveFromPreviousStage() {
     const absl::Status status = groups.pp->Recv(residual.data(), bytes, peer, /*tag=*/0);
     if (!status.ok()) return status;
   }
-  if (expert_tokens.empty()) return absl::OkStatus();
-  return groups.host_pp->Recv(expert_tokens.data(), expert_tokens.size() * sizeof(int64_t), peer,
-                              kExpertTokensTag);
+  if (config.num_experts == 0) return absl::OkStatus();
+  if (has_stage_alone()) {
+    return groups.pp->Recv(expert_counts.data(), expert_tokens_bytes(), peer, kExpertTokensTag);
+  }
+  return groups.host_pp->Recv(expert_tokens.data(), expert_tokens_bytes(), peer, kExpertTokensTag);
 }
 
 absl::Status Decoder::Impl::SendToNextStage() {
@@ -76,9 +78,11 @@ absl::Status Decoder::Impl::SendToNextStage() {
     const absl::Status status = groups.pp->Send(residual.data(), bytes, peer, /*tag=*/0);
     if (!status.ok()) return status;
   }
-  if (expert_tokens.empty()) return absl::OkStatus();
-  return groups.host_pp->Send(expert_tokens.data(), expert_tokens.size() * sizeof(int64_t), peer,
-                              kExpertTokensTag);
+  if (config.num_experts == 0) return absl::OkStatus();
+  if (has_stage_alone()) {
+    return groups.pp->Send(expert_counts.data(), expert_tokens_bytes(), peer, kExpertTokensTag);
+  }
+  return groups.host_pp->Send(expert_tokens.data(), expert_tokens_bytes(), peer, kExpertTokensTag);
 }
 
 absl::Status Decoder::Impl::GatherNormed(TensorView* out) {
@@ -137,6 +141,9 @@ absl::Status Decoder::Impl::Forward(const Batch& batch, const StageHooks& hooks)
   }
   rows = PlaceRows(batch.rows());
   expert_tokens.assign(config.num_experts, 0);
+  if (config.num_experts > 0 && has_stage_alone() && shard.first_stage) {
+    kernels.Zero(expert_counts.data(), expert_tokens_bytes());
+  }
   if (!shard.first_stage) {
     if (absl::Status status = ReceiveFromPreviousStage(); !status.ok()) return status;
   }
@@ -273,7 +280,14 @@ bool Decoder::weights_were_kept() const { return impl_->weights_were_kept; }
 uint64_t Decoder::agreed_content() const { return impl_->agreed_content; }
 int64_t Decoder::kv_blocks() const { return impl_->num_kv_blocks; }
 Range Decoder::stripes() const { return impl_->shard.stripes; }
-const std::vector<int64_t>& Decoder::expert_tokens() const { return impl_->expert_tokens; }
+void Decoder::CopyOutExpertTokens(int64_t* host) const {
+  if (impl_->config.num_experts == 0) return;
+  if (impl_->has_stage_alone()) {
+    impl_->kernels.CopyOutLater(host, impl_->expert_counts.data(), impl_->expert_tokens_bytes());
+  } else {
+    std::copy(impl_->expert_tokens.begin(), impl_->expert_tokens.end(), host);
+  }
+}
 
 int64_t Decoder::kv_block_bytes() const {
   if (impl_->num_heads() == 0) return 0;

@@ -14,7 +14,9 @@
 //   sp  a rank holds the KV blocks of its stripes; every query goes to all stripes and the partial
 //       softmaxes meet at the token's owner (Liu et al., arXiv:2310.01889, in another order)
 //   ep  tokens go to their experts' ranks and come back by all-to-all (Lepikhin et al.,
-//       arXiv:2006.16668); nothing is dropped
+//       arXiv:2006.16668); nothing is dropped. The host routes, and so waits for the device in each
+//       layer of experts, wherever ranks share a stage; a rank that has its stage alone leaves
+//       routing to the device (Kernels::RunExperts), and its whole step can be enqueued
 // The residual stream is F32. In a step of few rows every rank of a stage holds all of it. In a
 // step of at least `shard_rows` rows each rank holds its own rows (Korthikanti et al.,
 // arXiv:2205.05198): sums are scattered, the norm sees own rows, and what it gives is gathered.
@@ -125,9 +127,10 @@ class Decoder {
   // Logits of rows of the last Forward, on the last stage; elsewhere it does nothing. `consume` is
   // called on the stage's first rank only. Collective over the stage.
   absl::Status Logits(absl::Span<const int32_t> rows, const LogitsConsumer& consume);
-  // Tokens that the last Forward sent to each expert, [num_experts], summed over all layers up to
-  // this stage's last; empty without experts.
-  const std::vector<int64_t>& expert_tokens() const;
+  // host[0 : num_experts] = tokens that the last Forward sent to each expert, summed over all
+  // layers up to this stage's last. Memory of AllocateHost; they are there when a later Mark has
+  // passed.
+  void CopyOutExpertTokens(int64_t* host) const;
 
  private:
   class Impl;

@@ -45,6 +45,7 @@ struct Layer {
   std::unique_ptr<kernels::PackedWeight> router;   // [num_experts, hidden]: this layer has experts
   std::unique_ptr<kernels::PackedWeight> shared_gate;  // [1, hidden]
   std::vector<Expert> experts;                         // the rank's own
+  std::unique_ptr<kernels::ExpertSet> expert_set;      // those, where it has a share of them
   kernels::Buffer kv;
 };
 
@@ -87,6 +88,9 @@ class Decoder::Impl {
   // The output of a norm: rows padded to whole dot groups. The pad is +0 from the allocation on and
   // nothing writes it.
   int64_t padded_hidden() const { return kernels::RoundUp(hidden(), kernels::kDotGroup); }
+  int64_t expert_tokens_bytes() const {
+    return config.num_experts * static_cast<int64_t>(sizeof(int64_t));
+  }
   int64_t normed_row_bytes() const { return padded_hidden() * SizeOf(profile.activations()); }
   // Rows that this rank's tp group computes at most.
   int64_t max_slice_rows() const;
@@ -150,7 +154,14 @@ class Decoder::Impl {
   absl::Status AttendAcrossStripes(kernels::AttentionArgs args);
 
   // experts.cc
+  // This rank computes its stage's layers by itself, so its experts need no communicator.
+  bool has_stage_alone() const { return groups.stage == nullptr; }
   absl::Status Experts(const Layer& layer);
+  absl::Status ExpertsAlone(const Layer& layer);
+  // Logits of the own rows: the router's, and of the shared expert's gate.
+  void MultiplyByRouter(const Layer& layer);
+  // Where `count` slots are worked on; good until the next call.
+  kernels::ExpertRoom RoomFor(const Layer& layer, int64_t count);
   absl::Status Route(const Layer& layer);
   absl::Status DispatchTokens();
   void RunExperts(const Layer& layer);
@@ -226,14 +237,15 @@ class Decoder::Impl {
   // Experts. A slot is one of a row's experts_per_token choices; a rank's slots are those whose
   // expert it holds (a share of).
   struct Slot {
-    int32_t row;     // of the step
-    int32_t k;       // 0 .. experts_per_token - 1
-    int32_t expert;  // counted from the rank's first
-    int32_t place;   // row in the grouped inputs: slots by expert
+    int32_t row;    // of the step
+    int32_t place;  // row in the grouped inputs: slots by expert
   };
   std::vector<int> first_holder;   // [num_experts] stage rank of the first that shares the expert
   comm::ReducePlan expert_reduce;  // over the etp ranks that share an expert
-  std::vector<int64_t> expert_tokens;       // [num_experts] of this step
+  // Of this step, [num_experts]: int64_t on the device where a rank has its stage alone, else on
+  // the host.
+  kernels::Buffer expert_counts;
+  std::vector<int64_t> expert_tokens;
   std::vector<int32_t> expert_ids;          // [rows, k] of the step
   std::vector<float> expert_weights;        // [rows, k]; of the rows that this rank knows
   std::vector<int32_t> row_of_token;        // rows of `tokens`, rising, where they were dispatched
@@ -249,9 +261,10 @@ class Decoder::Impl {
   kernels::Buffer expert_gate_up;           // [slots, 2 expert channels] F32
   kernels::Buffer expert_activated;         // [slots, down.k]
   std::vector<kernels::Buffer> slot_parts;  // [slots, hidden] F32 each
-  kernels::Buffer combine_send;             // [slots][parts][hidden] F32, by row, then k
-  kernels::Buffer combine_received;         // by rank: its slots of this rank's rows
-  kernels::Buffer combined;                 // [combine rows, hidden] F32
+  std::vector<kernels::TensorView> slot_part_views;
+  kernels::Buffer combine_send;      // [slots][parts][hidden] F32, by row, then k
+  kernels::Buffer combine_received;  // by rank: its slots of this rank's rows
+  kernels::Buffer combined;          // [combine rows, hidden] F32
 };
 
 // Rows whose stripes are attended before their subtrees are merged: bounds the memory of partials.

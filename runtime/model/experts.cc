@@ -5,11 +5,15 @@
 //             nothing to do where every rank has every row
 //   run       rows grouped by expert, one grouped matmul for gate and up, one for down
 //   combine   each slot's parts go to the rank that adds up the row, which finishes the sum over
-//   the
-//             etp ranks of an expert by R2's tree and then adds experts in the router's order
+//             the etp ranks of an expert by R2's tree and then adds experts in the router's order
 //
-// All counts follow from the routing table that every rank has, so none are exchanged.
+// All counts follow from the routing table that every rank has, so none are exchanged. They have to
+// be on the host, which waits for them in each layer. A rank that shares its experts with nobody
+// does it all in one op, and nothing waits.
+#include "kernels/experts.h"
+
 #include <algorithm>
+#include <utility>
 #include <vector>
 
 #include "runtime/model/decoder_impl.h"
@@ -21,6 +25,7 @@ using kernels::TensorView;
 using parallel::Range;
 
 absl::Status Decoder::Impl::Experts(const Layer& layer) {
+  if (has_stage_alone()) return ExpertsAlone(layer);
   if (absl::Status status = Route(layer); !status.ok()) return status;
   if (absl::Status status = DispatchTokens(); !status.ok()) return status;
   RunExperts(layer);
@@ -31,25 +36,63 @@ absl::Status Decoder::Impl::Experts(const Layer& layer) {
   return CombineExperts(layer);
 }
 
+absl::Status Decoder::Impl::ExpertsAlone(const Layer& layer) {
+  const int64_t count = rows.count;
+  MultiplyByRouter(layer);
+  if (config.shared_intermediate_size > 0) {
+    const absl::Status status = FeedForward(layer, shard.shared_channels.size(), shared_delta);
+    if (!status.ok()) return status;
+  }
+  kernels::ExpertsArgs args;
+  args.logits = F32(router_logits, count, config.num_experts);
+  args.top_k = config.experts_per_token;
+  args.normalise = config.normalise_experts;
+  args.x = NormInput(normed, count);
+  args.experts = layer.expert_set.get();
+  args.room = RoomFor(layer, count * config.experts_per_token);
+  args.program = expert_reduce.program;
+  if (config.shared_intermediate_size > 0) args.shared = F32(shared_delta, count, hidden());
+  if (layer.shared_gate != nullptr) args.shared_gate_logit = shared_gate_logits.as<float>();
+  args.out = F32(delta, count, hidden());
+  args.tokens = expert_counts.as<int64_t>();
+  kernels.RunExperts(args);
+  return absl::OkStatus();
+}
+
+void Decoder::Impl::MultiplyByRouter(const Layer& layer) {
+  const int64_t own = rows.own.size();
+  const TensorView x = NormInput(normed, own);
+  const TensorView logits = F32(router_logits, own, config.num_experts);
+  kernels.MatMul(x, *layer.router, {&logits, 1});
+  if (layer.shared_gate == nullptr) return;
+  const TensorView gate = F32(shared_gate_logits, own, 1);
+  kernels.MatMul(x, *layer.shared_gate, {&gate, 1});
+}
+
+kernels::ExpertRoom Decoder::Impl::RoomFor(const Layer& layer, int64_t count) {
+  slot_part_views.clear();
+  for (const kernels::Buffer& part : slot_parts) {
+    slot_part_views.push_back(F32(part, count, hidden()));
+  }
+  return {NormInput(grouped, count), F32(expert_gate_up, count, 2 * shard.expert_channels.size()),
+          View(expert_activated, profile.activations(), count, layer.experts[0].down->k()),
+          slot_part_views};
+}
+
 absl::Status Decoder::Impl::Route(const Layer& layer) {
   const int64_t k = config.experts_per_token;
   const int64_t own = rows.own.size();
   expert_ids.resize(rows.count * k);
   expert_weights.resize(rows.count * k);
   if (own > 0) {
-    const TensorView x = NormInput(normed, own);
+    MultiplyByRouter(layer);
     kernels::RouterArgs route;
     route.logits = F32(router_logits, own, config.num_experts);
     route.top_k = k;
     route.normalise = config.normalise_experts;
     route.experts = absl::MakeSpan(expert_ids).subspan(rows.own.begin * k, own * k);
     route.weights = absl::MakeSpan(expert_weights).subspan(rows.own.begin * k, own * k);
-    kernels.MatMul(x, *layer.router, {&route.logits, 1});
     kernels.RouteTopK(route);
-    if (layer.shared_gate != nullptr) {
-      const TensorView gate = F32(shared_gate_logits, own, 1);
-      kernels.MatMul(x, *layer.shared_gate, {&gate, 1});
-    }
   }
   if (rows.sharded) {
     const std::vector<int32_t> mine(expert_ids.begin() + rows.own.begin * k,
@@ -59,20 +102,15 @@ absl::Status Decoder::Impl::Route(const Layer& layer) {
     if (!status.ok()) return status;
   }
 
-  const Range experts = shard.experts;
+  kernels::SlotPlaces places =
+      kernels::PlaceSlots(expert_ids, shard.experts.begin, shard.experts.size());
   slots.clear();
-  expert_begin.assign(experts.size() + 1, 0);
   for (int64_t i = 0; i < rows.count * k; ++i) {
-    const int32_t id = expert_ids[i];
-    ++expert_tokens[id];
-    if (id < experts.begin || id >= experts.end) continue;
-    const int32_t expert = static_cast<int32_t>(id - experts.begin);
-    slots.push_back({static_cast<int32_t>(i / k), static_cast<int32_t>(i % k), expert, 0});
-    ++expert_begin[expert + 1];
+    ++expert_tokens[expert_ids[i]];
+    if (places.place[i] < 0) continue;
+    slots.push_back({static_cast<int32_t>(i / k), places.place[i]});
   }
-  for (int64_t e = 0; e < experts.size(); ++e) expert_begin[e + 1] += expert_begin[e];
-  std::vector<int64_t> next(expert_begin.begin(), expert_begin.end() - 1);
-  for (Slot& slot : slots) slot.place = static_cast<int32_t>(next[slot.expert]++);
+  expert_begin = std::move(places.begin);
   return absl::OkStatus();
 }
 
@@ -136,28 +174,8 @@ void Decoder::Impl::RunExperts(const Layer& layer) {
     last_row = slot.row;
     from[slot.place] = rows.sharded ? token : slot.row;
   }
-  const TensorView x = NormInput(grouped, count);
-  kernels.GatherTokens(tokens, from, x);
-
-  std::vector<kernels::ExpertRows> groups_of_rows;
-  const auto group = [&](auto weight_of) {
-    groups_of_rows.clear();
-    for (size_t e = 0; e < layer.experts.size(); ++e) {
-      const int64_t expert_rows = expert_begin[e + 1] - expert_begin[e];
-      if (expert_rows == 0) continue;
-      groups_of_rows.push_back({weight_of(layer.experts[e]), expert_begin[e], expert_rows});
-    }
-  };
-  const TensorView gate_up = F32(expert_gate_up, count, 2 * channels);
-  group([](const Expert& expert) { return expert.gate_up.get(); });
-  kernels.GroupedMatMul(x, groups_of_rows, {&gate_up, 1});
-  group([](const Expert& expert) { return expert.down.get(); });
-  const TensorView out =
-      View(expert_activated, profile.activations(), count, groups_of_rows[0].w->k());
-  kernels.SiluMul(gate_up, nullptr, channels, out);
-  std::vector<TensorView> outs;
-  for (const kernels::Buffer& part : slot_parts) outs.push_back(F32(part, count, hidden()));
-  kernels.GroupedMatMul(out, groups_of_rows, outs);
+  kernels::RunPlacedSlots(kernels, tokens, from, expert_begin, *layer.expert_set,
+                          RoomFor(layer, count));
 }
 
 absl::Status Decoder::Impl::CombineExperts(const Layer& layer) {
@@ -170,58 +188,48 @@ absl::Status Decoder::Impl::CombineExperts(const Layer& layer) {
   for (const int count : expert_reduce.parts_per_member) num_parts += count;
   std::vector<const float*> pointers(mine.size() * k * num_parts);
 
-  if (groups.stage == nullptr) {
-    for (const Slot& slot : slots) {
-      for (int p = 0; p < num_parts; ++p) {
-        pointers[(slot.row * k + slot.k) * num_parts + p] =
-            slot_parts[p].as<float>() + slot.place * n;
-      }
+  const int own_parts = static_cast<int>(slot_parts.size());
+  const int64_t count = static_cast<int64_t>(slots.size());
+  std::vector<int32_t> places;
+  for (const Slot& slot : slots) places.push_back(slot.place);
+  for (int p = 0; p < own_parts; ++p) {
+    kernels.GatherTokens(F32(slot_parts[p], count, n), places,
+                         {combine_send.as<float>() + p * n, DType::kF32, count, n, own_parts * n});
+  }
+  std::vector<int64_t> send(size, 0);
+  std::vector<int64_t> receive(size, 0);
+  auto slot = slots.begin();
+  for (int g = 0; g < size; ++g) {
+    const Range owned = TokenRowsOf(g);
+    for (; slot != slots.end() && slot->row < owned.end; ++slot) send[g] += own_parts * n * 4;
+  }
+  for (int64_t i = mine.begin * k; i < mine.end * k; ++i) {
+    const int first = first_holder[expert_ids[i]];
+    for (int j = 0; j < etp; ++j) {
+      receive[first + j] += expert_reduce.parts_per_member[j] * n * 4;
     }
-  } else {
-    const int own_parts = static_cast<int>(slot_parts.size());
-    const int64_t count = static_cast<int64_t>(slots.size());
-    std::vector<int32_t> places;
-    for (const Slot& slot : slots) places.push_back(slot.place);
-    for (int p = 0; p < own_parts; ++p) {
-      kernels.GatherTokens(
-          F32(slot_parts[p], count, n), places,
-          {combine_send.as<float>() + p * n, DType::kF32, count, n, own_parts * n});
-    }
-    std::vector<int64_t> send(size, 0);
-    std::vector<int64_t> receive(size, 0);
-    auto slot = slots.begin();
-    for (int g = 0; g < size; ++g) {
-      const Range owned = TokenRowsOf(g);
-      for (; slot != slots.end() && slot->row < owned.end; ++slot) send[g] += own_parts * n * 4;
-    }
-    for (int64_t i = mine.begin * k; i < mine.end * k; ++i) {
-      const int first = first_holder[expert_ids[i]];
-      for (int j = 0; j < etp; ++j) {
-        receive[first + j] += expert_reduce.parts_per_member[j] * n * 4;
-      }
-    }
-    const absl::Status status =
-        groups.stage->AllToAll(combine_send.data(), send, combine_received.data(), receive);
-    if (!status.ok()) return status;
-    std::vector<const float*> next(size);
-    const float* from = combine_received.as<float>();
-    for (int g = 0; g < size; ++g) {
-      next[g] = from;
-      from += receive[g] / 4;
-    }
-    const float** pointer = pointers.data();
-    for (int64_t i = mine.begin * k; i < mine.end * k; ++i) {
-      const int first = first_holder[expert_ids[i]];
-      for (int j = 0; j < etp; ++j) {
-        for (int p = 0; p < expert_reduce.parts_per_member[j]; ++p) {
-          *pointer++ = next[first + j];
-          next[first + j] += n;
-        }
+  }
+  const absl::Status status =
+      groups.stage->AllToAll(combine_send.data(), send, combine_received.data(), receive);
+  if (!status.ok()) return status;
+  std::vector<const float*> next(size);
+  const float* from = combine_received.as<float>();
+  for (int g = 0; g < size; ++g) {
+    next[g] = from;
+    from += receive[g] / 4;
+  }
+  const float** pointer = pointers.data();
+  for (int64_t i = mine.begin * k; i < mine.end * k; ++i) {
+    const int first = first_holder[expert_ids[i]];
+    for (int j = 0; j < etp; ++j) {
+      for (int p = 0; p < expert_reduce.parts_per_member[j]; ++p) {
+        *pointer++ = next[first + j];
+        next[first + j] += n;
       }
     }
   }
 
-  const bool gather = groups.stage != nullptr && !rows.sharded;
+  const bool gather = !rows.sharded;
   const kernels::Buffer& result = gather ? combined : delta;
   if (!mine.empty()) {
     const int64_t offset = mine.begin - rows.own.begin;

@@ -282,7 +282,7 @@ absl::Status Decoder::Impl::AllocateWorkspace() {
   const int64_t padded_d = kernels::RoundUp(d, kernels::kDotGroup);
   const int64_t act = SizeOf(profile.activations());
   const int64_t slice = max_slice_rows();
-  const bool alone = groups.stage == nullptr;
+  const bool alone = has_stage_alone();
   absl::Status status;
   const auto allocate = [&](kernels::Buffer& buffer, int64_t bytes) {
     if (!status.ok() || bytes == 0) return;
@@ -345,6 +345,20 @@ absl::Status Decoder::Impl::AllocateWorkspace() {
     const int own_parts = expert_reduce.parts_per_member[groups.stage_rank() % shards.etp()];
     slot_parts.resize(own_parts);
     for (kernels::Buffer& part : slot_parts) allocate(part, num_slots * hidden() * 4);
+    if (alone) allocate(expert_counts, expert_tokens_bytes());
+    for (Layer& layer : layers) {
+      if (!status.ok() || layer.experts.empty() || layer.experts[0].down == nullptr) continue;
+      std::vector<kernels::ExpertWeights> weights;
+      for (const Expert& expert : layer.experts) {
+        weights.push_back({expert.gate_up.get(), expert.down.get()});
+      }
+      auto set = kernels.MakeExpertSet(std::move(weights));
+      if (set.ok()) {
+        layer.expert_set = *std::move(set);
+      } else {
+        status = set.status();
+      }
+    }
     if (config.shared_expert_gate) allocate(shared_gate_logits, slice * 4);
     if (config.shared_intermediate_size > 0) allocate(shared_delta, slice * hidden() * 4);
     if (!alone) {

@@ -222,8 +222,9 @@ absl::Status Worker::Start(const StepPlan& plan) {
     const int64_t bytes = slots * static_cast<int64_t>(sizeof(kernels::Choice));
     m.kernels->CopyOutLater(room.host.data(), room.device.data(), bytes);
     started.choices = room.host.as<kernels::Choice>();
+    m.decoder->CopyOutExpertTokens(room.expert_tokens.as<int64_t>());
+    started.expert_tokens = room.expert_tokens.as<int64_t>();
     started.done = m.kernels->Mark();
-    started.result.expert_tokens = m.decoder->expert_tokens();
   }
   const std::lock_guard<std::mutex> lock(m.mutex);
   m.started.push_back(std::move(started));
@@ -256,6 +257,8 @@ absl::StatusOr<StepResult> Worker::Impl::Complete(Started started) {
     for (SequenceResult& sequence : result.sequences) {
       for (scheduler::SampleResult& sample : sequence.samples) sample.token.id = (choice++)->id;
     }
+    result.expert_tokens.assign(started.expert_tokens,
+                                started.expert_tokens + decoder->config().num_experts);
     Trace(result.number, false);
   }
   // From when the device was free for it.

@@ -132,6 +132,14 @@ absl::Status Worker::Impl::Load() {
   if (group.rank() == context->result_rank()) {
     sampler = std::make_unique<sampling::Sampler>(kernels.get(), checkpoint->config().vocab_size,
                                                   options.profile.reduction_leaves);
+    const int64_t experts = checkpoint->config().num_experts;
+    for (Choices& room : choices) {
+      if (experts == 0) break;
+      absl::StatusOr<kernels::Buffer> host =
+          kernels->AllocateHost(experts * static_cast<int64_t>(sizeof(int64_t)));
+      if (!host.ok()) return host.status();
+      room.expert_tokens = *std::move(host);
+    }
   }
   info.weight_bytes = decoder->weight_bytes();
   info.kv_block_bytes = decoder->kv_block_bytes();

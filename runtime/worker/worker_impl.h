@@ -23,7 +23,9 @@ inline constexpr int64_t kLeastSlots = 512;
 struct Choices {
   int64_t room = 0;  // slots
   kernels::Buffer device;
-  kernels::Buffer host;  // on the rank that samples
+  // On the rank that samples:
+  kernels::Buffer host;
+  kernels::Buffer expert_tokens;  // [num_experts] int64_t on the host: what the plan sent to each
 };
 
 // A plan as this rank computes it.
@@ -39,6 +41,7 @@ struct Started {
   scheduler::StepResult result;  // but for ids that the device chooses
   absl::Time begin;
   const kernels::Choice* choices = nullptr;  // on the host, once `done` has passed
+  const int64_t* expert_tokens = nullptr;    // likewise, [num_experts]
   std::unique_ptr<kernels::Marker> done;     // null: nothing is to be waited for
 };
 

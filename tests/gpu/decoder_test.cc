@@ -222,6 +222,60 @@ TEST_P(DecoderOnDevice, WhoSharesAStepDoesNotMatter) {
   }
 }
 
+// One rank's step is enqueued whole, experts and their counters included, so that the next one can
+// be while it runs.
+TEST_P(DecoderOnDevice, AStepOfOneRankWaitsForNothing) {
+  if (!testing::kSlowDevice) GTEST_SKIP() << "a GPU may have done its work before it is looked at";
+  const std::vector<absl::Status> statuses =
+      testing::RunRanks(1, [&](comm::Communicator& group) -> absl::Status {
+        auto checkpoint = checkpoint::Checkpoint::Open(golden_.directory);
+        if (!checkpoint.ok()) return checkpoint.status();
+        const checkpoint::ModelConfig& config = (*checkpoint)->config();
+        auto device = testing::MakeRankDevice(OnDevice(), group);
+        if (!device.ok()) return device.status();
+        kernels::Kernels& kernels = *device->kernels;
+        model::DecoderOptions options;
+        options.max_rows = 8;
+        auto decoder =
+            model::Decoder::Load(**checkpoint, options, kernels, device->context.groups());
+        if (!decoder.ok()) return decoder.status();
+        if (absl::Status status = (*decoder)->AllocateKv(1); !status.ok()) return status;
+        const int64_t bytes = config.num_experts * static_cast<int64_t>(sizeof(int64_t));
+        auto counters = kernels.AllocateHost(bytes + 8);
+        auto memory = kernels.Allocate(64);
+        if (!counters.ok() || !memory.ok()) return absl::InternalError("no memory");
+        constexpr int32_t kRows = 5;
+        std::unique_ptr<kernels::Marker> before;
+        // In the first ones scratch grows.
+        for (int32_t at = 0; at < 3 * kRows; at += kRows) {
+          const int32_t block = 0;
+          model::Batch batch;
+          batch.Append(ids_.data() + at, kRows, at, &block);
+          kernels.Synchronize();
+          kernels.Zero(memory->data(), 64);
+          before = kernels.Mark();
+          kernels.BeginStep(kRows);
+          if (absl::Status status = (*decoder)->Forward(batch); !status.ok()) return status;
+          const std::vector<int32_t> rows = {kRows - 1};
+          const absl::Status status = (*decoder)->Logits(rows, [](int64_t, kernels::TensorView) {});
+          if (!status.ok()) return status;
+          kernels.EndStep();
+          (*decoder)->CopyOutExpertTokens(counters->as<int64_t>());
+        }
+        EXPECT_FALSE(before->Passed());
+        kernels.Synchronize();
+        EXPECT_TRUE(before->Passed());
+        int64_t slots = 0;
+        for (int64_t i = 0; i < config.num_layers; ++i) {
+          slots += config.is_moe(i) ? kRows * config.experts_per_token : 0;
+        }
+        const auto* tokens = counters->as<int64_t>();
+        EXPECT_EQ(std::accumulate(tokens, tokens + config.num_experts, int64_t{0}), slots);
+        return absl::OkStatus();
+      });
+  EXPECT_TRUE(statuses[0].ok()) << statuses[0];
+}
+
 // Numerics `fast`: as near to Transformers as `exact` is. Its bits may depend on layout, chunks and
 // who shares a step, so nothing is said of them, but that graphs don't matter.
 class FastDecoderOnDevice : public DecoderOnDevice {

@@ -75,6 +75,7 @@ struct Answer {
 struct Served {
   std::vector<Answer> answers;  // of each request
   int ahead = 0;                // plans that were made before the one before them had a result
+  std::vector<int64_t> expert_tokens;  // of all steps
 };
 
 // All requests at once.
@@ -127,6 +128,7 @@ Served Serve(const worker::WorkerOptions& options, bool look_ahead,
   lock.unlock();
   coordinator.Stop();
   served.ahead = ahead;
+  served.expert_tokens = coordinator.GetStatus().expert_tokens;
   return served;
 }
 
@@ -160,6 +162,7 @@ void ExpectSame(const Served& found, const Served& expected, const std::string& 
   for (size_t i = 0; i < found.answers.size(); ++i) {
     EXPECT_EQ(found.answers[i], expected.answers[i]) << what << ", request " << i;
   }
+  EXPECT_EQ(found.expert_tokens, expected.expert_tokens) << what;
 }
 
 class EngineOnDevice : public ::testing::TestWithParam<std::string> {
@@ -179,7 +182,8 @@ class EngineOnDevice : public ::testing::TestWithParam<std::string> {
 };
 
 // Of the op set only products of BF16 have bits of the device's own.
-TEST_P(EngineOnDevice, AnswersOfF32ModelsAreTheCpusBitForBit) {
+class F32EngineOnDevice : public EngineOnDevice {};
+TEST_P(F32EngineOnDevice, AnswersAreTheCpusBitForBit) {
   if (!golden_.f32()) GTEST_SKIP() << "not F32";
   const Served expected = Serve(OnCpu(golden_.directory), /*look_ahead=*/false, requests_);
   const Served found = Serve(OnDevice(golden_.directory), /*look_ahead=*/true, requests_);
@@ -197,6 +201,10 @@ TEST_P(EngineOnDevice, NeitherLookingAheadNorTheLayoutChangesAnAnswer) {
       Serve(OnDevice(golden_.directory, {.tp = 2}), /*look_ahead=*/true, requests_);
   ExpectSame(on_two, expected, "tp=2, looking ahead");
   EXPECT_GT(on_two.ahead, 0);
+  // Counters go from stage to stage.
+  const Served in_stages =
+      Serve(OnDevice(golden_.directory, {.pp = 2}), /*look_ahead=*/true, requests_);
+  ExpectSame(in_stages, expected, "pp=2");
 }
 
 TEST_P(EngineOnDevice, ARequestAloneGetsWhatItGetsAmongOthers) {
@@ -224,11 +232,17 @@ TEST_P(EngineOnDevice, MemoryThatNobodySizedServesAsWell) {
   ExpectSame(found, expected, "KV memory by what is left");
 }
 
+std::vector<std::string> F32Models() {
+  if (testing::kSlowDevice) return {"llama-gqa-tied", "qwen3-moe"};
+  return testing::GoldenNames();
+}
 std::vector<std::string> Models() {
   if (testing::kSlowDevice) return {"llama-gqa-tied", "qwen3-moe-bf16"};
   return testing::GoldenNames();
 }
 
+INSTANTIATE_TEST_SUITE_P(Goldens, F32EngineOnDevice, ::testing::ValuesIn(F32Models()),
+                         testing::GoldenTestName);
 INSTANTIATE_TEST_SUITE_P(Goldens, EngineOnDevice, ::testing::ValuesIn(Models()),
                          testing::GoldenTestName);
 
