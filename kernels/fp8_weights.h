@@ -45,7 +45,8 @@ bool QuantiseGroup(const uint16_t* values, Fp8Group* group);
 // The value of the group's element i, whose code isn't NaN, as BF16.
 PHALANX_SHARED uint16_t Fp8Weight(const Fp8Group& group, int i) {
   const float code = E4m3ToF32(group.codes[i]);
-  // Products of four significant bits and eight, and their sum, are exact in F32.
+  // Products of four significant bits and eight are exact in F32. Their sum need not be, but rounds
+  // to the BF16 that it would be rounded to at once, for every code and scale.
   const float rest = Bf16ToF32(F32ToBf16(code * Bf16ToF32(group.rest)));
   return F32ToBf16(code * Bf16ToF32(group.scale) + rest);
 }

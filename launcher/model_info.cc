@@ -24,7 +24,8 @@ serving::ModelInfo MakeModelInfo(Service& service, const std::string& name) {
   if (config.bos_token_id.has_value()) {
     info.bos_token_id = static_cast<int32_t>(*config.bos_token_id);
   }
-  info.weight_type = absl::AsciiStrToLower(std::string(kernels::Name(config.weight_dtype)));
+  info.weight_type = absl::AsciiStrToLower(std::string(
+      kernels::Name(config.fp8.has_value() ? kernels::DType::kF8E4M3 : config.weight_dtype)));
   info.num_parameters = service.num_parameters();
   info.profile = service.profile().ToString();
   info.checkpoint_digest = service.checkpoint_digest();

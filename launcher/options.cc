@@ -58,7 +58,7 @@ void AddNumericsOptions(CLI::App& app, RankOptions& o, const std::string& group)
       ->capture_default_str()
       ->group(group);
   app.add_option("--kv-dtype", o.kv_dtype,
-                 "Keys and values are kept in the weights' type (auto) or in FP8 (fp8_e4m3), in "
+                 "Keys and values are kept in the embedding's type (auto) or in FP8 (fp8_e4m3), in "
                  "about half of 16 bits' memory")
       ->check(CLI::IsMember({"auto", "fp8_e4m3"}))
       ->capture_default_str()

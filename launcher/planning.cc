@@ -246,6 +246,7 @@ parallel::ModelSpec MakeModelSpec(const checkpoint::ModelConfig& config, kernels
   spec.shared_expert_gate = config.shared_expert_gate;
   spec.tied_head = config.tie_word_embeddings;
   spec.fp8_weights = config.fp8.has_value();
+  spec.fine_scales = config.fine_scales;
   spec.max_positions = config.max_position_embeddings;
   spec.windows = config.layer_windows;
   return spec;
@@ -261,11 +262,12 @@ absl::StatusOr<parallel::ModelSpec> ReadModelSpec(const std::string& directory) 
 
   kernels::DType weights = kernels::DType::kBF16;
   const auto opened = checkpoint::Checkpoint::Open(directory);
-  if (opened.ok())
+  if (opened.ok()) {
     return MakeModelSpec((*opened)->config(), (*opened)->config().weight_dtype, name);
-  if (config->fp8.has_value()) {
-    // The embedding's: FP8 is read beside BF16 alone.
-  } else if (const auto declared = DTypeNamed(config->declared_dtype); declared.has_value()) {
+  }
+  // FP8 is read beside BF16 alone.
+  if (config->fp8.has_value()) return MakeModelSpec(*config, weights, name);
+  if (const auto declared = DTypeNamed(config->declared_dtype); declared.has_value()) {
     weights = *declared;
   } else {
     const parallel::ModelSpec spec = MakeModelSpec(*config, weights, name);

@@ -181,8 +181,7 @@ absl::StatusOr<std::unique_ptr<Service>> Service::Create(const ServiceOptions& o
     return status;
   }
   service->checkpoint_digest_ = (*checkpoint)->CheckpointDigest();
-  service->num_parameters_ =
-      (*checkpoint)->TotalBytes() / kernels::SizeOf(service->config_.weight_dtype);
+  service->num_parameters_ = (*checkpoint)->NumParameters();
   if (absl::Status status = service->worker_options_.profile.HoldWeightsOf(service->config_);
       !status.ok()) {
     return status;

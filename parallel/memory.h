@@ -47,8 +47,8 @@ class MemoryModel {
     int64_t last_workspace = 0;
   };
   Member MakeMember(int g) const;
-  // Bytes of a packed [columns, k] weight whose k is the sum of `leaves` after padding.
-  // A weight in the checkpoint's type, and a layer's matrix, which may be kept in FP8.
+  // Bytes of a packed [columns, k] weight whose k is the sum of `leaves` after padding: in the
+  // checkpoint's type, and of a layer's matrix, which may be kept in FP8.
   int64_t Packed(int64_t columns, int64_t padded_k) const;
   int64_t PackedLayer(int64_t columns, int64_t padded_k) const;
   int64_t PaddedK(const LeafPartition& cut, Range leaves, int64_t scale) const;

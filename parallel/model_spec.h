@@ -21,15 +21,18 @@ struct ModelSpec {
   bool mlp_bias = false;
   bool qk_norm = false;
   bool shared_expert_gate = false;
-  bool fp8_weights = false;   // the layers' matrices are kept as codes of one byte
+  bool fp8_weights = false;   // the layers' matrices are kept as codes of one byte, all of them
+  bool fine_scales = false;   // with scales of F32
   bool fp8_kv = false;        // keys and values are
   bool tied_head = false;     // the head is the embedding's matrix: counts once as parameters
   int64_t max_positions = 0;  // context length in tokens
   // Attention window of each layer in tokens, 0: none. [num_layers]; empty: no layer has one.
   std::vector<int64_t> windows = {};
 
-  // Bytes of 32 values of a layer's matrix: with FP8 as many codes and a scale of two bytes.
-  int64_t layer_group_bytes() const { return fp8_weights ? 34 : 32 * element_bytes; }
+  // Bytes of 32 values of a layer's matrix: with FP8 as many codes, and a scale.
+  int64_t layer_group_bytes() const {
+    return !fp8_weights ? 32 * element_bytes : fine_scales ? 36 : 34;
+  }
   // Bytes of a key's or a value's element, and of the two scales of a token and KV head.
   int64_t kv_element_bytes() const { return fp8_kv ? 1 : element_bytes; }
   int64_t kv_scale_bytes() const { return fp8_kv ? 2 : 0; }

@@ -11,6 +11,7 @@
 
 #include "absl/types/span.h"
 #include "kernels/check.h"
+#include "kernels/fp8.h"
 #include "kernels/kernels.h"
 #include "kernels/rope.h"
 #include "kernels/scalar_math.h"
@@ -110,24 +111,38 @@ void RunMatMul(Kernels& kernels, Device& device, Inputs& inputs, DType type, Wei
   // A row, a few, and as many as a GPU's profile `fast` gives to a library.
   constexpr int64_t kN = 53, kK = 150, kM[] = {1, 7, 40};
   const std::vector<uint8_t> weight = Device::Encode(type, inputs.Floats(kN * kK), kN * kK);
-  WeightSpec spec;
-  spec.dtype = type;
-  spec.format = format;
-  spec.rows = {{weight.data(), kN, kK}};
-  spec.leaves = {{0, 64}, {64, 96}, {96, 150}};
-  spec.parts = {{0, 1, -1}, {2}};
-  absl::StatusOr<std::unique_ptr<PackedWeight>> packed = kernels.Pack(spec);
-  PHALANX_CHECK(packed.ok()) << packed.status().message();
-  for (const int64_t m : kM) {
-    std::vector<float> x = inputs.Floats(m * (*packed)->k());
-    for (int64_t row = 0; row < m; ++row) {  // the last leaf's padding
-      for (int64_t j = kK; j < (*packed)->k(); ++j) x[row * (*packed)->k() + j] = 0.0f;
+  std::vector<WeightSpec> specs(1);
+  specs[0].dtype = type;
+  specs[0].format = format;
+  specs[0].rows = {{weight.data(), kN, kK}};
+  specs[0].leaves = {{0, 64}, {64, 96}, {96, 150}};
+  specs[0].parts = {{0, 1, -1}, {2}};
+  // Of FP8 codes and scales, too, as checkpoints bring them: a scale for each row.
+  std::vector<uint8_t> codes;
+  std::vector<float> scales;
+  if (IsFp8(format)) {
+    for (const float value : inputs.Floats(kN * kK, 100.0f)) codes.push_back(F32ToE4m3(value, 127));
+    scales = inputs.Floats(kN, 0.001f, 0.01f);
+    for (float& scale : scales) {
+      if (format == WeightFormat::kF8E4M3) scale = Bf16ToF32(F32ToBf16(scale));
     }
-    const TensorView left = device.Matrix(ActivationType(type), m, (*packed)->k(), x);
-    const std::array<TensorView, 2> outs = {device.Matrix(DType::kF32, m, kN),
-                                            device.Matrix(DType::kF32, m, kN)};
-    kernels.MatMul(left, **packed, outs);
-    for (const TensorView& out : outs) device.AddToDigest(out);
+    specs.push_back(specs[0]);
+    specs[1].rows = {{codes.data(), kN, kK, {scales.data(), 1, kK, 1}, 0}};
+  }
+  for (const WeightSpec& spec : specs) {
+    absl::StatusOr<std::unique_ptr<PackedWeight>> packed = kernels.Pack(spec);
+    PHALANX_CHECK(packed.ok()) << packed.status().message();
+    for (const int64_t m : kM) {
+      std::vector<float> x = inputs.Floats(m * (*packed)->k());
+      for (int64_t row = 0; row < m; ++row) {  // the last leaf's padding
+        for (int64_t j = kK; j < (*packed)->k(); ++j) x[row * (*packed)->k() + j] = 0.0f;
+      }
+      const TensorView left = device.Matrix(ActivationType(type), m, (*packed)->k(), x);
+      const std::array<TensorView, 2> outs = {device.Matrix(DType::kF32, m, kN),
+                                              device.Matrix(DType::kF32, m, kN)};
+      kernels.MatMul(left, **packed, outs);
+      for (const TensorView& out : outs) device.AddToDigest(out);
+    }
   }
 }
 

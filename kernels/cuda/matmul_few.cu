@@ -163,7 +163,7 @@ __global__ void __launch_bounds__(kMaxWarps* kWarp)
       for (int s = 0; s < 2; ++s) a[s] = OperandOfRows(low, high, s);
     } else {
       const Words codes = slot.codes[lane];
-      const Fp8Factors<kLayout> factors(slot.factors[0].w, lane);
+      const Fp8Factors<kLayout> factors(reinterpret_cast<const uint32_t*>(slot.factors), lane);
 #pragma unroll
       for (int s = 0; s < 2; ++s) a[s] = OperandOfCodes(codes, factors, s);
     }

@@ -92,6 +92,8 @@ class Checkpoint {
   void ReleasePages() const;
   // SafetensorsFile::identity of every file, in their order.
   std::vector<int64_t> FileIdentities() const;
+  // Elements of all tensors in the files, scales left out.
+  int64_t NumParameters() const;
   // Bytes of all tensors in the files.
   int64_t TotalBytes() const;
 
@@ -116,8 +118,8 @@ class Checkpoint {
   std::string StoredName(Role role, int64_t layer, int64_t expert,
                          const OtherName** other = nullptr) const;
   absl::Status CheckTensor(Role role, int64_t layer, int64_t expert) const;
-  // Of a matrix of F8_E4M3: the name of its scales, and they; "" and NOT_FOUND where there are
-  // none.
+  // Of a matrix of F8_E4M3: the name of its scales, and they; "" and INVALID_ARGUMENT where there
+  // are none.
   std::string ScaleName(const std::string& weight) const;
   absl::StatusOr<ScaleRef> FindScales(const std::string& weight, const Shape& shape) const;
   absl::Status MissingTensor(Role role, const std::string& name) const;

@@ -1,6 +1,9 @@
 // The scales of FP8 matrices: quantization.h.
+#include <string>
 #include <utility>
+#include <vector>
 
+#include "absl/container/flat_hash_set.h"
 #include "absl/strings/str_cat.h"
 #include "kernels/fp8_weights.h"
 #include "runtime/checkpoint/checkpoint.h"
@@ -48,6 +51,21 @@ absl::StatusOr<ScaleRef> Checkpoint::FindScales(const std::string& weight,
                                                  kernels::kFp8GroupValues, " are read"));
   }
   return out;
+}
+
+int64_t Checkpoint::NumParameters() const {
+  absl::flat_hash_set<std::string> scales;
+  for (const auto& [name, location] : tensors_) {
+    if (location.info->dtype == kFp8) scales.insert(ScaleName(name));
+  }
+  int64_t total = 0;
+  for (const auto& [name, location] : tensors_) {
+    if (scales.contains(name) || (config_.fp8.has_value() && IsActivationScale(name))) continue;
+    int64_t elements = 1;
+    for (const int64_t dim : location.info->shape) elements *= dim;
+    total += elements;
+  }
+  return total;
 }
 
 absl::StatusOr<std::vector<float>> Checkpoint::ReadScales(const TensorRef& tensor) const {

@@ -3,11 +3,15 @@
 #include <algorithm>
 #include <nlohmann/json.hpp>
 #include <set>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/strings/match.h"
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_split.h"
 #include "runtime/checkpoint/json_file.h"
+#include "runtime/checkpoint/known_keys.h"
 
 namespace phalanx::checkpoint {
 namespace {
@@ -18,11 +22,11 @@ constexpr absl::string_view kKey = "quantization_config";
 constexpr int64_t kMaxBlock = int64_t{1} << 20;
 
 void Refuse(ConfigReader& reader, absl::string_view key, const std::string& what) {
-  reader.Fail(absl::UnimplementedError(
-      absl::StrCat(reader.where(), ": key \"", key, "\" (", what,
-                   ") is there; of quantised checkpoints those in FP8 (quant_method fp8, or "
-                   "compressed-tensors of format float-quantized) are supported; use one of them, "
-                   "or the checkpoint in BF16, F16 or F32")));
+  reader.Fail(absl::UnimplementedError(absl::StrCat(
+      reader.where(), ": key \"", key, "\" (", what,
+      ") is there; of quantised checkpoints those in FP8 (quant_method fp8 or fbgemm_fp8, "
+      "or compressed-tensors of format float-quantized) are supported; use one of them, "
+      "or the checkpoint in BF16, F16 or F32")));
 }
 
 std::string MethodOf(const json& value) {
@@ -35,10 +39,19 @@ std::string MethodOf(const json& value) {
   return PrintableJson(value);
 }
 
-// [rows, columns] of a block.
+// [rows, columns] of a block, or "128x64".
 void ReadBlock(ConfigReader& reader, absl::string_view key, Fp8Scheme* scheme) {
   const json* value = reader.Get(key);
   if (value == nullptr) return;
+  int64_t rows = 0;
+  int64_t columns = 0;
+  const std::vector<std::string> sizes =
+      absl::StrSplit(value->is_string() ? value->get<std::string>() : "", 'x');
+  if (sizes.size() == 2 && absl::SimpleAtoi(sizes[0], &rows) && rows > 0 && rows <= kMaxBlock &&
+      absl::SimpleAtoi(sizes[1], &columns) && columns > 0 && columns <= kMaxBlock) {
+    *scheme = {rows, columns};
+    return;
+  }
   const auto size = [&](size_t i) {
     const json& v = (*value)[i];
     return v.is_number_integer() ? v.get<int64_t>() : 0;
@@ -54,9 +67,7 @@ void ReadBlock(ConfigReader& reader, absl::string_view key, Fp8Scheme* scheme) {
 void RefuseOthers(ConfigReader& outer, const ConfigReader& inner,
                   const std::set<std::string>& harmless) {
   for (const auto& [key, value] : inner.object().items()) {
-    const bool nothing =
-        value.is_null() || ((value.is_object() || value.is_array()) && value.empty());
-    if (nothing || inner.WasRead(key) || harmless.contains(key)) continue;
+    if (IsUnset(value) || inner.WasRead(key) || harmless.contains(key)) continue;
     Refuse(outer, kKey, absl::StrCat("key ", Printable(key), " ", PrintableJson(value)));
     return;
   }
@@ -71,9 +82,10 @@ Fp8Scheme ReadFineGrained(ConfigReader& outer, const json& config) {
   }
   ReadBlock(reader, "weight_block_size", &scheme);
   if (!reader.ok()) outer.Fail(reader.status());
-  RefuseOthers(outer, reader,
-               {"quant_method", "activation_scheme", "modules_to_not_convert", "ignored_layers",
-                "dequantize", "scale_fmt", "kv_cache_scheme"});
+  RefuseOthers(
+      outer, reader,
+      {"quant_method", "activation_scheme", "activation_scale_ub", "modules_to_not_convert",
+       "ignored_layers", "dequantize", "scale_fmt", "kv_cache_scheme"});
   return scheme;
 }
 
@@ -122,7 +134,11 @@ Fp8Scheme ReadCompressedTensors(ConfigReader& outer, const json& config) {
     ReadGroup(outer, absl::StrCat(kKey, ".config_groups.", Printable(name)), group, &scheme);
   }
   const json* sparsity = reader.Get("sparsity_config");
-  if (sparsity != nullptr && !sparsity->empty() && sparsity->value("format", "") != "dense") {
+  const auto dense = [](const json& value) {
+    const auto format = value.is_object() ? value.find("format") : value.end();
+    return format != value.end() && *format == "dense";
+  };
+  if (sparsity != nullptr && !IsUnset(*sparsity) && !dense(*sparsity)) {
     Refuse(outer, kKey, absl::StrCat("sparsity_config ", PrintableJson(*sparsity)));
   }
   if (!reader.ok()) outer.Fail(reader.status());
@@ -136,14 +152,17 @@ Fp8Scheme ReadCompressedTensors(ConfigReader& outer, const json& config) {
 
 std::optional<Fp8Scheme> ReadQuantization(ConfigReader& reader) {
   const json* older = reader.Get("compression_config");
-  if (older != nullptr) Refuse(reader, "compression_config", MethodOf(*older));
+  if (older != nullptr) {
+    Refuse(reader, "compression_config",
+           absl::StrCat(MethodOf(*older), ", a name that quantization_config had once"));
+  }
   const json* config = reader.Get(kKey);
   if (config == nullptr) return std::nullopt;
   const std::string method = config->is_object() && config->contains("quant_method") &&
                                      (*config)["quant_method"].is_string()
                                  ? (*config)["quant_method"].get<std::string>()
                                  : "";
-  if (method == "fp8") return ReadFineGrained(reader, *config);
+  if (method == "fp8" || method == "fbgemm_fp8") return ReadFineGrained(reader, *config);
   if (method == "compressed-tensors") return ReadCompressedTensors(reader, *config);
   Refuse(reader, kKey, MethodOf(*config));
   return std::nullopt;
@@ -167,8 +186,9 @@ std::optional<Fp8Scheme> ScaleBlock(const Fp8Scheme& scheme, int64_t rows, int64
 }
 
 bool IsActivationScale(absl::string_view name) {
-  constexpr absl::string_view kSuffixes[] = {".input_scale", ".output_scale", ".k_scale",
-                                             ".v_scale", ".q_scale"};
+  constexpr absl::string_view kSuffixes[] = {
+      ".input_scale", ".input_scale_ub", ".activation_scale", ".output_scale",
+      ".q_scale",     ".k_scale",        ".v_scale",          ".kv_scale"};
   return std::any_of(std::begin(kSuffixes), std::end(kSuffixes),
                      [&](absl::string_view suffix) { return absl::EndsWith(name, suffix); });
 }

@@ -1,9 +1,10 @@
 // Weights in FP8 as checkpoints hold them: matrices of F8_E4M3 codes, each with a tensor of scales
-// by which the codes are multiplied. Two ways to say so in config.json's `quantization_config`:
+// by which the codes are multiplied. Ways to say so in config.json's `quantization_config`:
 //   quant_method "fp8"                 Transformers' fine-grained FP8 (DeepSeek-V3, Qwen3-FP8):
 //                                      scales in X.weight_scale_inv, one for each block of
 //                                      weight_block_size = [rows, columns]; without that key one
-//                                      for the matrix, in X.weight_scale
+//                                      for the matrix, in that or (AutoFP8) X.weight_scale
+//   quant_method "fbgemm_fp8"          Llama-3.1-405B-FP8: X.weight_scale, one for each row
 //   quant_method "compressed-tensors"  format "float-quantized" (llm-compressor): scales in
 //                                      X.weight_scale, one for the matrix, a row or a block
 // Only weights are read so: activations stay as they are, and scales that a file brings for them,

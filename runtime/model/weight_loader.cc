@@ -81,17 +81,12 @@ bool WeightLoader::Allocate(const std::string& name, int64_t bytes, kernels::Buf
 
 void WeightLoader::Matrix(const std::vector<RowSlice>& slices, const KSlice& k,
                           std::unique_ptr<kernels::PackedWeight>& out) {
-  Pack(slices, k, kernels::WeightFormat::kPlain, out);
+  Product(slices, k, kernels::WeightFormat::kPlain, out);
 }
 
 void WeightLoader::Product(const std::vector<RowSlice>& slices, const KSlice& k,
                            kernels::WeightFormat format,
                            std::unique_ptr<kernels::PackedWeight>& out) {
-  Pack(slices, k, format, out);
-}
-
-void WeightLoader::Pack(const std::vector<RowSlice>& slices, const KSlice& k,
-                        kernels::WeightFormat format, std::unique_ptr<kernels::PackedWeight>& out) {
   if (!status_.ok()) return;
   const auto& coded = checkpoint_.config().fp8;
   kernels::WeightSpec spec;

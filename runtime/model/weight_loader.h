@@ -75,8 +75,6 @@ class WeightLoader {
   std::vector<SliceDigest> TakeDigests() { return std::move(digests_); }
 
  private:
-  void Pack(const std::vector<RowSlice>& slices, const KSlice& k, kernels::WeightFormat format,
-            std::unique_ptr<kernels::PackedWeight>& out);
   bool mapped() const { return arena_ != nullptr && arena_->mapped(); }
   // Finds the slice's tensor and, where it is to be read, digests what `columns` say of its rows.
   absl::StatusOr<checkpoint::TensorRef> Read(const RowSlice& slice,

@@ -172,6 +172,22 @@ class BadInput(unittest.TestCase):
         (model / "config.json").write_text(json.dumps(config))
         self.assert_fails(self.run_model(model), 2, "quantization_config")
 
+    def test_fp8_is_made_of_bf16_alone(self):
+        self.assert_fails(self.run_model(SINGLE, "--weight-dtype", "fp8_e4m3"), 2,
+                          "--weight-dtype fp8_e4m3: the checkpoint's weights are F32")
+        result = self.run_model(harness.GOLDEN_MODELS / "llama-gqa-tied-bf16", "--weight-dtype",
+                                "fp8_e4m3")
+        self.assertEqual(result.returncode, 0, result.stderr)
+
+    def test_fp8_checkpoint_without_its_scales(self):
+        model = self.copy_of(harness.GOLDEN_MODELS / "llama-fp8-row")
+        self.assertEqual(self.run_model(model).returncode, 0)
+        header, data = read_safetensors(model / "model.safetensors")
+        module = "model.layers.0.self_attn.q_proj."
+        header[module + "input_scale"] = header.pop(module + "weight_scale")
+        write_safetensors(model / "model.safetensors", header, data)
+        self.assert_fails(self.run_model(model), 2, module + "weight_scale is there")
+
     def test_path_that_leaves_the_directory_in_the_index(self):
         for escape in ("../model.safetensors", "/etc/passwd"):
             model = self.copy_of(SHARDED)

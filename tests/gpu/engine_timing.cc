@@ -43,6 +43,7 @@ struct PlanLog {
   std::vector<PlanNote> plans;
   size_t results = 0;
   bool failed = false;
+  bool held = false;  // plans wait: not all requests of a run are there
 };
 
 class NotedGroup : public coordinator::WorkerGroup {
@@ -75,7 +76,8 @@ class NotedGroup : public coordinator::WorkerGroup {
       note.kv_tokens += step.start + static_cast<int64_t>(step.token_ids.size());
     }
     {
-      const std::lock_guard<std::mutex> lock(log_.mutex);
+      std::unique_lock<std::mutex> lock(log_.mutex);
+      log_.changed.wait(lock, [this] { return !log_.held; });
       log_.plans.push_back(note);
     }
     return group_->Submit(std::move(plan));
@@ -129,6 +131,8 @@ class Engine {
       const std::lock_guard<std::mutex> lock(log_.mutex);
       log_.plans.clear();
       log_.results = 0;
+      // However long it takes to hand them over: they run at once.
+      log_.held = true;
     }
     Ran ran;
     ran.tokens.resize(requests.size());
@@ -156,6 +160,8 @@ class Engine {
       break;
     }
     std::unique_lock<std::mutex> lock(log_.mutex);
+    log_.held = false;
+    log_.changed.notify_all();
     log_.changed.wait(
         lock, [&] { return open == 0 && (log_.failed || log_.results == log_.plans.size()); });
     if (!failure.ok()) return failure;

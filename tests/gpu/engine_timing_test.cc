@@ -310,9 +310,7 @@ TEST_P(TimedEngine, GivesTheCpusTokensAndFiguresOfSteadySteps) {
     EXPECT_GT(device["idle_between_steps"].get<double>(), 0);
     EXPECT_LT(device["idle_between_steps"].get<double>(), 1);
     EXPECT_LE(device["late_steps"].get<int>(), 6);
-    if (!experts) {
-      EXPECT_EQ(device["waits_in_steps"], 0);
-    }
+    EXPECT_EQ(device["waits_in_steps"], 0);
   }
   const Json& prefill = found->json["prefill"];
   ASSERT_EQ(prefill.size(), 1u);

@@ -32,6 +32,7 @@ struct Shape {
   int64_t channels = 40;
   int num_parts = 1;  // of `down`: 1 or 2
   DType type = DType::kBF16;
+  WeightFormat format = WeightFormat::kPlain;
 };
 
 // A layer's weights, drawn at random.
@@ -67,6 +68,7 @@ class Layer {
     Matrix source = Matrix::Of(shape_.type, n, leaves.back().end, random, 0.3f);
     WeightSpec spec;
     spec.dtype = shape_.type;
+    spec.format = shape_.format;
     spec.rows = {{source.view().data, n, source.view().stride}};
     spec.leaves = leaves;
     spec.parts = parts;
@@ -255,6 +257,18 @@ TEST(RunExperts, EqualsPlainOps) {
           }
         }
       }
+    }
+  }
+}
+
+// With weights of FP8, too: the plan's tiles are the same, their bytes aren't.
+TEST(RunExperts, EqualsPlainOpsWithFp8Weights) {
+  for (const NamedKernels& named : SetsOfAllProfiles()) {
+    Random random(36);
+    const Layer layer(*named.kernels, {.num_parts = 2, .format = WeightFormat::kF8E4M3}, random);
+    for (const int64_t rows : {int64_t{1}, int64_t{7}, int64_t{100}}) {
+      Input in(layer, rows, 2, true, random);
+      ExpectPlainOpsBits(named, layer, in, Shared::kPlain, absl::StrCat(rows, " rows of FP8"));
     }
   }
 }

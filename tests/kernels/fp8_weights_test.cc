@@ -158,28 +158,42 @@ TEST_P(Fp8Products, PackingNamesAValueThatCantBeKept) {
 TEST_P(Fp8Products, ReadCodesWithScalesOfEveryGranularity) {
   const std::unique_ptr<Kernels> kernels = GetParam().make(2);
   const std::unique_ptr<Kernels> exact = KernelSets().front().make(2);
-  constexpr int64_t kRows = 70, kFirst = 40, kCols = 200, kK = 224, kM = 3;
+  constexpr int64_t kRows = 70, kFirst = 40, kCols = 200, kK = 224;
+  constexpr int64_t kMostRows = 150;
   std::mt19937 rng(10);
   std::vector<uint8_t> codes(kRows * kCols);
   for (uint8_t& code : codes) code = static_cast<uint8_t>(rng() % 127 + rng() % 2 * 128);
-  std::vector<uint16_t> x(kM * kK);
-  for (int64_t i = 0; i < kM; ++i) {
+  std::vector<uint16_t> x(kMostRows * kK);
+  for (int64_t i = 0; i < kMostRows; ++i) {
     for (int64_t j = 0; j < kCols; ++j) {
       x[i * kK + j] = static_cast<uint16_t>(0x3f00 + rng() % 256 + rng() % 2 * 0x8000);
     }
   }
-  const auto product = [&](Kernels& on, const WeightSpec& weight) {
+  // Of a few rows and of many, and the first of them in a group.
+  const std::vector<int64_t> row_counts = Sized<int64_t>({3, 13, 40}, {1, 3, 13, 33, 64, 150});
+  const auto products = [&](Kernels& on, const WeightSpec& weight) {
     auto packed = on.Pack(weight);
     EXPECT_TRUE(packed.ok()) << packed.status();
     auto in = on.Allocate(static_cast<int64_t>(x.size()) * 2);
-    auto out = on.Allocate(kM * kRows * 4);
+    auto out = on.Allocate(kMostRows * kRows * 4);
     EXPECT_TRUE(in.ok() && out.ok());
     on.CopyIn(in->data(), x.data(), static_cast<int64_t>(x.size()) * 2);
-    const TensorView y = {out->data(), DType::kF32, kM, kRows, kRows};
-    on.MatMul({in->data(), DType::kBF16, kM, kK, kK}, **packed, {&y, 1});
-    std::vector<float> result(kM * kRows);
-    on.CopyOut(result.data(), out->data(), kM * kRows * 4);
-    return result;
+    std::vector<float> all;
+    const auto add = [&](int64_t m) {
+      std::vector<float> result(m * kRows);
+      on.CopyOut(result.data(), out->data(), m * kRows * 4);
+      all.insert(all.end(), result.begin(), result.end());
+    };
+    for (const int64_t m : row_counts) {
+      const TensorView rows = {in->data(), DType::kBF16, m, kK, kK};
+      const TensorView y = {out->data(), DType::kF32, m, kRows, kRows};
+      on.MatMul(rows, **packed, {&y, 1});
+      add(m);
+      const ExpertRows group = {packed->get(), 0, m};
+      on.GroupedMatMul(rows, {&group, 1}, {&y, 1});
+      add(m);
+    }
+    return all;
   };
   struct Block {
     int64_t rows, columns;
@@ -223,7 +237,7 @@ TEST_P(Fp8Products, ReadCodesWithScalesOfEveryGranularity) {
     WeightSpec plain = spec;
     plain.format = WeightFormat::kPlain;
     plain.rows = {{values.data(), kRows, kCols}};
-    EXPECT_TRUE(SameBits(product(*kernels, spec), product(*exact, plain)))
+    EXPECT_TRUE(SameBits(products(*kernels, spec), products(*exact, plain)))
         << block.rows << " x " << block.columns << (format == WeightFormat::kF8E4M3 ? "" : " fine");
     const uint8_t sound = codes[50 * kCols + 7];
     codes[50 * kCols + 7] = 0xff;

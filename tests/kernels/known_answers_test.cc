@@ -33,6 +33,23 @@ TEST(KnownAnswers, DigestOfAnFp8CacheIsOneOfItsOwnOnEveryPathAndThreadCount) {
   }
 }
 
+TEST(KnownAnswers, DigestsOfFp8WeightsAreOnesOfTheirOwnOnEveryPathAndThreadCount) {
+  std::string expected, expected_fine;
+  for (const auto& [name, kernels] : AllKernels()) {
+    const auto digest = [&, &ops = kernels](WeightFormat format) {
+      return KnownAnswerDigest(*ops, DType::kBF16, KvFormat::kPlain, format);
+    };
+    const std::string fp8 = digest(WeightFormat::kF8E4M3);
+    const std::string fine = digest(WeightFormat::kF8E4M3Fine);
+    if (expected.empty()) expected = fp8;
+    if (expected_fine.empty()) expected_fine = fine;
+    EXPECT_EQ(fp8, expected) << name;
+    EXPECT_EQ(fine, expected_fine) << name;
+    EXPECT_NE(fp8, digest(WeightFormat::kPlain)) << name;
+    EXPECT_NE(fp8, fine) << name;
+  }
+}
+
 TEST(KnownAnswers, DigestDependsOnTheDtype) {
   const auto kernels = CreateCpuKernels({});
   ASSERT_TRUE(kernels.ok());

@@ -61,17 +61,24 @@ json Channel() {
   return {{"num_bits", 8}, {"type", "float"}, {"strategy", "channel"}, {"symmetric", true}};
 }
 
-TEST(Quantization, OfFp8IsReadInBothForms) {
+TEST(Quantization, OfFp8IsReadInEveryForm) {
   EXPECT_EQ(Parse(FineGrained())->fp8, (Fp8Scheme{128, 64}));
   json whole = FineGrained();
   whole.erase("weight_block_size");
   EXPECT_EQ(Parse(whole)->fp8, Fp8Scheme{});
   whole["weight_block_size"] = nullptr;
   EXPECT_EQ(Parse(whole)->fp8, Fp8Scheme{});
+  EXPECT_EQ(Parse({{"quant_method", "fbgemm_fp8"},
+                   {"activation_scale_ub", 1200.0},
+                   {"modules_to_not_convert", {"lm_head"}}})
+                ->fp8,
+            Fp8Scheme{});
   EXPECT_EQ(Parse(Compressed(Channel()))->fp8, Fp8Scheme{});
   json block = Channel();
   block.update({{"strategy", "block"}, {"block_structure", {32, 96}}});
   EXPECT_EQ(Parse(Compressed(block))->fp8, (Fp8Scheme{32, 96}));
+  block["block_structure"] = "128x64";
+  EXPECT_EQ(Parse(Compressed(block))->fp8, (Fp8Scheme{128, 64}));
   EXPECT_EQ(Parse(nullptr)->fp8, std::nullopt);
 }
 
@@ -92,15 +99,20 @@ TEST(Quantization, OfAnyOtherKindIsRefusedByName) {
   other["transform_config"] = {{"config_groups", 1}};
   ExpectUnsupported(other, "transform_config");
   other = Compressed(Channel());
-  other["sparsity_config"] = {{"format", "sparse-24-bitmask"}};
-  ExpectUnsupported(other, "sparsity_config");
+  for (const json& sparsity : {json{{"format", "sparse-24-bitmask"}}, json{{"format", nullptr}},
+                               json{{"format", 3}}, json("dense"), json::array({1})}) {
+    other["sparsity_config"] = sparsity;
+    ExpectUnsupported(other, "sparsity_config");
+  }
+  other["sparsity_config"] = {{"format", "dense"}};
+  EXPECT_TRUE(Parse(other).ok()) << Parse(other).status();
   for (const json& change : {json{{"num_bits", 4}}, json{{"type", "int"}},
                              json{{"symmetric", false}}, json{{"strategy", "group"}}}) {
     json weights = Channel();
     weights.update(change);
     ExpectUnsupported(Compressed(weights), "group_0.weights");
   }
-  for (const json& block : {json{128}, json{0, 128}, json{128, "64"}, json(128)}) {
+  for (const json& block : {json{128}, json{0, 128}, json{128, "64"}, json(128), json("128x")}) {
     other = FineGrained();
     other["weight_block_size"] = block;
     EXPECT_THAT(std::string(Parse(other).status().message()), HasSubstr("weight_block_size"));
@@ -179,6 +191,8 @@ TEST_F(Fp8Checkpoint, GivesCodesWithTheirScales) {
   EXPECT_EQ((*opened)->ReadScales(*down).value(), std::vector<float>(64, 0.5f));
   EXPECT_EQ((*opened)->Find(Role::kLmHead)->dtype, kernels::DType::kBF16);
   EXPECT_FALSE((*opened)->config().fine_scales);
+  // Embedding and head, four matrices of attention, three of the MLP, three norms.
+  EXPECT_EQ((*opened)->NumParameters(), 2 * 10 * 64 + 4 * 64 * 64 + 3 * 64 * 96 + 3 * 64);
 }
 
 TEST_F(Fp8Checkpoint, OneScaleInF32MakesThemFine) {
@@ -195,7 +209,9 @@ TEST_F(Fp8Checkpoint, OneScaleInF32MakesThemFine) {
 
 TEST_F(Fp8Checkpoint, ScalesOfActivationsAndCachesAreLeftAlone) {
   tensors_.push_back({"model.layers.0.mlp.down_proj.input_scale", {1}, "F32"});
+  tensors_.push_back({"model.layers.0.mlp.up_proj.activation_scale", {}, "BF16"});
   tensors_.push_back({"model.layers.0.self_attn.k_scale", {1}, "F32"});
+  tensors_.push_back({"model.layers.0.self_attn.kv_scale", {1}, "F32"});
   EXPECT_TRUE(Open().ok()) << Open().status();
   tensors_.push_back({"model.layers.0.mlp.down_proj.weight_zero_point", {1}, "F32"});
   ExpectRefused("weight_zero_point");
