@@ -6,11 +6,15 @@
 #include <map>
 #include <string>
 
-#include "CLI/CLI.hpp"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "launcher/options.h"
 #include "proto/phalanx/v1/cluster.pb.h"
+
+// CLI11 (declared alone: its header takes the compiler ten seconds).
+namespace CLI {
+class App;
+}  // namespace CLI
 
 namespace phalanx::launcher {
 

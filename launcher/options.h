@@ -8,10 +8,14 @@
 #include <string>
 #include <vector>
 
-#include "CLI/CLI.hpp"
 #include "absl/status/statusor.h"
 #include "kernels/kernels.h"
 #include "runtime/coordinator/request.h"
+
+// CLI11 (declared alone: its header takes the compiler ten seconds).
+namespace CLI {
+class App;
+}  // namespace CLI
 
 namespace phalanx::launcher {
 

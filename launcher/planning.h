@@ -5,7 +5,6 @@
 
 #include <string>
 
-#include "CLI/CLI.hpp"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "kernels/tensor.h"
@@ -13,6 +12,11 @@
 #include "launcher/options.h"
 #include "parallel/planner.h"
 #include "runtime/checkpoint/model_config.h"
+
+// CLI11 (declared alone: its header takes the compiler ten seconds).
+namespace CLI {
+class App;
+}  // namespace CLI
 
 namespace phalanx::launcher {
 

@@ -4,7 +4,10 @@
 
 #include <functional>
 
-#include "CLI/CLI.hpp"
+// CLI11 (declared alone: its header takes the compiler ten seconds).
+namespace CLI {
+class App;
+}  // namespace CLI
 
 namespace phalanx::launcher {
 

@@ -4,6 +4,7 @@
 
 #include <memory>
 
+#include "CLI/CLI.hpp"
 #include "absl/status/statusor.h"
 #include "launcher/commands/commands.h"
 #include "launcher/exit_code.h"

@@ -4,6 +4,7 @@
 
 #include <memory>
 
+#include "CLI/CLI.hpp"
 #include "launcher/commands/commands.h"
 #include "launcher/env.h"
 #include "launcher/exit_code.h"

@@ -8,6 +8,7 @@
 #include <memory>
 #include <string>
 
+#include "CLI/CLI.hpp"
 #include "absl/strings/str_format.h"
 #include "absl/time/time.h"
 #include "launcher/client.h"

@@ -6,10 +6,14 @@
 #include <functional>
 #include <memory>
 
-#include "CLI/CLI.hpp"
 #include "comm/communicator.h"
 #include "launcher/commands/commands.h"
 #include "runtime/scheduler/step_plan.h"
+
+// CLI11 (declared alone: its header takes the compiler ten seconds).
+namespace CLI {
+class App;
+}  // namespace CLI
 
 namespace phalanx::launcher {
 

@@ -4,6 +4,7 @@
 #include <fstream>
 #include <string>
 
+#include "CLI/CLI.hpp"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 

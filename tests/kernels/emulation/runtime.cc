@@ -12,6 +12,7 @@
 #include <mutex>
 #include <optional>
 #include <set>
+#include <utility>
 #include <vector>
 
 #include "cuda_runtime_api.h"
@@ -43,6 +44,9 @@ struct EmulatedExec {
 
 namespace phalanx::kernels::emulation {
 namespace {
+
+// What cudaGetLastError() gives: also of calls that are asked whether something is there yet.
+thread_local cudaError_t last_error = cudaSuccess;
 
 // Threads share the device; whoever waits for a stream runs it.
 std::mutex& Lock() {
@@ -240,7 +244,7 @@ cudaError_t cudaDeviceSynchronize() {
   RunAll();
   return cudaSuccess;
 }
-cudaError_t cudaGetLastError() { return cudaSuccess; }
+cudaError_t cudaGetLastError() { return std::exchange(last_error, cudaSuccess); }
 const char* cudaGetErrorString(cudaError_t error) {
   return error == cudaErrorInvalidValue       ? "invalid argument"
          : error == cudaErrorMemoryAllocation ? "out of memory"
@@ -383,6 +387,7 @@ cudaError_t cudaEventQuery(cudaEvent_t event) {
   if (stream == nullptr || stream->done >= event->position) return cudaSuccess;
   // Whoever asks again and again gets on.
   RunTo(*stream, stream->done + 1);
+  last_error = cudaErrorNotReady;
   return cudaErrorNotReady;
 }
 cudaError_t cudaStreamIsCapturing(cudaStream_t /*stream*/, cudaStreamCaptureStatus* status) {

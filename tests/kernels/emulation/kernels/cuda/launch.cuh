@@ -40,13 +40,15 @@ cudaError_t Launch(void (*kernel)(Parameters...), dim3 grid, int threads, size_t
   const cudaError_t error = AllowShared(address, shared_bytes);
   if (error != cudaSuccess) return error;
   std::tuple<std::remove_cv_t<Parameters>...> values(arguments...);
-  return std::apply(
+  const cudaError_t launched = std::apply(
       [&](auto&... value) {
         void* pointers[] = {&value...};
         return cudaLaunchKernel(address, grid, dim3(static_cast<unsigned>(threads)), pointers,
                                 shared_bytes, stream);
       },
       values);
+  // As a launch by nvcc's syntax is asked for its error: whatever this thread left behind.
+  return launched != cudaSuccess ? launched : cudaGetLastError();
 }
 
 }  // namespace phalanx::kernels::cuda
