@@ -6,15 +6,6 @@
 #include "kernels/check.h"
 
 namespace phalanx::kernels {
-namespace {
-
-TensorView FirstRows(TensorView view, int64_t rows) {
-  view.rows = rows;
-  return view;
-}
-
-}  // namespace
-
 SlotPlaces PlaceSlots(absl::Span<const int32_t> ids, int64_t first, int64_t count) {
   SlotPlaces out;
   out.begin.assign(count + 1, 0);

@@ -10,6 +10,11 @@
 
 namespace phalanx::kernels {
 
+inline TensorView FirstRows(TensorView view, int64_t rows) {
+  view.rows = rows;
+  return view;
+}
+
 // Places of slots: by expert, then in the slots' order.
 struct SlotPlaces {
   std::vector<int64_t> begin;  // [experts + 1] first place of each expert

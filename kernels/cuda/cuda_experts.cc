@@ -8,6 +8,7 @@
 #include "kernels/cuda/cuda_kernels.h"
 #include "kernels/cuda/experts.h"
 #include "kernels/cuda/rows.h"
+#include "kernels/experts.h"
 
 namespace phalanx::kernels {
 namespace {
@@ -31,9 +32,20 @@ void CheckParts(int num_parts) {
       << "num_parts " << num_parts << ", at most " << cuda::kMaxPartials;
 }
 
-TensorView FirstRows(TensorView view, int64_t rows) {
-  view.rows = rows;
-  return view;
+// What a sum over experts is told in either form of the op.
+template <typename Args>
+cuda::CombineParams CombineParamsOf(const Args& args, int num_parts,
+                                    const cuda::DeviceProgram& program) {
+  cuda::CombineParams p;
+  p.top_k = args.top_k;
+  p.num_parts = num_parts;
+  p.program = program.codes;
+  p.steps = program.steps;
+  p.depth = program.depth;
+  p.shared = args.shared;
+  p.shared_gate_logit = args.shared_gate_logit;
+  p.out = args.out;
+  return p;
 }
 
 // Places of arrays one behind the other.
@@ -78,22 +90,14 @@ void CudaKernels::CombineExperts(const CombineExpertsArgs& args) {
       << args.parts.size() << " parts for " << args.rows << " rows";
   if (args.rows == 0) return;
   Enter();
-  const cuda::DeviceProgram program = PutProgram(args.program, args.num_parts);
-  cuda::CombineParams p;
+  cuda::CombineParams p =
+      CombineParamsOf(args, args.num_parts, PutProgram(args.program, args.num_parts));
   p.rows = args.rows;
   p.hidden = args.hidden;
-  p.top_k = args.top_k;
   p.weights =
       staging_.Put(Staged::kExpertWeights,
                    absl::MakeConstSpan(args.weights, static_cast<size_t>(args.rows * args.top_k)));
   p.parts = staging_.Put(Staged::kExpertParts, args.parts);
-  p.num_parts = args.num_parts;
-  p.program = program.codes;
-  p.steps = program.steps;
-  p.depth = program.depth;
-  p.shared = args.shared;
-  p.shared_gate_logit = args.shared_gate_logit;
-  p.out = args.out;
   CheckCuda(cuda::CombineExperts(p, stream_), "CombineExperts");
 }
 
@@ -190,22 +194,14 @@ void CudaKernels::RunExperts(const ExpertsArgs& args) {
         << "parts of strides " << part.stride << " and " << room.parts[0].stride;
     bases.push_back(part.f32());
   }
-  const cuda::DeviceProgram program = PutProgram(args.program, down.num_parts());
-  cuda::CombineParams p;
+  cuda::CombineParams p =
+      CombineParamsOf(args, down.num_parts(), PutProgram(args.program, down.num_parts()));
   p.rows = m;
   p.hidden = args.out.cols;
-  p.top_k = args.top_k;
   p.weights = weights;
   p.places = placed.place;
   p.bases = staging_.Put(Staged::kExpertBases, absl::MakeConstSpan(bases));
   p.base_stride = room.parts[0].stride;
-  p.num_parts = down.num_parts();
-  p.program = program.codes;
-  p.steps = program.steps;
-  p.depth = program.depth;
-  p.shared = args.shared;
-  p.shared_gate_logit = args.shared_gate_logit;
-  p.out = args.out;
   CheckCuda(cuda::CombineExperts(p, stream_), "CombineExperts");
 }
 

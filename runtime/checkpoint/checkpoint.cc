@@ -69,11 +69,7 @@ class Fnv1a {
 
 }  // namespace
 
-int64_t TensorRef::elements() const {
-  int64_t count = 1;
-  for (const int64_t dim : shape) count *= dim;
-  return count;
-}
+int64_t TensorRef::elements() const { return NumElements(shape); }
 
 absl::StatusOr<std::unique_ptr<Checkpoint>> Checkpoint::Open(const std::string& directory) {
   auto checkpoint = std::unique_ptr<Checkpoint>(new Checkpoint());

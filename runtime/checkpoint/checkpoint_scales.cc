@@ -61,9 +61,7 @@ int64_t Checkpoint::NumParameters() const {
   int64_t total = 0;
   for (const auto& [name, location] : tensors_) {
     if (scales.contains(name) || (config_.fp8.has_value() && IsActivationScale(name))) continue;
-    int64_t elements = 1;
-    for (const int64_t dim : location.info->shape) elements *= dim;
-    total += elements;
+    total += NumElements(location.info->shape);
   }
   return total;
 }

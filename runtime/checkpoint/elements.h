@@ -10,6 +10,7 @@
 #include "absl/strings/string_view.h"
 #include "kernels/float16.h"
 #include "kernels/tensor.h"
+#include "runtime/checkpoint/safetensors.h"
 
 namespace phalanx::checkpoint {
 
@@ -28,6 +29,12 @@ inline std::optional<kernels::DType> SupportedDType(absl::string_view name) {
     if (name == DTypeName(dtype)) return dtype;
   }
   return std::nullopt;
+}
+
+inline int64_t NumElements(const Shape& shape) {
+  int64_t count = 1;
+  for (const int64_t dim : shape) count *= dim;
+  return count;
 }
 
 inline float ElementAt(const void* data, kernels::DType dtype, int64_t index) {

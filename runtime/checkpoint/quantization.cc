@@ -10,6 +10,7 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
+#include "runtime/checkpoint/elements.h"
 #include "runtime/checkpoint/json_file.h"
 #include "runtime/checkpoint/known_keys.h"
 
@@ -170,8 +171,6 @@ std::optional<Fp8Scheme> ReadQuantization(ConfigReader& reader) {
 
 std::optional<Fp8Scheme> ScaleBlock(const Fp8Scheme& scheme, int64_t rows, int64_t columns,
                                     const Shape& scales) {
-  int64_t count = 1;
-  for (const int64_t dim : scales) count *= dim;
   const auto covers = [](int64_t size, int64_t block, int64_t blocks) {
     return block > 0 && (size + block - 1) / block == blocks;
   };
@@ -179,7 +178,7 @@ std::optional<Fp8Scheme> ScaleBlock(const Fp8Scheme& scheme, int64_t rows, int64
       covers(columns, scheme.block_columns, scales[1])) {
     return scheme;
   }
-  if (count == 1 && scales.size() <= 2) return Fp8Scheme{rows, columns};
+  if (NumElements(scales) == 1 && scales.size() <= 2) return Fp8Scheme{rows, columns};
   const bool by_row = scales.size() == 1 || (scales.size() == 2 && scales[1] == 1);
   if (by_row && scales[0] == rows) return Fp8Scheme{1, columns};
   return std::nullopt;
