@@ -87,6 +87,7 @@ absl::Status TakeDevice(const HostPlace& place, int devices, worker::WorkerOptio
   // Ranks `device`, `device` + devices, and so on.
   const int sharing = (std::max(place.all_ranks, place.number + 1) - 1 - device) / devices + 1;
   options.gpu_memory_fraction /= sharing;
+  options.device.cuda.memory_is_shared = sharing > 1;
   return absl::OkStatus();
 }
 

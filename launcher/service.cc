@@ -287,6 +287,7 @@ absl::StatusOr<std::vector<std::unique_ptr<coordinator::GroupSource>>> Service::
       options.progress = progress;
       // Replicas are on the same devices.
       options.gpu_memory_fraction /= replicas_;
+      options.device.cuda.memory_is_shared = replicas_ > 1;
       options.device.cuda.device = replica * group_size_;  // taken modulo the devices
       if (!options_.rank.step_trace.empty()) {
         auto trace = TraceSteps(options_.rank.step_trace, replica, /*epoch=*/1);

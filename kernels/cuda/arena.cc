@@ -108,13 +108,20 @@ absl::StatusOr<int64_t> ArenaBytes(const ArenaRequest& request, int device, int6
   }
   if (fraction == 0) return asked;
   const auto share = static_cast<int64_t>(fraction * static_cast<double>(total));
+  if (request.is_shared) {
+    if (share <= available) return share;
+    return absl::ResourceExhaustedError(absl::StrCat(
+        "CUDA device ", device, ", which ranks share: this rank's part of the memory fraction, ",
+        fraction, ", is ", share, " of its ", total, " bytes, but only ", available,
+        " are free; end other processes that hold some, or give a smaller fraction"));
+  }
   const int64_t held = total - available;
   if (share <= held) {
     return absl::ResourceExhaustedError(absl::StrCat(
         "CUDA device ", device, ": a memory fraction of ", fraction, " is ", share, " of its ",
         total, " bytes, but ", held,
-        " of them are held already, by other processes, other ranks and the driver; end those, "
-        "give a larger fraction, or ask for bytes where ranks share a device"));
+        " of them are held already, by other processes and the driver; end those, or give a "
+        "larger fraction"));
   }
   return share - held;
 }

@@ -49,6 +49,7 @@ class Arena {
 struct ArenaRequest {
   int64_t memory_bytes = 0;    // 0: not by bytes
   double memory_fraction = 0;  // of the device's memory in all, less what others hold; 0: not so
+  bool is_shared = false;      // others take a fraction, too: nothing is taken off for them
 };
 // Bytes of the arena for a device with `available` of `total` bytes free; 0: no arena was asked
 // for. INVALID_ARGUMENT for a request that makes no sense, RESOURCE_EXHAUSTED where the device

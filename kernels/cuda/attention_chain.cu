@@ -4,6 +4,7 @@
 // the values.
 #include "kernels/cuda/attention_mma.cuh"
 #include "kernels/cuda/launch.cuh"
+#include "kernels/cuda/launch_order.cuh"
 #include "kernels/cuda/qkv.h"
 #include "kernels/fp8.h"
 
@@ -21,6 +22,7 @@ __device__ __forceinline__ float LoadElement(const uint8_t* data, int64_t index,
 template <DType kType, bool kFp8>
 __global__ void __launch_bounds__(kWarp)
     AttendChainKernel(const AttentionParams p, const RowTile* tiles) {
+  BeginInTurn();
   __shared__ float q[kMaxHeadDim];
   __shared__ float values[kMaxHeadDim];
   __shared__ float probability[kKvTokens];

@@ -5,6 +5,7 @@
 
 #include "kernels/cuda/attention_mma.cuh"
 #include "kernels/cuda/launch.cuh"
+#include "kernels/cuda/launch_order.cuh"
 
 namespace phalanx::kernels::cuda {
 namespace {
@@ -26,6 +27,7 @@ __device__ void CopyBlock(const AttentionParams& p, int64_t physical, int kv_hea
 template <int kD, bool kFp8>
 __global__ void __launch_bounds__(kThreads)
     AttendManyKernel(const AttentionParams p, const RowTile* tiles) {
+  BeginInTurn();
   constexpr int kTiles = kD / kTileColumns;
   PHALANX_DYNAMIC_SHARED(uint8_t, blocks);
   const RowTile tile = tiles[blockIdx.x];

@@ -41,8 +41,7 @@ struct BlockWalk {
 };
 __device__ inline BlockWalk BlocksOf(const AttentionParams& p, int stripe, int64_t first_position,
                                      int64_t last_position) {
-  const int64_t oldest =
-      p.window > 0 && first_position >= p.window ? (first_position - p.window + 1) / kKvTokens : 0;
+  const int64_t oldest = OldestBlock(first_position, p.window);
   const int64_t skip = (stripe - oldest % p.num_stripes + p.num_stripes) % p.num_stripes;
   return {oldest + skip, last_position / kKvTokens};
 }

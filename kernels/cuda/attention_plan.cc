@@ -31,7 +31,7 @@ HeadGroups GroupHeads(absl::Span<const int32_t> kv_head_of, int64_t num_kv_heads
 }
 
 AttentionPlan PlanAttention(absl::Span<const AttentionSequence> sequences, int64_t row_begin,
-                            int64_t row_end, int64_t widest_group, bool bf16) {
+                            int64_t row_end, int64_t widest_group, bool bf16, int64_t few_rows) {
   AttentionPlan plan;
   for (const AttentionSequence& sequence : sequences) {
     const int64_t from = std::max(row_begin, sequence.row_begin);
@@ -56,9 +56,9 @@ AttentionPlan PlanAttention(absl::Span<const AttentionSequence> sequences, int64
     if (!bf16) {
       cut(plan.tokens, rows.row_count, 1);
     } else if (query_rows <= kMostFewRows) {
-      cut(plan.few, query_rows, kFewRows);
-      plan.most_few_rows = static_cast<int>(
-          std::max<int64_t>(plan.most_few_rows, std::min<int64_t>(query_rows, kFewRows)));
+      cut(plan.few, query_rows, few_rows);
+      plan.most_few_rows =
+          static_cast<int>(std::max<int64_t>(plan.most_few_rows, std::min(query_rows, few_rows)));
     } else {
       cut(plan.many, query_rows, kManyRows);
     }
@@ -78,6 +78,23 @@ AttentionPlan PlanAttention(absl::Span<const AttentionSequence> sequences, int64
   // The last rows see the longest contexts, so they come first.
   std::reverse(plan.many.begin(), plan.many.end());
   return plan;
+}
+
+int64_t FewAttentionRows(int64_t dv, int64_t max_shared) {
+  // Maxima, factors and sums are static.
+  constexpr int64_t kStatic = 4096;
+  const int64_t bytes_of_row = kAttendWarps * dv * SizeOf(DType::kF32);
+  return std::clamp<int64_t>((max_shared - kStatic) / bytes_of_row, 1, kFewRows);
+}
+
+int64_t MostFewBlocks(const AttentionPlan& plan, int64_t window, int64_t stripes) {
+  int64_t most = 0;
+  for (const RowTile& tile : plan.few) {
+    const SequenceRows& rows = plan.sequences[tile.sequence];
+    most = std::max(
+        most, MostBlocksOfStripe(rows.start, rows.start + rows.row_count - 1, window, stripes));
+  }
+  return most;
 }
 
 int ProgramDepth(absl::Span<const int> program, int num_in) {

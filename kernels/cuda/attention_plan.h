@@ -30,16 +30,25 @@ HeadGroups GroupHeads(absl::Span<const int32_t> kv_head_of, int64_t num_kv_heads
 struct AttentionPlan {
   std::vector<SequenceRows> sequences;
   std::vector<int32_t> tables;
-  std::vector<RowTile> few;                       // BF16: tiles of kFewRows
+  std::vector<RowTile> few;                       // BF16: tiles of few_rows
   std::vector<RowTile> many;                      // BF16: tiles of kManyRows
   std::vector<RowTile> tokens;                    // F32, F16: a tile a token
   int most_few_rows = 1;                          // rows of the fullest tile of `few`
   std::vector<std::pair<int64_t, int64_t>> runs;  // rows [begin, end) that belong to a sequence
 };
 
-// Rows [row_begin, row_end) of the call; rows of the plan count from row_begin.
+// Rows [row_begin, row_end) of the call; rows of the plan count from row_begin. `few_rows`:
+// FewAttentionRows.
 AttentionPlan PlanAttention(absl::Span<const AttentionSequence> sequences, int64_t row_begin,
-                            int64_t row_end, int64_t widest_group, bool bf16);
+                            int64_t row_end, int64_t widest_group, bool bf16,
+                            int64_t few_rows = kFewRows);
+
+// The most rows, up to kFewRows, that a tile of AttendFew may have where a block has `max_shared`
+// bytes of shared memory.
+int64_t FewAttentionRows(int64_t dv, int64_t max_shared);
+
+// The most blocks of one of `stripes` stripes that a tile of `plan.few` sees with `window`.
+int64_t MostFewBlocks(const AttentionPlan& plan, int64_t window, int64_t stripes);
 
 // Operands alive at once while a postfix program runs. A program that isn't postfix, or that names
 // an operand outside [0, num_in), is a programmer's error.

@@ -4,6 +4,9 @@
 
 #include <cstdint>
 
+#include "kernels/cuda/kv_layout.h"
+#include "kernels/host_device.h"
+
 namespace phalanx::kernels::cuda {
 
 // The widest head that attention over a BF16 cache takes; F32 and F16 take kMaxHeadDim (qkv.h).
@@ -31,9 +34,28 @@ struct RowTile {
   int32_t first;
 };
 
-// Rows of a tile of each kernel over a BF16 cache.
+// Rows of a tile of each kernel over a BF16 cache; at most, of the first.
 inline constexpr int kFewRows = 16;
 inline constexpr int kManyRows = 128;
+
+// Warps of a block of the first. Where a stripe has few blocks, several stripes share one.
+inline constexpr int kAttendWarps = 8;
+// Warps that a stripe of at most `blocks` KV blocks gets: a power of two.
+PHALANX_SHARED int WarpsOfStripe(int64_t blocks) {
+  int warps = 1;
+  while (warps < kAttendWarps && warps < blocks) warps *= 2;
+  return warps;
+}
+// Blocks of 32 tokens that rows at positions [first, last] see with `window` (0: all), and the
+// oldest of them.
+PHALANX_SHARED int64_t OldestBlock(int64_t first, int64_t window) {
+  return window > 0 && first >= window ? (first - window + 1) / kKvTokens : 0;
+}
+// The most blocks of one of `stripes` stripes among them.
+PHALANX_SHARED int64_t MostBlocksOfStripe(int64_t first, int64_t last, int64_t window,
+                                          int64_t stripes) {
+  return (last / kKvTokens - OldestBlock(first, window) + stripes) / stripes;
+}
 
 }  // namespace phalanx::kernels::cuda
 

@@ -67,9 +67,10 @@ const CudaKernels::StagedPlan& CudaKernels::PlanRows(const AttentionArgs& args, 
                                                      int64_t row_end,
                                                      const cuda::HeadGroups& groups) {
   const bool bf16 = args.cache.shape.dtype == DType::kBF16;
+  const int64_t few_rows = cuda::FewAttentionRows(cuda::LayoutOf(args.cache.shape).dv, max_shared_);
   const auto wanted = [&](const StagedPlan& plan) {
     return plan.row_begin == row_begin && plan.row_end == row_end &&
-           plan.widest_group == groups.widest && plan.bf16 == bf16 &&
+           plan.widest_group == groups.widest && plan.bf16 == bf16 && plan.few_rows == few_rows &&
            std::equal(plan.sequences.begin(), plan.sequences.end(), args.sequences.begin(),
                       args.sequences.end(), SameRows);
   };
@@ -86,7 +87,9 @@ const CudaKernels::StagedPlan& CudaKernels::PlanRows(const AttentionArgs& args, 
     found->row_end = row_end;
     found->widest_group = groups.widest;
     found->bf16 = bf16;
-    found->plan = cuda::PlanAttention(args.sequences, row_begin, row_end, groups.widest, bf16);
+    found->few_rows = few_rows;
+    found->plan =
+        cuda::PlanAttention(args.sequences, row_begin, row_end, groups.widest, bf16, few_rows);
     found->turn = -1;
   }
   // Whatever turns the staging while these are put leaves them good for this op.
@@ -126,7 +129,8 @@ void CudaKernels::PartialsOf(const AttentionArgs& args, const StagedPlan& staged
     CheckCuda(cuda::AttendMany(p, staged.many, count(plan.many), stream_), "Attention");
   }
   if (!plan.few.empty()) {
-    CheckCuda(cuda::AttendFew(p, staged.few, count(plan.few), plan.most_few_rows, stream_),
+    CheckCuda(cuda::AttendFew(p, staged.few, count(plan.few), plan.most_few_rows,
+                              cuda::MostFewBlocks(plan, args.window, args.num_stripes), stream_),
               "Attention");
   }
   if (!plan.tokens.empty()) {

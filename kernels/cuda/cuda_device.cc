@@ -67,9 +67,9 @@ absl::StatusOr<std::unique_ptr<Kernels>> CreateCudaKernels(const CudaOptions& op
                                                       " can't be used: ", cudaGetErrorString(error),
                                                       "; check nvidia-smi for who holds it"));
   }
-  const absl::StatusOr<int64_t> arena_bytes =
-      cuda::ArenaBytes({options.memory_bytes, options.memory_fraction}, options.device,
-                       static_cast<int64_t>(available), static_cast<int64_t>(total));
+  const absl::StatusOr<int64_t> arena_bytes = cuda::ArenaBytes(
+      {options.memory_bytes, options.memory_fraction, options.memory_is_shared}, options.device,
+      static_cast<int64_t>(available), static_cast<int64_t>(total));
   if (!arena_bytes.ok()) return arena_bytes.status();
   auto memory = cuda::DeviceMemory::Create(options.device, *arena_bytes);
   if (!memory.ok()) return memory.status();

@@ -56,9 +56,16 @@ struct CudaOptions {
   // driver needs itself (code, graphs, other libraries) comes on top.
   int64_t memory_bytes = 0;
   double memory_fraction = 0;
+  // Other instances take a fraction of this device, too, before or after this one: so what is held
+  // is not taken off, but must leave as much free.
+  bool memory_is_shared = false;
   // Steps are replayed as CUDA graphs (step_graphs.h). Without, each kernel is launched by itself,
   // with the same results.
   bool graphs = true;
+  // Of a step's kernels each is started while the one before it still runs, on sm_90 and newer
+  // (cuda/launch_order.cuh). Without, each starts when the one before has ended, with the same
+  // results.
+  bool early_starts = true;
   Numerics numerics = Numerics::kExact;
   StepObserver* observer = nullptr;  // outlives the instance
 };

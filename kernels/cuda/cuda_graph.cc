@@ -1,6 +1,7 @@
 #include "kernels/cuda/cuda_graph.h"
 
 #include <memory>
+#include <utility>
 
 #include "kernels/cuda/cuda_memory.h"
 #include "kernels/cuda/shared_memory.h"
@@ -21,6 +22,30 @@ bool Updated(cudaError_t error) {
   return true;
 }
 
+// Whether the driver says no to an early start as such.
+bool Refused(cudaError_t error) {
+  return error == cudaErrorInvalidValue || error == cudaErrorNotSupported;
+}
+
+// The toolkits that name a graph's edges: since 12.3, and since 13.0 by the plain name.
+constexpr bool kCanStartEarly = CUDART_VERSION >= 12030;
+
+// `after` begins when all blocks of `before` have called LetNextStart() or ended.
+cudaError_t AddEarlyEdge(cudaGraph_t graph, cudaGraphNode_t before, cudaGraphNode_t after) {
+#if CUDART_VERSION >= 12030
+  cudaGraphEdgeData edge = {};
+  edge.from_port = cudaGraphKernelNodePortProgrammatic;
+  edge.type = cudaGraphDependencyTypeProgrammatic;
+#if CUDART_VERSION >= 13000
+  return cudaGraphAddDependencies(graph, &before, &after, &edge, 1);
+#else
+  return cudaGraphAddDependencies_v2(graph, &before, &after, &edge, 1);
+#endif
+#else
+  return cudaErrorNotSupported;
+#endif
+}
+
 }  // namespace
 
 struct CudaGraphApi::Chain {
@@ -28,7 +53,22 @@ struct CudaGraphApi::Chain {
   cudaGraphExec_t exec = nullptr;
   cudaGraphNode_t upload = nullptr;
   std::vector<cudaGraphNode_t> kernels;
+
+  Chain() = default;
+  Chain(const Chain&) = delete;
+  Chain& operator=(const Chain&) = delete;
+  // At a rank's end the context may be lost already; then there is nothing left to destroy.
+  ~Chain() {
+    if (exec != nullptr) (void)cudaGraphExecDestroy(exec);
+    if (graph != nullptr) (void)cudaGraphDestroy(graph);
+  }
 };
+
+CudaGraphApi::CudaGraphApi(cudaStream_t stream, std::function<void()> before_launch,
+                           bool early_starts)
+    : stream_(stream),
+      before_launch_(std::move(before_launch)),
+      early_starts_(early_starts && kCanStartEarly) {}
 
 void CudaGraphApi::Prepare(const Segment& segment, const KernelNode& node) {
   CheckCuda(AllowShared(node.kernel, node.shared_bytes), "asking for shared memory");
@@ -60,41 +100,71 @@ void CudaGraphApi::Launch(const Segment& segment) {
   }
   for (const KernelNode& node : segment.kernels()) {
     Prepare(segment, node);
-    CheckCuda(cudaLaunchKernel(node.kernel, GridOf(node), dim3(node.threads), arguments_.data(),
-                               node.shared_bytes, stream_),
-              "launching a kernel");
+    const bool early = early_starts_ && &node != segment.kernels().data();
+    cudaError_t error = LaunchKernel(node, early);
+    if (early && Refused(error)) {
+      (void)cudaGetLastError();
+      early_starts_ = false;
+      error = LaunchKernel(node, /*early=*/false);
+    }
+    CheckCuda(error, "launching a kernel");
   }
+}
+
+cudaError_t CudaGraphApi::LaunchKernel(const KernelNode& node, bool early) {
+  cudaLaunchAttribute attribute = {};
+  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attribute.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config = {};
+  config.gridDim = GridOf(node);
+  config.blockDim = dim3(node.threads);
+  config.dynamicSmemBytes = node.shared_bytes;
+  config.stream = stream_;
+  config.attrs = &attribute;
+  config.numAttrs = early ? 1 : 0;
+  return cudaLaunchKernelExC(&config, node.kernel, arguments_.data());
+}
+
+cudaError_t CudaGraphApi::BuildChain(const Segment& segment, bool early_starts, Chain& chain) {
+  CheckCuda(cudaGraphCreate(&chain.graph, 0), "creating a graph");
+  const Upload& upload = segment.upload;
+  if (upload.bytes > 0) {
+    CheckCuda(
+        cudaGraphAddMemcpyNode1D(&chain.upload, chain.graph, nullptr, 0, upload.to, upload.from,
+                                 static_cast<size_t>(upload.bytes), cudaMemcpyHostToDevice),
+        "adding a copy to a graph");
+  }
+  cudaGraphNode_t before = chain.upload;
+  for (const KernelNode& node : segment.kernels()) {
+    const cudaKernelNodeParams params = ParamsOf(segment, node);
+    const bool early = early_starts && !chain.kernels.empty();
+    cudaGraphNode_t kernel = nullptr;
+    CheckCuda(cudaGraphAddKernelNode(&kernel, chain.graph, &before,
+                                     early || before == nullptr ? 0 : 1, &params),
+              "adding a kernel to a graph");
+    if (early) {
+      const cudaError_t error = AddEarlyEdge(chain.graph, before, kernel);
+      if (error != cudaSuccess) return error;
+    }
+    chain.kernels.push_back(kernel);
+    before = kernel;
+  }
+  const cudaError_t error = cudaGraphInstantiate(&chain.exec, chain.graph, 0);
+  // Where the device has no room for it, that shows now and not at its first launch.
+  return error != cudaSuccess ? error : cudaGraphUpload(chain.exec, stream_);
 }
 
 GraphApi::Graph CudaGraphApi::Build(const Segment& segment) {
   auto chain = std::make_unique<Chain>();
-  CheckCuda(cudaGraphCreate(&chain->graph, 0), "creating a graph");
-  const cudaGraphNode_t* before = nullptr;
-  size_t num_before = 0;
-  const Upload& upload = segment.upload;
-  if (upload.bytes > 0) {
-    CheckCuda(
-        cudaGraphAddMemcpyNode1D(&chain->upload, chain->graph, nullptr, 0, upload.to, upload.from,
-                                 static_cast<size_t>(upload.bytes), cudaMemcpyHostToDevice),
-        "adding a copy to a graph");
-    before = &chain->upload;
-    num_before = 1;
+  cudaError_t error = BuildChain(segment, early_starts_, *chain);
+  if (early_starts_ && Refused(error)) {
+    (void)cudaGetLastError();
+    early_starts_ = false;
+    chain = std::make_unique<Chain>();
+    error = BuildChain(segment, /*early_starts=*/false, *chain);
   }
-  // Pointers into it stay good.
-  chain->kernels.reserve(segment.kernels().size());
-  for (const KernelNode& node : segment.kernels()) {
-    const cudaKernelNodeParams params = ParamsOf(segment, node);
-    chain->kernels.push_back(nullptr);
-    CheckCuda(
-        cudaGraphAddKernelNode(&chain->kernels.back(), chain->graph, before, num_before, &params),
-        "adding a kernel to a graph");
-    before = &chain->kernels.back();
-    num_before = 1;
-  }
-  const cudaError_t error = cudaGraphInstantiate(&chain->exec, chain->graph, 0);
   if (error == cudaErrorMemoryAllocation) {
     (void)cudaGetLastError();
-    CheckCuda(cudaGraphDestroy(chain->graph), "destroying a graph");
     return nullptr;
   }
   CheckCuda(error, "instantiating a graph");
@@ -120,12 +190,6 @@ void CudaGraphApi::Launch(Graph graph) {
   CheckCuda(cudaGraphLaunch(static_cast<Chain*>(graph)->exec, stream_), "launching a graph");
 }
 
-void CudaGraphApi::Destroy(Graph graph) {
-  auto* chain = static_cast<Chain*>(graph);
-  // At a rank's end the context may be lost already; then there is nothing left to destroy.
-  (void)cudaGraphExecDestroy(chain->exec);
-  (void)cudaGraphDestroy(chain->graph);
-  delete chain;
-}
+void CudaGraphApi::Destroy(Graph graph) { delete static_cast<Chain*>(graph); }
 
 }  // namespace phalanx::kernels::cuda

@@ -1,4 +1,5 @@
-// Segments on a CUDA stream: launches and graphs (CUDA Runtime API, "Graph Management").
+// Segments on a CUDA stream: launches and graphs (CUDA Runtime API, "Graph Management"). A kernel
+// that comes after another of its segment may be started early (launch_order.cuh).
 #ifndef PHALANX_KERNELS_CUDA_CUDA_GRAPH_H_
 #define PHALANX_KERNELS_CUDA_CUDA_GRAPH_H_
 
@@ -6,7 +7,6 @@
 
 #include <cstddef>
 #include <functional>
-#include <utility>
 #include <vector>
 
 #include "kernels/cuda/step_graphs.h"
@@ -16,9 +16,12 @@ namespace phalanx::kernels::cuda {
 // The device of `stream` must be the calling thread's at every call.
 class CudaGraphApi : public GraphApi {
  public:
-  // `before_launch` is called right before a segment's work is enqueued.
-  CudaGraphApi(cudaStream_t stream, std::function<void()> before_launch)
-      : stream_(stream), before_launch_(std::move(before_launch)) {}
+  // `before_launch` is called right before a segment's work is enqueued. `early_starts`: the device
+  // is sm_90 or newer, and kernels are to be started early.
+  CudaGraphApi(cudaStream_t stream, std::function<void()> before_launch, bool early_starts);
+
+  // Whether they are. A driver that refuses is asked once.
+  bool early_starts() const { return early_starts_; }
 
   void Launch(const Segment& segment) override;
   Graph Build(const Segment& segment) override;
@@ -30,12 +33,17 @@ class CudaGraphApi : public GraphApi {
  private:
   struct Chain;
 
+  // One launch; `early`: it may be started while the kernel before it runs.
+  cudaError_t LaunchKernel(const KernelNode& node, bool early);
+  // Fills `chain`, as far as the driver accepts it.
+  cudaError_t BuildChain(const Segment& segment, bool early_starts, Chain& chain);
   // Lets `node`'s kernel have its dynamic shared memory and points `arguments_` at its arguments.
   void Prepare(const Segment& segment, const KernelNode& node);
   cudaKernelNodeParams ParamsOf(const Segment& segment, const KernelNode& node);
 
   const cudaStream_t stream_;
   const std::function<void()> before_launch_;
+  bool early_starts_;
   std::vector<void*> arguments_;
 };
 

@@ -24,6 +24,13 @@ constexpr int64_t kStagingHalf = int64_t{4} << 20;
 // Room for results from the start, more than most steps bring.
 constexpr int64_t kResultBytes = int64_t{64} << 10;
 
+bool StartsEarly(const CudaOptions& options) {
+  int major = 0;
+  CheckCuda(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, options.device),
+            "asking for its compute capability");
+  return options.early_starts && major >= 9;
+}
+
 }  // namespace
 
 CudaKernels::CudaKernels(const CudaOptions& options, std::shared_ptr<cuda::DeviceMemory> memory,
@@ -36,7 +43,8 @@ CudaKernels::CudaKernels(const CudaOptions& options, std::shared_ptr<cuda::Devic
       owned_stream_(options.device),
       stream_(owned_stream_.get()),
       pack_pool_(std::max(1, options.pack_threads)),
-      graph_api_(stream_, [this] { NoteWork(); }),
+      graph_api_(
+          stream_, [this] { NoteWork(); }, StartsEarly(options)),
       graphs_(graph_api_, graphs),
       recorder_(stream_),
       staging_(device_, stream_, memory_, kStagingHalf, [this] { Flush(); }),

@@ -133,6 +133,7 @@ class CudaKernels : public Kernels {
     return stream_;
   }
   cuda::StepGraphsCounts graph_counts() const { return graphs_.counts(); }
+  bool early_starts() const { return graph_api_.early_starts(); }
 
  private:
   // An attention call's plan and where its arrays lie on the device, which every layer of a step
@@ -143,6 +144,7 @@ class CudaKernels : public Kernels {
     int64_t row_end = 0;
     int64_t widest_group = 0;
     bool bf16 = false;
+    int64_t few_rows = 0;
     cuda::AttentionPlan plan;
     int64_t turn = -1;  // of the staging: the pointers are good while it lasts
     const cuda::SequenceRows* sequence_rows = nullptr;

@@ -120,6 +120,7 @@ OwnedStream::~OwnedStream() {
 }
 
 EventMarker::EventMarker(int device, cudaStream_t stream) : device_(device) {
+  CheckCuda(cudaSetDevice(device), "choosing the device");
   // Who waits sleeps, and leaves the core to who enqueues.
   CheckCuda(cudaEventCreateWithFlags(&event_, cudaEventDisableTiming | cudaEventBlockingSync),
             "creating an event");
@@ -153,8 +154,11 @@ int64_t DeviceMemory::LargestFree() const {
 }
 
 absl::Status DeviceScratch::TryGrow(int64_t bytes) {
-  // The old one first: the new one may need its place. cudaFree waits for whoever reads it; in an
-  // arena the stream's order does.
+  // The old one first: the new one may need its place. In an arena the stream's order keeps who
+  // still reads it from harm; of cudaFree only some say that it waits.
+  if (buffer_.data() != nullptr && !memory_->has_arena()) {
+    CheckCuda(cudaDeviceSynchronize(), "waiting for the device");
+  }
   buffer_ = Buffer();
   absl::StatusOr<Buffer> grown =
       memory_->Allocate(std::max<int64_t>(bytes, 4096), Arena::Side::kBack);

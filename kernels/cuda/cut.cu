@@ -8,6 +8,7 @@
 #include "kernels/choosing.h"
 #include "kernels/cuda/lane_math.h"
 #include "kernels/cuda/launch.cuh"
+#include "kernels/cuda/launch_order.cuh"
 #include "kernels/cuda/log_sum_exp.cuh"
 #include "kernels/cuda/sampling_ops.h"
 
@@ -132,6 +133,7 @@ __device__ int32_t FindTie(const CutRow& row, uint32_t key, Amount which) {
 
 __global__ void __launch_bounds__(kThreads)
     CutKernel(TensorView logits, const ChoiceRow* rows, Cut* out) {
+  BeginInTurn();
   PHALANX_DYNAMIC_SHARED(Amount, bins);
   __shared__ RowMemory memory;
   const ChoiceRow choice = rows[blockIdx.x];

@@ -2,6 +2,7 @@
 #include "kernels/cuda/experts.h"
 #include "kernels/cuda/lane_math.h"
 #include "kernels/cuda/launch.cuh"
+#include "kernels/cuda/launch_order.cuh"
 #include "kernels/cuda/log_sum_exp.cuh"
 
 namespace phalanx::kernels::cuda {
@@ -21,6 +22,7 @@ constexpr unsigned kAllLanes = 0xffffffffu;
 __global__ void __launch_bounds__(kRouteThreads)
     RouteKernel(TensorView logits, int64_t top_k, bool normalise, int32_t* experts,
                 float* weights) {
+  BeginInTurn();
   __shared__ LogSumExpMemory memory;
   __shared__ BestSlot best_of_warp[kRouteThreads / kWarp];
   __shared__ float p[kMaxRouterWidth];
@@ -65,6 +67,7 @@ __global__ void __launch_bounds__(kRouteThreads)
 __global__ void __launch_bounds__(kPlaceThreads)
     PlaceKernel(const int32_t* ids, int64_t slots, int64_t top_k, PlacedSlots out,
                 int64_t* tokens) {
+  BeginInTurn();
   constexpr int kWarps = kPlaceThreads / kWarp;
   __shared__ int32_t lower_of_warp[kWarps];
   __shared__ int32_t own_of_warp[kWarps];
@@ -118,6 +121,7 @@ __global__ void __launch_bounds__(kPlaceThreads)
 // for itself: there are few.
 __global__ void __launch_bounds__(kTileThreads)
     TilesKernel(const int32_t* begin, int32_t num_experts, TileLists lists) {
+  BeginInTurn();
   __shared__ int32_t first_tile[kMaxRouterWidth + 1];
   __shared__ int32_t sums[kTileThreads];
   const TileList& list = lists.lists[blockIdx.y];
@@ -165,6 +169,7 @@ __global__ void __launch_bounds__(kTileThreads)
 
 // Column blockIdx.y * kCombineThreads + threadIdx.x of row blockIdx.x.
 __global__ void __launch_bounds__(kCombineThreads) CombineKernel(const CombineParams p) {
+  BeginInTurn();
   PHALANX_DYNAMIC_SHARED(float, stack_memory);
   // [depth][threads]: a thread's stack is its own column.
   float* stack = stack_memory + threadIdx.x;

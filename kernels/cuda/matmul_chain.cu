@@ -5,6 +5,7 @@
 #include <cstddef>
 
 #include "kernels/cuda/launch.cuh"
+#include "kernels/cuda/launch_order.cuh"
 #include "kernels/cuda/matmul_device.cuh"
 
 namespace phalanx::kernels::cuda {
@@ -33,6 +34,7 @@ __device__ __forceinline__ float LoadWeight(const void* weight, int64_t index) {
 template <DType kType, WeightLayout kLayout, int kRows>
 __global__ void __launch_bounds__(kMaxWarps* kWarp)
     MatMulChainKernel(const __grid_constant__ MatMulParams p) {
+  BeginInTurn();
   if (blockIdx.y >= NumTiles(p)) return;
   PHALANX_DYNAMIC_SHARED(float, memory);
   constexpr int kTile = kRows * kChainColumns;

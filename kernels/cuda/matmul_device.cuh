@@ -9,11 +9,21 @@
 
 namespace phalanx::kernels::cuda {
 
-__device__ __forceinline__ MatMulTile TileOf(const MatMulParams& p, int64_t index) {
-  if (p.tiles != nullptr) return p.tiles[index];
+// Tile `index` of one weight's rows.
+__device__ __forceinline__ MatMulTile RowsTile(const MatMulParams& p, int64_t index) {
   const int64_t first = index * p.tile_rows;
   const int64_t left = p.rows - first;
   return {p.weight, first, static_cast<int32_t>(left < p.tile_rows ? left : p.tile_rows)};
+}
+
+__device__ __forceinline__ MatMulTile TileOf(const MatMulParams& p, int64_t index) {
+  return p.tiles != nullptr ? p.tiles[index] : RowsTile(p, index);
+}
+
+// Whether there are p.num_tiles, each by RowsTile: else they are listed in memory, maybe by a
+// kernel before this one, which may not have ended.
+__device__ __forceinline__ bool TilesAreKnownAtLaunch(const MatMulParams& p) {
+  return p.tiles == nullptr && p.tile_count == nullptr;
 }
 
 __device__ __forceinline__ int64_t NumTiles(const MatMulParams& p) {

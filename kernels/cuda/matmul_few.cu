@@ -5,7 +5,8 @@
 // Weights and x come by asynchronous copies, several groups of 32 values of k ahead. (Loads to
 // registers won't do: the compiler puts each next to its use, and few are in flight.) A lane copies
 // just the bytes that it reads back, so no barrier is needed on the way; but of FP8's factors,
-// which a few lanes copy for the warp.
+// which a few lanes copy for the warp. The first groups' weights are asked for while the kernels
+// before still run (launch_order.cuh).
 //
 // Row-major weights come in 64 bytes of each of sixteen rows; the other 64 of their lines, which
 // are next, are asked for along with them.
@@ -13,6 +14,7 @@
 
 #include "kernels/cuda/fp8.cuh"
 #include "kernels/cuda/launch.cuh"
+#include "kernels/cuda/launch_order.cuh"
 #include "kernels/cuda/matmul_device.cuh"
 #include "kernels/cuda/mma.cuh"
 
@@ -74,7 +76,6 @@ struct Slot : WeightSlot<kLayout> {
 template <WeightLayout kLayout, int kRowTiles, int kSlots>
 __global__ void __launch_bounds__(kMaxWarps* kWarp)
     MatMulFewKernel(const __grid_constant__ MatMulParams p) {
-  if (blockIdx.y >= NumTiles(p)) return;
   constexpr int kRows = kRowTiles * kTileColumns;
   PHALANX_DYNAMIC_SHARED(uint8_t, memory);
   const int warp = threadIdx.x / kWarp;
@@ -83,12 +84,46 @@ __global__ void __launch_bounds__(kMaxWarps* kWarp)
   using WarpSlot = Slot<kLayout, kRowTiles>;
   auto* slots = reinterpret_cast<WarpSlot*>(memory) + warp * kSlots;
   auto* sums = reinterpret_cast<float*>(memory + num_warps * kSlots * sizeof(WarpSlot));
-  const MatMulTile tile = TileOf(p, blockIdx.y);
   const int64_t groups_of_k = p.k / kGroupK;
-  const auto* weight = static_cast<const uint16_t*>(tile.weight);
-  // Of row-major weights: this lane's 16 bytes of the first of its two rows.
-  const uint16_t* weight_row =
-      weight + (int64_t{blockIdx.x} * kTileRows + OperandRow(lane)) * p.k + OperandK(lane);
+  const auto copy_weights = [&](const void* of_tile, int group, WarpSlot& slot) {
+    const auto* weight = static_cast<const uint16_t*>(of_tile);
+    if constexpr (IsFp8(kLayout)) {
+      const uint8_t* from =
+          static_cast<const uint8_t*>(of_tile) + Fp8Offset(kLayout, blockIdx.x, group, groups_of_k);
+      CopyAsync(&slot.codes[lane], from + lane * 16, true);
+      if (lane < static_cast<int>(sizeof slot.factors / 16)) {
+        CopyAsync(&slot.factors[lane], from + kFp8CodeBytes + lane * 16, true);
+      }
+    } else {
+#pragma unroll
+      for (int s = 0; s < 2; ++s) {
+        if constexpr (kLayout == WeightLayout::kRows) {
+          // This lane's 16 bytes of the lower and of the upper eight rows.
+          const int64_t row =
+              int64_t{blockIdx.x} * kTileRows + OperandRow(lane) + s * (kTileRows / 2);
+          CopyAsyncOfLine(&slot.a[s][lane], weight + row * p.k + OperandK(lane) + group * kGroupK);
+        } else {
+          CopyAsync(&slot.a[s][lane],
+                    weight + WeightOffset(blockIdx.x, group, s, lane, groups_of_k), true);
+        }
+      }
+    }
+  };
+
+  // The weights of the slots that are filled in front.
+  const bool ahead = TilesAreKnownAtLaunch(p);
+  LetNextStart();
+  if (ahead) {
+    ChunkWalk first;
+    first.Begin(p, warp, num_warps);
+    for (int i = 0; i < kSlots - 1 && !first.done(p); ++i) {
+      copy_weights(p.weight, first.group, slots[i]);
+      first.Next(p);
+    }
+  }
+  WaitForEarlier();
+  if (blockIdx.y >= NumTiles(p)) return;
+  const MatMulTile tile = TileOf(p, blockIdx.y);
 
   const uint16_t* x[kRowTiles];
   bool valid[kRowTiles];
@@ -103,28 +138,10 @@ __global__ void __launch_bounds__(kMaxWarps* kWarp)
   ChunkWalk fetch;
   fetch.Begin(p, warp, num_warps);
   int fetch_slot = 0;
-  const auto copy_next = [&] {
+  const auto copy_next = [&](bool with_weights) {
     if (!fetch.done(p)) {
       WarpSlot& slot = slots[fetch_slot];
-      if constexpr (IsFp8(kLayout)) {
-        const uint8_t* from = static_cast<const uint8_t*>(tile.weight) +
-                              Fp8Offset(kLayout, blockIdx.x, fetch.group, groups_of_k);
-        CopyAsync(&slot.codes[lane], from + lane * 16, true);
-        if (lane < static_cast<int>(sizeof slot.factors / 16)) {
-          CopyAsync(&slot.factors[lane], from + kFp8CodeBytes + lane * 16, true);
-        }
-      } else {
-#pragma unroll
-        for (int s = 0; s < 2; ++s) {
-          if constexpr (kLayout == WeightLayout::kRows) {
-            CopyAsyncOfLine(&slot.a[s][lane],
-                            weight_row + s * int64_t{kTileRows / 2} * p.k + fetch.group * kGroupK);
-          } else {
-            CopyAsync(&slot.a[s][lane],
-                      weight + WeightOffset(blockIdx.x, fetch.group, s, lane, groups_of_k), true);
-          }
-        }
-      }
+      if (with_weights) copy_weights(tile.weight, fetch.group, slot);
 #pragma unroll
       for (int t = 0; t < kRowTiles; ++t) {
         CopyAsync(&slot.b[t][lane], x[t] + fetch.group * kGroupK, valid[t]);
@@ -134,7 +151,8 @@ __global__ void __launch_bounds__(kMaxWarps* kWarp)
     CommitCopies();  // an empty group counts, too
     fetch_slot = fetch_slot + 1 == kSlots ? 0 : fetch_slot + 1;
   };
-  for (int i = 0; i < kSlots - 1; ++i) copy_next();
+  // Weights that were asked for above come with the first group.
+  for (int i = 0; i < kSlots - 1; ++i) copy_next(!ahead);
 
   float sum[kRowTiles][4] = {};
   ChunkWalk walk;
@@ -145,9 +163,9 @@ __global__ void __launch_bounds__(kMaxWarps* kWarp)
       // Every lane's copies of this group are here, and none reads the slot filled next.
       WaitForCopies<kSlots - 2>();
       __syncwarp();
-      copy_next();
+      copy_next(true);
     } else {
-      copy_next();
+      copy_next(true);
       WaitForCopies<kSlots - 1>();
     }
     const WarpSlot& slot = slots[slot_index];

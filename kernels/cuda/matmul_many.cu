@@ -5,11 +5,13 @@
 // Shared memory holds operands as memory does, 512 bytes a tile and step (of row-major weights: a
 // tile and its lower or upper eight rows; of FP8: a tile's codes) in lane order, so no load
 // conflicts and nothing is swizzled. FP8 is widened by each of the four warps that share its
-// columns.
+// columns. The first stages' weights are asked for while the kernels before still run
+// (launch_order.cuh).
 #include <cstddef>
 
 #include "kernels/cuda/fp8.cuh"
 #include "kernels/cuda/launch.cuh"
+#include "kernels/cuda/launch_order.cuh"
 #include "kernels/cuda/matmul_device.cuh"
 #include "kernels/cuda/mma.cuh"
 
@@ -38,6 +40,14 @@ struct Work {
   int64_t column_tile;  // of 128
   int unit;             // of the split
 };
+
+__device__ __forceinline__ int64_t TileOfItem(int64_t item, int units, int64_t num_tiles) {
+  return item / units % num_tiles;
+}
+__device__ __forceinline__ Work WorkOf(int64_t item, int units, int64_t num_tiles,
+                                       const MatMulTile& tile) {
+  return {tile, item / units / num_tiles, static_cast<int>(item % units)};
+}
 
 // The leaves (or the one chunk) that a block walks, group by group, in the programs' order.
 struct Walk {
@@ -78,35 +88,77 @@ struct Walk {
   }
 };
 
+// A thread's part of what is copied of each group: of kUnits units of 16 bytes every kThreads-th.
+// Where they come from is worked out once for an item, in steps of 16 bytes from the operand's
+// beginning (32 bits of them are 64 GiB); a group's lie kGroupSteps after those of the one before.
+// With that arithmetic in front of each copy it was most of what the kernel executed.
+template <int kUnits, int kGroupSteps>
+class Copies {
+ public:
+  // `first(u, &valid)`: unit u's place in group 0; not valid: 16 zero bytes come, whatever lies
+  // there.
+  template <typename First>
+  __device__ __forceinline__ Copies(const void* base, const First& first)
+      : base_(static_cast<const uint8_t*>(base)) {
+#pragma unroll
+    for (int i = 0; i < kMine; ++i) {
+      const int u = static_cast<int>(threadIdx.x) + i * kThreads;
+      bool valid = false;
+      const int64_t from = u < kUnits ? first(u, &valid) : 0;
+      from_[i] = valid ? static_cast<uint32_t>(from) : 0;
+      valid_ |= static_cast<uint32_t>(valid) << i;
+    }
+  }
+  __device__ __forceinline__ void Enqueue(int group, uint8_t* to) const {
+#pragma unroll
+    for (int i = 0; i < kMine; ++i) {
+      const int u = static_cast<int>(threadIdx.x) + i * kThreads;
+      if ((i + 1) * kThreads > kUnits && u >= kUnits) return;
+      CopyAsync(to + u * 16, base_ + int64_t{16} * (from_[i] + group * kGroupSteps),
+                (valid_ >> i & 1) != 0);
+    }
+  }
+
+ private:
+  static constexpr int kMine = (kUnits + kThreads - 1) / kThreads;
+
+  const uint8_t* base_;
+  uint32_t from_[kMine];
+  uint32_t valid_ = 0;  // a bit a unit
+};
+
 template <WeightLayout kLayout, int kRows>
-__device__ void CopyGroup(const MatMulParams& p, const Work& work, int group, uint8_t* stage) {
+using WeightCopies =
+    Copies<Tiled<kLayout, kRows>::kABytes / 16,
+           (kLayout == WeightLayout::kRows ? kGroupK * 2 : Tiled<kLayout, kRows>::kTileBytes) / 16>;
+template <WeightLayout kLayout, int kRows>
+__device__ __forceinline__ WeightCopies<kLayout, kRows> CopiesOfWeights(const MatMulParams& p,
+                                                                        const Work& work) {
+  constexpr int kUnitsOfTile = Tiled<kLayout, kRows>::kTileBytes / 16;
   const int64_t groups_of_k = p.k / kGroupK;
   const int64_t column_tiles = (p.n + kTileRows - 1) / kTileRows;
-  const auto* weight = static_cast<const uint8_t*>(work.tile.weight);
-  using T = Tiled<kLayout, kRows>;
-  constexpr int kUnitsOfTile = T::kTileBytes / 16;
-  for (int u = threadIdx.x; u < T::kABytes / 16; u += kThreads) {
-    const int64_t tile = work.column_tile * kColumnTiles + u / kUnitsOfTile;
-    const bool valid = tile < column_tiles;
-    int64_t from = 0;
-    if constexpr (kLayout == WeightLayout::kRows) {
-      const int64_t row = tile * kTileRows + u % kUnitsOfTile / 4;
-      if (valid) from = (row * p.k + group * kGroupK) * 2 + u % 4 * 16;
-    } else if constexpr (IsFp8(kLayout)) {
-      if (valid) from = Fp8Offset(kLayout, tile, group, groups_of_k) + u % kUnitsOfTile * 16;
-    } else {
-      if (valid) from = WeightOffset(tile, group, 0, 0, groups_of_k) * 2 + u % kUnitsOfTile * 16;
-    }
-    CopyAsync(stage + u * 16, weight + from, valid);
-  }
-  const auto* x = static_cast<const uint8_t*>(p.x);
-  for (int u = threadIdx.x; u < T::kBBytes / 16; u += kThreads) {
-    const int row = u / 4;
-    const bool valid = row < work.tile.rows;
-    const int64_t from =
-        valid ? ((work.tile.first_row + row) * p.x_stride + group * kGroupK) * 2 + u % 4 * 16 : 0;
-    CopyAsync(stage + T::kABytes + u * 16, x + from, valid);
-  }
+  return {work.tile.weight, [&](int u, bool* valid) -> int64_t {
+            const int64_t tile = work.column_tile * kColumnTiles + u / kUnitsOfTile;
+            *valid = tile < column_tiles;
+            if constexpr (kLayout == WeightLayout::kRows) {
+              const int64_t row = tile * kTileRows + u % kUnitsOfTile / 4;
+              return row * (p.k / 8) + u % 4;
+            } else {
+              return tile * groups_of_k * kUnitsOfTile + u % kUnitsOfTile;
+            }
+          }};
+}
+
+template <WeightLayout kLayout, int kRows>
+using XCopies = Copies<Tiled<kLayout, kRows>::kBBytes / 16, kGroupK * 2 / 16>;
+template <WeightLayout kLayout, int kRows>
+__device__ __forceinline__ XCopies<kLayout, kRows> CopiesOfX(const MatMulParams& p,
+                                                             const Work& work) {
+  return {p.x, [&](int u, bool* valid) -> int64_t {
+            const int row = u / 4;
+            *valid = row < work.tile.rows;
+            return (work.tile.first_row + row) * (p.x_stride / 8) + u % 4;
+          }};
 }
 
 template <int kRowTiles>
@@ -214,21 +266,43 @@ __global__ void __launch_bounds__(kThreads, kRows == 128 ? 1 : 2)
   const int column_warp = warp % 2;
   const int row_warp = warp / 2;
 
+  // The segments of an item.
+  const auto first_of = [&](int unit) { return split == MatMulSplit::kNone ? 0 : unit; };
+  const auto last_of = [&](int unit) {
+    return split == MatMulSplit::kNone ? p.num_leaves : unit + 1;
+  };
+
+  const bool ahead = TilesAreKnownAtLaunch(p) && blockIdx.x < p.num_tiles * items_of_tile;
+  LetNextStart();
+  if (ahead) {
+    const Work work = WorkOf(blockIdx.x, units, p.num_tiles,
+                             RowsTile(p, TileOfItem(blockIdx.x, units, p.num_tiles)));
+    const auto weights = CopiesOfWeights<kLayout, kRows>(p, work);
+    Walk fetch;
+    fetch.Begin(p, split, first_of(work.unit), last_of(work.unit));
+    for (int s = 0; s < T::kStages - 1 && !fetch.done(); ++s) {
+      weights.Enqueue(fetch.group, stages + s * T::kStageBytes);
+      fetch.Next(p, split);
+    }
+  }
+  WaitForEarlier();
+
   const int64_t num_tiles = NumTiles(p);
   for (int64_t item = blockIdx.x; item < num_tiles * items_of_tile; item += gridDim.x) {
-    Work work;
-    work.unit = static_cast<int>(item % units);
-    work.tile = TileOf(p, item / units % num_tiles);
-    work.column_tile = item / units / num_tiles;
-    const int first = split == MatMulSplit::kNone ? 0 : work.unit;
-    const int last = split == MatMulSplit::kNone ? p.num_leaves : work.unit + 1;
+    const Work work = WorkOf(item, units, num_tiles, TileOf(p, TileOfItem(item, units, num_tiles)));
+    const int first = first_of(work.unit);
+    const int last = last_of(work.unit);
+    const auto weights = CopiesOfWeights<kLayout, kRows>(p, work);
+    const auto x = CopiesOfX<kLayout, kRows>(p, work);
 
     Walk fetch;
     fetch.Begin(p, split, first, last);
     int fetch_stage = 0;
-    const auto copy_next = [&] {
+    const auto copy_next = [&](bool with_weights) {
       if (!fetch.done()) {
-        CopyGroup<kLayout, kRows>(p, work, fetch.group, stages + fetch_stage * T::kStageBytes);
+        uint8_t* const to = stages + fetch_stage * T::kStageBytes;
+        if (with_weights) weights.Enqueue(fetch.group, to);
+        x.Enqueue(fetch.group, to + T::kABytes);
         fetch.Next(p, split);
       }
       CommitCopies();  // an empty group counts, too
@@ -236,7 +310,9 @@ __global__ void __launch_bounds__(kThreads, kRows == 128 ? 1 : 2)
     };
     // The item before may still be read.
     __syncthreads();
-    for (int s = 0; s < T::kStages - 1; ++s) copy_next();
+    // Weights that were asked for above come with the first group.
+    const bool with_weights = !ahead || item != blockIdx.x;
+    for (int s = 0; s < T::kStages - 1; ++s) copy_next(with_weights);
 
     int stage = 0;
     int code = 0;
@@ -272,7 +348,7 @@ __global__ void __launch_bounds__(kThreads, kRows == 128 ? 1 : 2)
           WaitForCopies<T::kStages - 2>();
           // Everybody's copies of this group are here, and nobody reads the stage filled next.
           __syncthreads();
-          copy_next();
+          copy_next(true);
           MultiplyGroup<kLayout, kRows>(stages + stage * T::kStageBytes, column_warp, row_warp,
                                         lane, sum);
           stage = (stage + 1) % T::kStages;
@@ -311,6 +387,7 @@ constexpr int kJoinThreads = 128;
 // Adds the units of a split: grid: columns / kJoinThreads, tiles.
 __global__ void __launch_bounds__(kJoinThreads)
     JoinKernel(const __grid_constant__ MatMulParams p, MatMulSplit split, const float* scratch) {
+  BeginInTurn();
   if (blockIdx.y >= NumTiles(p)) return;
   PHALANX_DYNAMIC_SHARED(float, stack_memory);  // [depth][threads]
   const MatMulTile tile = TileOf(p, blockIdx.y);

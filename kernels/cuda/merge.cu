@@ -5,6 +5,7 @@
 #include "kernels/cuda/attention.h"
 #include "kernels/cuda/lane_math.h"
 #include "kernels/cuda/launch.cuh"
+#include "kernels/cuda/launch_order.cuh"
 
 namespace phalanx::kernels::cuda {
 namespace {
@@ -45,6 +46,7 @@ __device__ void RunProgram(const float* partials, int64_t width, int64_t column,
 __global__ void __launch_bounds__(kThreads)
     MergeAttentionKernel(const float* partials, int64_t num_heads, int64_t d, int num_in,
                          DeviceProgram program, const int32_t* out_column, TensorView out) {
+  BeginInTurn();
   PHALANX_DYNAMIC_SHARED(float, memory);
   const Stack stack = {memory + threadIdx.x};
   const int64_t unit = blockIdx.x * num_heads + blockIdx.y;
@@ -60,6 +62,7 @@ __global__ void __launch_bounds__(kThreads)
 __global__ void __launch_bounds__(kThreads)
     MergePartialsKernel(const float* partials, int64_t d, int num_in, DeviceProgram program,
                         int index, int num_programs, float* out) {
+  BeginInTurn();
   PHALANX_DYNAMIC_SHARED(float, memory);
   const Stack stack = {memory + threadIdx.x};
   const int64_t unit = blockIdx.x;

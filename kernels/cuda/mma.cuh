@@ -65,6 +65,10 @@ template <int kPending>
 __device__ __forceinline__ void WaitForCopies() {
   asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
 }
+// Has the 128 bytes that `from` lies in fetched to the L2 cache.
+__device__ __forceinline__ void PrefetchLine(const void* from) {
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(from) : "memory");
+}
 
 }  // namespace phalanx::kernels::cuda
 

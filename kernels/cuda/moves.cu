@@ -1,4 +1,5 @@
 #include "kernels/cuda/launch.cuh"
+#include "kernels/cuda/launch_order.cuh"
 #include "kernels/cuda/moves.h"
 
 namespace phalanx::kernels::cuda {
@@ -12,6 +13,7 @@ template <typename T>
 __global__ void __launch_bounds__(kThreads)
     MoveKernel(const T* in, int64_t in_pitch, T* out, int64_t out_pitch, int64_t width,
                int64_t count) {
+  BeginInTurn();
   for (int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x; i < count;
        i += int64_t{gridDim.x} * kThreads) {
     const int64_t row = width == count ? 0 : i / width;

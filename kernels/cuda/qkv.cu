@@ -1,5 +1,6 @@
 #include "kernels/cuda/lane_math.h"
 #include "kernels/cuda/launch.cuh"
+#include "kernels/cuda/launch_order.cuh"
 #include "kernels/cuda/ordered_sum.cuh"
 #include "kernels/cuda/qkv.h"
 #include "kernels/fp8.h"
@@ -29,6 +30,7 @@ __device__ uint8_t ScaleOf(const float* x, int64_t d) {
 
 // One head of one row: blockIdx.x is the row, blockIdx.y the head (queries, keys, values).
 __global__ void __launch_bounds__(kThreads) QkvToCacheKernel(const QkvParams p) {
+  BeginInTurn();
   __shared__ float x[kMaxHeadDim];
   __shared__ float sum;
   const int64_t row = blockIdx.x;

@@ -1,6 +1,7 @@
 #include "kernels/choosing.h"
 #include "kernels/cuda/lane_math.h"
 #include "kernels/cuda/launch.cuh"
+#include "kernels/cuda/launch_order.cuh"
 #include "kernels/cuda/ordered_sum.cuh"
 #include "kernels/cuda/rows.h"
 
@@ -26,6 +27,7 @@ __device__ void ForColumns(int64_t cols, const Body& body) {
 __global__ void __launch_bounds__(kThreads)
     GatherRowsKernel(TensorView table, const int32_t* ids, int64_t first_id, const Choice* chosen,
                      TensorView out) {
+  BeginInTurn();
   const int64_t row = FedId(ids[blockIdx.x], chosen) - first_id;
   const bool held = row >= 0 && row < table.rows;
   float* to = static_cast<float*>(out.data) + blockIdx.x * out.stride;
@@ -36,6 +38,7 @@ __global__ void __launch_bounds__(kThreads)
 
 __global__ void __launch_bounds__(kThreads)
     AddResidualKernel(TensorView x, TensorView delta, const float* bias) {
+  BeginInTurn();
   float* to = static_cast<float*>(x.data) + blockIdx.x * x.stride;
   const float* from = static_cast<const float*>(delta.data) + blockIdx.x * delta.stride;
   ForColumns(x.cols, [&](int64_t j) { to[j] = Residual(to[j], from[j], bias, j); });
@@ -44,6 +47,7 @@ __global__ void __launch_bounds__(kThreads)
 __global__ void __launch_bounds__(kThreads)
     RmsNormKernel(TensorView x, TensorView delta, const float* bias, const float* weight, float eps,
                   TensorView out) {
+  BeginInTurn();
   __shared__ float tile[kSumTile];
   __shared__ float total;
   float* row = static_cast<float*>(x.data) + blockIdx.x * x.stride;
@@ -69,6 +73,7 @@ __global__ void __launch_bounds__(kThreads)
 
 __global__ void __launch_bounds__(kThreads)
     SiluMulKernel(TensorView gate_up, const float* bias, int64_t n, TensorView out) {
+  BeginInTurn();
   const float* gate = static_cast<const float*>(gate_up.data) + blockIdx.x * gate_up.stride;
   const int64_t to = blockIdx.x * out.stride;
   ForColumns(out.cols, [&](int64_t j) {
@@ -89,6 +94,7 @@ __global__ void __launch_bounds__(kThreads)
 template <typename Element>
 __global__ void __launch_bounds__(kThreads)
     GatherTokensKernel(TensorView in, const int32_t* rows, TensorView out) {
+  BeginInTurn();
   const int64_t row = rows[blockIdx.x];
   const Element* from = static_cast<const Element*>(in.data) + row * in.stride;
   Element* to = static_cast<Element*>(out.data) + blockIdx.x * out.stride;
@@ -98,6 +104,7 @@ __global__ void __launch_bounds__(kThreads)
 // A thread's stack is its column of `memory`, [depth][threads].
 __global__ void __launch_bounds__(kThreads)
     AddPartsKernel(SumProgram program, float* out, int64_t count) {
+  BeginInTurn();
   PHALANX_DYNAMIC_SHARED(float, memory);
   float* const stack = memory + threadIdx.x;
   for (int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x; i < count;
@@ -118,6 +125,7 @@ __global__ void __launch_bounds__(kThreads)
 
 __global__ void __launch_bounds__(kThreads)
     OrIntoKernel(uint32_t* data, const uint32_t* other, int64_t count) {
+  BeginInTurn();
   for (int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x; i < count;
        i += int64_t{gridDim.x} * kThreads) {
     data[i] |= other[i];

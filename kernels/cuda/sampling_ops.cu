@@ -2,6 +2,7 @@
 #include "kernels/cuda/best.cuh"
 #include "kernels/cuda/lane_math.h"
 #include "kernels/cuda/launch.cuh"
+#include "kernels/cuda/launch_order.cuh"
 #include "kernels/cuda/log_sum_exp.cuh"
 #include "kernels/cuda/sampling_ops.h"
 
@@ -14,6 +15,7 @@ constexpr int64_t kArgmaxColumns = 2048;
 
 __global__ void __launch_bounds__(kThreads)
     LogSumExpKernel(TensorView logits, const int64_t* leaves, MaxSum* out) {
+  BeginInTurn();
   __shared__ LogSumExpMemory memory;
   const int64_t begin = leaves[2 * blockIdx.y];
   const int64_t end = leaves[2 * blockIdx.y + 1];
@@ -24,6 +26,7 @@ __global__ void __launch_bounds__(kThreads)
 
 __global__ void __launch_bounds__(kThreads)
     EditKernel(TensorView logits, const LogitEdit* edits, int64_t count) {
+  BeginInTurn();
   const int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x;
   if (i >= count) return;
   const LogitEdit edit = edits[i];
@@ -34,6 +37,7 @@ __global__ void __launch_bounds__(kThreads)
 // grid: choices, blocks of columns. out: [choice][block].
 __global__ void __launch_bounds__(kThreads)
     ArgmaxKernel(TensorView logits, const ChoiceRow* rows, StagedCuts cuts, Choice* out) {
+  BeginInTurn();
   __shared__ BestSlot best_of_warp[kThreads / kWarp];
   const ChoiceRow row = rows[blockIdx.x];
   const int32_t which = cuts.of == nullptr ? -1 : cuts.of[blockIdx.x];
@@ -60,6 +64,7 @@ __global__ void __launch_bounds__(kThreads)
 // grid: rows. choices: [row][count].
 __global__ void __launch_bounds__(kThreads)
     BestKernel(const Choice* choices, int64_t count, Choice* out) {
+  BeginInTurn();
   __shared__ BestSlot best_of_warp[kThreads / kWarp];
   const Choice* of_row = choices + blockIdx.x * count;
   Choice best = {-1, kNegativeInfinity};

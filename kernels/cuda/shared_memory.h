@@ -1,4 +1,5 @@
-// Dynamic shared memory beyond 48 KiB, which a kernel must be allowed first.
+// Dynamic shared memory that together with the static may exceed 48 KiB, which a kernel must be
+// allowed first.
 #ifndef PHALANX_KERNELS_CUDA_SHARED_MEMORY_H_
 #define PHALANX_KERNELS_CUDA_SHARED_MEMORY_H_
 

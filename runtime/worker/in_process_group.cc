@@ -56,6 +56,7 @@ class InProcessGroup : public coordinator::WorkerGroup {
           options.device.cuda.device = (options_.device.cuda.device + rank) % devices;
           const int ranks_of_one = (size + devices - 1) / devices;
           options.gpu_memory_fraction /= ranks_of_one;
+          options.device.cuda.memory_is_shared |= ranks_of_one > 1;
           if (options.device_transport == DeviceTransport::kAuto) {
             options.device_transport = DeviceTransport::kStaged;
           }

@@ -7,6 +7,7 @@ between CUDA events. Exit code 0, saying so, where PyTorch or a device is missin
 """
 
 import argparse
+import inspect
 import json
 import statistics
 import sys
@@ -74,6 +75,20 @@ def attention(torch, shape, rows):
     )
 
 
+def static_cache(torch, transformers, config):
+    """A cache for one sequence of 1,024 tokens; its arguments differ between versions."""
+    known = inspect.signature(transformers.StaticCache.__init__).parameters
+    given = {
+        "config": config,
+        "batch_size": 1,
+        "max_batch_size": 1,
+        "max_cache_len": 1024,
+        "device": "cuda",
+        "dtype": torch.bfloat16,
+    }
+    return transformers.StaticCache(**{k: v for k, v in given.items() if k in known})
+
+
 def transformers_decode(torch, shape):
     """A token of decode at batch 1 after 512, static cache, torch.compile."""
     import transformers
@@ -92,7 +107,7 @@ def transformers_decode(torch, shape):
     torch.set_default_dtype(torch.bfloat16)
     with torch.device("cuda"), torch.inference_mode():
         model = transformers.LlamaForCausalLM(config).eval()
-        cache = transformers.StaticCache(config=config, max_cache_len=1024)
+        cache = static_cache(torch, transformers, config)
         prompt = torch.zeros(1, 512, dtype=torch.long)
         model(prompt, past_key_values=cache, cache_position=torch.arange(512))
         forward = torch.compile(model.forward, mode="reduce-overhead", fullgraph=True)

@@ -135,15 +135,19 @@ TEST_P(DecoderOnDevice, Fp8WeightsChangeNoBitFromLayoutToLayout) {
   EXPECT_LE(fp8_gap.mean(), 4 * plain_gap.mean() + 1e-3);
 }
 
-TEST_P(DecoderOnDevice, GraphsDoNotMatter) {
-  testing::DecodeOptions plain = OnDevice({.chunk = 3});
-  std::vector<int32_t> ids(ids_.begin(), ids_.begin() + 24);
-  const auto with = testing::DecodeLogits(golden_.directory, ids, plain);
-  plain.cuda->graphs = false;
-  const auto without = testing::DecodeLogits(golden_.directory, ids, plain);
-  ASSERT_TRUE(with.ok()) << with.status();
-  ASSERT_TRUE(without.ok()) << without.status();
-  EXPECT_EQ(*with, *without);
+TEST_P(DecoderOnDevice, NeitherGraphsNorEarlyStartsMatter) {
+  const std::vector<int32_t> ids(ids_.begin(), ids_.begin() + 24);
+  testing::DecodeOptions options = OnDevice({.chunk = 3});
+  const auto plain = testing::DecodeLogits(golden_.directory, ids, options);
+  ASSERT_TRUE(plain.ok()) << plain.status();
+  options.cuda->early_starts = false;
+  const auto in_turn = testing::DecodeLogits(golden_.directory, ids, options);
+  ASSERT_TRUE(in_turn.ok()) << in_turn.status();
+  EXPECT_EQ(*plain, *in_turn);
+  options.cuda->graphs = false;
+  const auto one_by_one = testing::DecodeLogits(golden_.directory, ids, options);
+  ASSERT_TRUE(one_by_one.ok()) << one_by_one.status();
+  EXPECT_EQ(*plain, *one_by_one);
 }
 
 // Sequences of one model that decode together: their first tokens are fed in one step, the others

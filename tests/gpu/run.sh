@@ -42,7 +42,7 @@ done
 generator=()
 if command -v ninja >/dev/null && [[ ! -e $build/CMakeCache.txt ]]; then generator=(-G Ninja); fi
 cmake -S "$here" -B "$build" "${generator[@]}" "$@"
-cmake --build "$build" --parallel --target gpu_ops_test gpu_decoder_test gpu_engine_test gpu_timing
+cmake --build "$build" --parallel "$(nproc)" --target gpu_ops_test gpu_decoder_test gpu_engine_test gpu_timing
 ctest --test-dir "$build" -L gpu --output-on-failure
 
 if ((sanitize)); then

@@ -149,6 +149,32 @@ struct Wanted {
   std::string folder;  // for checkpoints
 };
 
+EngineTimingOptions EngineOptions(const Wanted& wanted, const std::string& directory,
+                                  double bandwidth) {
+  EngineTimingOptions options;
+  options.worker.model_directory = directory;
+  options.worker.device.kind = kernels::DeviceKind::kCuda;
+  options.worker.device.cuda.device = wanted.device;
+  options.worker.device.cuda.pack_threads =
+      static_cast<int>(std::clamp(std::thread::hardware_concurrency(), 1u, 16u));
+  options.windows = wanted.repeats;
+  options.repeats = wanted.repeats;
+  options.read_bandwidth = bandwidth;
+  return options;
+}
+
+// Decode of one sequence in `exact`, each kernel started when the one before has ended.
+absl::StatusOr<Json> InTurn(const Wanted& wanted, const NamedShape& shape,
+                            const std::string& directory, double bandwidth) {
+  std::cerr << shape.name << ": the engine, each kernel in its turn\n";
+  EngineTimingOptions options = EngineOptions(wanted, directory, bandwidth);
+  options.worker.device.cuda.early_starts = false;
+  options.batches = {1};
+  absl::StatusOr<EngineFigures> engine = TimeEngine(options);
+  if (!engine.ok()) return engine.status();
+  return std::move(engine->json);
+}
+
 // The figures of one model in one profile. One thing after the other, so that a card needn't hold
 // the weights twice.
 absl::StatusOr<Json> Profile(const Wanted& wanted, const NamedShape& shape,
@@ -156,18 +182,10 @@ absl::StatusOr<Json> Profile(const Wanted& wanted, const NamedShape& shape,
                              kernels::Numerics numerics, double bandwidth) {
   const std::string name = absl::StrCat(shape.name, ", ", std::string(Name(numerics)));
   std::cerr << name << ": the engine\n";
-  EngineTimingOptions options;
-  options.worker.model_directory = directory;
-  options.worker.device.kind = kernels::DeviceKind::kCuda;
-  options.worker.device.cuda.device = wanted.device;
+  EngineTimingOptions options = EngineOptions(wanted, directory, bandwidth);
   options.worker.device.cuda.numerics = numerics;
-  options.worker.device.cuda.pack_threads =
-      static_cast<int>(std::clamp(std::thread::hardware_concurrency(), 1u, 16u));
   options.batches = {1, 64, 256};
-  options.windows = wanted.repeats;
   options.prompts = {2048, 8192};
-  options.repeats = wanted.repeats;
-  options.read_bandwidth = bandwidth;
   absl::StatusOr<EngineFigures> engine = TimeEngine(options);
   if (!engine.ok()) return engine.status();
   Json out = std::move(engine->json);
@@ -262,6 +280,9 @@ absl::Status Measure(const Wanted& wanted, Json& out) {
                                          kernels::Numerics::kExact, bandwidth);
     if (!exact.ok()) return exact.status();
     model.update(*exact);
+    absl::StatusOr<Json> in_turn = InTurn(wanted, shape, (*made)->directory(), bandwidth);
+    if (!in_turn.ok()) return in_turn.status();
+    model["in_turn"] = *std::move(in_turn);
     if (!fast.ok()) continue;
     absl::StatusOr<Json> other =
         Profile(wanted, shape, (*made)->directory(), **fast, kernels::Numerics::kFast, bandwidth);

@@ -312,6 +312,44 @@ TEST(Attention, DoesNotDependOnChunkingBatchThreadsOrPlacement) {
   }
 }
 
+// A GPU shares out its warps by the blocks of a stripe, of the longest sequence in the step: one
+// row has the bits that it has among forty (which another kernel takes), alone or beside a shorter
+// and a longer sequence.
+TEST(Attention, DoesNotDependOnHowManyBlocksAStripeHas) {
+  constexpr int64_t kTokens = 480;
+  for (const int64_t window : {0, 100}) {
+    for (const KvFormat format : {KvFormat::kPlain, KvFormat::kF8E4M3}) {
+      Shape shape;
+      shape.stripes = 3;
+      shape.window = window;
+      shape.format = format;
+      const Layer layer(shape);
+      for (const auto& [name, kernels] : AllKernels()) {
+        if (name.rfind("portable", 0) == 0) continue;
+        const std::vector<int32_t> blocks = ShuffledBlocks(45, 9);
+        Session session(*kernels, layer,
+                        {{blocks.begin(), blocks.begin() + 15},
+                         {blocks.begin() + 15, blocks.begin() + 30},
+                         {blocks.begin() + 30, blocks.end()}},
+                        45);
+        std::vector<std::vector<float>> rows;
+        for (int64_t start = 0; start < kTokens; start += 40) {
+          for (const auto& row : session.Step({{0, start, 40}})) rows.push_back(row);
+        }
+        session.Step({{1, 0, 20}});
+        session.Step({{2, 0, kTokens - 1}});
+        // Up to five blocks of a stripe: around where it gets a block more.
+        for (const int64_t p : {0, 31, 95, 96, 191, 192, 288, 383, 384, 479}) {
+          const std::string what = name + " position " + std::to_string(p) + " " + Describe(shape);
+          ExpectSameBits(session.Step({{0, p, 1}}), {rows[p]}, what);
+          const auto among = session.Step({{1, 19, 1}, {0, p, 1}, {2, kTokens - 2, 1}});
+          ExpectSameBits({among[1]}, {rows[p]}, what + " among others");
+        }
+      }
+    }
+  }
+}
+
 TEST(AttentionPartials, OfStripesOnAnyNumberOfRanksMergeToAttention) {
   for (const Shape& shape : Shapes()) {
     const Layer layer(shape);

@@ -120,6 +120,9 @@ TEST(ArenaBytes, IsWhatWasAskedOrTheFractionLessWhatOthersHold) {
   EXPECT_EQ(*ArenaBytes({.memory_fraction = 0.5}, 0, 1000, 1000), 500);
   EXPECT_EQ(*ArenaBytes({.memory_fraction = 0.5}, 0, 700, 1000), 200);
   EXPECT_EQ(*ArenaBytes({.memory_fraction = 1}, 0, 700, 1000), 700);
+  // Of two that share a device each gets its part, whichever comes first.
+  EXPECT_EQ(*ArenaBytes({.memory_fraction = 0.45, .is_shared = true}, 0, 990, 1000), 450);
+  EXPECT_EQ(*ArenaBytes({.memory_fraction = 0.45, .is_shared = true}, 0, 530, 1000), 450);
 }
 
 TEST(ArenaBytes, RefusesWhatIsNotFreeNamingTheFigures) {
@@ -133,6 +136,12 @@ TEST(ArenaBytes, RefusesWhatIsNotFreeNamingTheFigures) {
   EXPECT_THAT(std::string(held.status().message()),
               HasSubstr("a memory fraction of 0.25 is 250 of its 1000 bytes, but 260 of them are "
                         "held already"));
+  const auto shared = ArenaBytes({.memory_fraction = 0.5, .is_shared = true}, 3, 480, 1000);
+  EXPECT_EQ(shared.status().code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_THAT(
+      std::string(shared.status().message()),
+      HasSubstr("which ranks share: this rank's part of the memory fraction, 0.5, is 500 of "
+                "its 1000 bytes, but only 480 are free"));
   for (const ArenaRequest& wrong :
        {ArenaRequest{-1, 0}, ArenaRequest{0, -0.1}, ArenaRequest{0, 1.5}, ArenaRequest{5, 0.5},
         ArenaRequest{0, std::numeric_limits<double>::quiet_NaN()}}) {

@@ -421,6 +421,41 @@ TEST(PlanAttention, CoversEveryRowOnceInTilesOfTheRightKernel) {
   EXPECT_EQ(PlanAttention(sequences, 0, 108, 4, false).tokens.size(), 104u);
 }
 
+TEST(PlanAttention, CutsShorterTilesWhereABlockHasLittleSharedMemory) {
+  // An H100, and an L40S: 32 bytes a row and column, and 4 KiB that are static.
+  EXPECT_EQ(FewAttentionRows(256, 227 << 10), kFewRows);
+  EXPECT_EQ(FewAttentionRows(256, 99 << 10), 11);
+  EXPECT_EQ(FewAttentionRows(128, 99 << 10), kFewRows);
+  EXPECT_EQ(FewAttentionRows(4096, 99 << 10), 1);
+  std::vector<int32_t> table(8);
+  const AttentionPlan plan = PlanAttention({{0, 5, 0, table.data()}}, 0, 5, 5, true, 11);
+  ASSERT_EQ(plan.few.size(), 3u);  // 25 query rows
+  EXPECT_EQ(plan.few[2].first, 22);
+  EXPECT_EQ(plan.most_few_rows, 11);
+}
+
+TEST(PlanAttention, CountsTheBlocksThatAStripeHasAtMost) {
+  EXPECT_EQ(MostBlocksOfStripe(0, 0, 0, 8), 1);
+  EXPECT_EQ(MostBlocksOfStripe(511, 511, 0, 8), 2);
+  EXPECT_EQ(MostBlocksOfStripe(512, 512, 0, 8), 3);
+  EXPECT_EQ(MostBlocksOfStripe(512, 512, 0, 1), 17);
+  // A window of 64 tokens sees at most three blocks.
+  EXPECT_EQ(MostBlocksOfStripe(512, 512, 64, 1), 3);
+  EXPECT_EQ(MostBlocksOfStripe(511, 511, 64, 1), 2);
+  std::vector<int> warps;
+  for (const int64_t blocks : {0, 1, 2, 3, 4, 5, 8, 9, 1000})
+    warps.push_back(WarpsOfStripe(blocks));
+  EXPECT_EQ(warps, (std::vector<int>{1, 1, 2, 4, 4, 8, 8, 8, 8}));
+  // Of the tiles of few rows alone: the second sequence has none.
+  std::vector<int32_t> table(40);
+  const std::vector<AttentionSequence> sequences = {{0, 1, 600, table.data()},
+                                                    {1, 100, 900, table.data()}};
+  const AttentionPlan plan = PlanAttention(sequences, 0, 101, 4, true);
+  EXPECT_EQ(MostFewBlocks(plan, 0, 4), 5);
+  EXPECT_EQ(MostFewBlocks(plan, 33, 4), 1);
+  EXPECT_EQ(MostFewBlocks(PlanAttention(sequences, 1, 101, 4, true), 0, 4), 0);
+}
+
 TEST(ProgramDepth, CountsOperandsAliveAtOnce) {
   EXPECT_EQ(ProgramDepth(std::vector<int>{0}, 1), 1);
   EXPECT_EQ(ProgramDepth(std::vector<int>{0, 1, -1, 2, 3, -1, -1}, 4), 3);

@@ -295,6 +295,42 @@ TEST(CudaSteps, StepsWithoutGraphsHaveTheBitsOfPlainLaunches) {
   EXPECT_EQ(decoder.kernels().graph_counts().launched, 0);
 }
 
+// Kernels that start early, in graphs and by themselves; a driver that refuses it is asked once in
+// each way.
+TEST(CudaSteps, StartsKernelsEarlyWhereTheDriverDoesSo) {
+  for (const bool graphs : {true, false}) {
+    CudaOptions options = WithArena(graphs);
+    int64_t before = emulation::NumEarlyStarts();
+    TinyDecoder decoder(options);
+    EXPECT_EQ(ResultsOf(decoder), PlainResults());
+    EXPECT_EQ(ResultsOf(decoder), PlainResults());
+    EXPECT_TRUE(decoder.kernels().early_starts());
+    EXPECT_EQ(emulation::NumEarlyStarts() > before, graphs) << "without graphs nothing is recorded";
+
+    before = emulation::NumEarlyStarts();
+    options.early_starts = false;
+    TinyDecoder in_turn(options);
+    EXPECT_EQ(ResultsOf(in_turn), PlainResults());
+    EXPECT_EQ(ResultsOf(in_turn), PlainResults());
+    EXPECT_FALSE(in_turn.kernels().early_starts());
+    EXPECT_EQ(emulation::NumEarlyStarts(), before);
+  }
+}
+
+TEST(CudaSteps, DoWithoutEarlyStartsWhereTheDriverRefusesThem) {
+  for (const bool build_at_once : {false, true}) {
+    emulation::RefuseEarlyStarts(true);
+    const int64_t before = emulation::NumEarlyStarts();
+    TinyDecoder decoder(WithArena(/*graphs=*/true), {.build_at_once = build_at_once});
+    EXPECT_TRUE(decoder.kernels().early_starts());
+    EXPECT_EQ(ResultsOf(decoder), PlainResults());
+    EXPECT_FALSE(decoder.kernels().early_starts());
+    emulation::RefuseEarlyStarts(false);
+    EXPECT_EQ(ResultsOf(decoder), PlainResults());
+    EXPECT_EQ(emulation::NumEarlyStarts(), before);
+  }
+}
+
 // Between two of a library's products there is a segment; steps of few rows are one.
 TEST(CudaSteps, FastStepsAreReplayedWithTheirOwnBits) {
   CudaOptions options;

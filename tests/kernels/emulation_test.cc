@@ -6,6 +6,8 @@
 #include "kernels/cuda/cuda_device.h"
 #include "kernels/kernels.h"
 #include "tests/kernels/emulation/kernels/cuda/launch.cuh"
+#include "tests/kernels/emulation/kernels/cuda/launch_order.cuh"
+#include "tests/kernels/emulation/kernels/cuda/mma.cuh"
 
 namespace phalanx::kernels {
 namespace {
@@ -22,18 +24,41 @@ Buffer Memory(Kernels& kernels, int64_t bytes) {
   return *std::move(buffer);
 }
 
-void Write(int* data, int index) { data[index] = 1; }
+void Write(int* data, int index) {
+  cuda::BeginInTurn();
+  data[index] = 1;
+}
+void WriteWithoutAWait(int* data, int index) { data[index] = 1; }
+// Threads from `first` on.
+void WaitBy(int* /*data*/, int first) {
+  if (static_cast<int>(threadIdx.x) >= first) cuda::WaitForEarlier();
+}
+void WriteBeforeItsTurn(int* data, int index) {
+  if (threadIdx.x == 31) data[index] = 1;
+  cuda::WaitForEarlier();
+}
+void CopyBeforeItsTurn(int* data, int pending) {
+  PHALANX_DYNAMIC_SHARED(int, shared);
+  cuda::CopyAsync(shared, data, true);
+  cuda::CommitCopies();
+  if (pending == 0) cuda::WaitForCopies<0>();
+  cuda::WaitForEarlier();
+  cuda::WaitForCopies<0>();
+  data[1] = shared[0];
+}
 void LeaveALaneOut(int* /*data*/, int lane) {
+  cuda::BeginInTurn();
   if (static_cast<int>(threadIdx.x) != lane) __syncwarp();
 }
 void RunKernel(void (*kernel)(int*, int), int* data, int value) {
-  EXPECT_EQ(cuda::Launch(kernel, dim3(1), 32, 0, nullptr, data, value), cudaSuccess);
+  EXPECT_EQ(cuda::Launch(kernel, dim3(1), 32, 16, nullptr, data, value), cudaSuccess);
   EXPECT_EQ(cudaDeviceSynchronize(), cudaSuccess);
 }
 
 // Where a sanitizer sees the same fault first, its report ends the process.
 constexpr char kTouched[] = "the host touches device memory|AddressSanitizer";
 constexpr char kOutside[] = "outside of device memory|AddressSanitizer";
+constexpr char kEarly[] = "touches device memory before its turn|AddressSanitizer";
 
 TEST(EmulationDeathTest, TheHostCannotTouchDeviceMemory) {
   const auto kernels = Device();
@@ -57,7 +82,29 @@ TEST(EmulationDeathTest, AKernelCannotGoBeyondAnAllocationNorUseItWhenItIsGone) 
 
 TEST(EmulationDeathTest, AWarpOperationThatALaneLeavesOutEndsTheProcess) {
   const auto kernels = Device();
-  EXPECT_DEATH(RunKernel(LeaveALaneOut, nullptr, 31), "a lane ends while others of its warp wait");
+  EXPECT_DEATH(RunKernel(LeaveALaneOut, nullptr, 31),
+               "a lane ends while others of its warp wait|a warp operation after a lane has ended");
+}
+
+TEST(EmulationDeathTest, AKernelWaitsForThoseBeforeItWithEveryThread) {
+  const auto kernels = Device();
+  RunKernel(WaitBy, nullptr, 0);
+  EXPECT_DEATH(RunKernel(WaitBy, nullptr, 1), "a thread ends that hasn't waited");
+  // Also where it has been seen to wait so often that memory isn't closed any more.
+  for (int i = 0; i < 20; ++i) RunKernel(WaitBy, nullptr, 0);
+  EXPECT_DEATH(RunKernel(WaitBy, nullptr, 1), "a thread ends that hasn't waited");
+}
+
+TEST(EmulationDeathTest, AKernelTouchesNoMemoryBeforeItsTurn) {
+  const auto kernels = Device();
+  Buffer memory = Memory(*kernels, 256);
+  int* data = memory.as<int>();
+  EXPECT_DEATH(RunKernel(WriteWithoutAWait, data, 0), kEarly);
+  EXPECT_DEATH(RunKernel(WriteBeforeItsTurn, data, 0), kEarly);
+  // A copy may be under way, if nobody waits for it.
+  EXPECT_DEATH(RunKernel(CopyBeforeItsTurn, data, 0), kEarly);
+  RunKernel(CopyBeforeItsTurn, data, 1);
+  RunKernel(Write, data, 0);
 }
 
 TEST(Emulation, NothingHasHappenedUntilSomebodyWaits) {

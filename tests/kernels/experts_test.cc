@@ -115,12 +115,6 @@ struct Output {
   std::vector<int64_t> tokens;
 };
 
-TensorView RowsOf(TensorView view, int64_t begin, int64_t count) {
-  view.data = static_cast<uint8_t*>(view.data) + begin * view.stride * SizeOf(view.dtype);
-  view.rows = count;
-  return view;
-}
-
 // Expert by expert, a few rows at a time.
 Output ByPlainOps(Kernels& kernels, const Layer& layer, Input& in, Shared shared) {
   const Shape& shape = layer.shape();

@@ -58,12 +58,6 @@ std::vector<float> Multiply(Kernels& kernels, const PackedWeight& w, TensorView 
   return out;
 }
 
-TensorView RowsOf(TensorView x, int64_t first, int64_t count) {
-  x.data = static_cast<char*>(x.data) + first * x.stride * SizeOf(x.dtype);
-  x.rows = count;
-  return x;
-}
-
 // The first row where `rows` differ from `all` from `first` on, or -1.
 int64_t FirstDifference(const std::vector<float>& rows, const std::vector<float>& all,
                         int64_t first, int64_t n) {

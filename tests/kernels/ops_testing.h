@@ -95,6 +95,13 @@ class Matrix {
 
 inline constexpr DType kAllTypes[] = {DType::kF32, DType::kBF16, DType::kF16};
 
+// Rows [begin, begin + count) of `view`.
+inline TensorView RowsOf(TensorView view, int64_t begin, int64_t count) {
+  view.data = static_cast<char*>(view.data) + begin * view.stride * SizeOf(view.dtype);
+  view.rows = count;
+  return view;
+}
+
 }  // namespace phalanx::kernels
 
 #endif  // PHALANX_TESTS_KERNELS_OPS_TESTING_H_

@@ -44,6 +44,7 @@ std::pair<int, double> Taken(int number, int ranks, int devices) {
   options.gpu_memory_fraction = 0.9;
   const absl::Status status = TakeDevice(Place(number, ranks), devices, options);
   EXPECT_TRUE(status.ok()) << status;
+  EXPECT_EQ(options.device.cuda.memory_is_shared, options.gpu_memory_fraction < 0.9);
   return {options.device.cuda.device, options.gpu_memory_fraction};
 }
 

@@ -21,6 +21,7 @@
 
 #include "kernels/cpu/fp_environment.h"
 #include "kernels/float16.h"
+#include "tests/kernels/emulation/memory.h"
 
 dim3 threadIdx, blockIdx, blockDim, gridDim;
 
@@ -51,6 +52,7 @@ struct Thread {
   std::unique_ptr<char[]> stack{new char[kStackBytes]};
   unsigned index = 0;
   bool done = false;
+  bool had_turn = false;
   // Runs on once *waiting_for has another value than it had.
   const uint64_t* waiting_for = nullptr;
   uint64_t seen = 0;
@@ -74,6 +76,8 @@ struct Block {
   std::vector<std::unique_ptr<Thread>> threads;
   std::vector<Warp> warps;
   Meeting barrier;
+  Meeting turn;                          // of all threads, before the kernel's turn
+  std::unique_ptr<ClosedMemory> closed;  // until then
   int live = 0;
 };
 
@@ -146,6 +150,7 @@ void Open(Meeting& meeting) {
 }
 
 void End() {
+  if (!running->had_turn) Fail("a thread ends that hasn't waited for the kernels before its own");
   for (const std::vector<Copy>& group : running->groups) {
     if (!group.empty()) Fail("a thread ends with copies that it hasn't waited for");
   }
@@ -186,10 +191,12 @@ void RunBlock(int threads) {
   }
   block.warps.assign(threads / kLanes, Warp{});
   block.barrier = {};
+  block.turn = {};
   block.live = threads;
   std::fill(dynamic_shared.begin(), dynamic_shared.end(), static_cast<char>(kPattern));
   for (int i = 0; i < threads; ++i) {
     block.threads[i]->done = false;
+    block.threads[i]->had_turn = false;
     block.threads[i]->waiting_for = nullptr;
   }
   std::vector<int> warps(threads / kLanes);
@@ -276,7 +283,8 @@ bool RunsOnDevice() { return on_device > 0; }
 
 void* DynamicShared() { return dynamic_shared.data(); }
 
-void RunGrid(dim3 grid, int threads, size_t shared_bytes, const std::function<void()>& thread) {
+void RunGrid(dim3 grid, int threads, size_t shared_bytes, bool closed_at_first,
+             const std::function<void()>& thread) {
   const ScopedFpEnvironment environment;
   if (threads % kLanes != 0 || threads < 1 || threads > 1024) Fail("an odd number of threads");
   // In 16 bytes' alignment, with nothing to spare behind the end.
@@ -288,10 +296,23 @@ void RunGrid(dim3 grid, int threads, size_t shared_bytes, const std::function<vo
     for (unsigned y = 0; y < grid.y; ++y) {
       for (unsigned x = 0; x < grid.x; ++x) {
         blockIdx = dim3(x, y, z);
+        const bool first = x == 0 && y == 0 && z == 0;
+        if (first && closed_at_first) block.closed = std::make_unique<ClosedMemory>();
         RunBlock(threads);
       }
     }
   }
+}
+
+void WaitForTurn() {
+  running->had_turn = true;
+  if (block.closed == nullptr) return;
+  if (++block.turn.arrived < block.live) {
+    Wait(block.turn);
+    return;
+  }
+  block.closed.reset();
+  Open(block.turn);
 }
 
 void WarpStep(void* mine, void (*run)(void* const* lanes)) {

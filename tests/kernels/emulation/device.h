@@ -36,8 +36,10 @@ struct EmulatedStream;
 
 namespace phalanx::kernels::emulation {
 
-// Dynamic shared memory that a block may have: an H100's.
+// Shared memory that a block may have, static and dynamic: an H100's.
 inline constexpr size_t kMostShared = 227 << 10;
+// Another device's, from here on.
+void SetMostShared(size_t bytes);
 
 // While it lives, this thread does the device's work.
 class OnDevice {
@@ -59,9 +61,18 @@ void Know(const void* kernel, Bind bind);
 void Enqueue(EmulatedStream* stream, std::function<void()> work);
 
 // Runs `thread` for every thread of every block. `shared_bytes` of dynamic shared memory hold a
-// pattern when a block begins.
-void RunGrid(dim3 grid, int threads, size_t shared_bytes, const std::function<void()>& thread);
+// pattern when a block begins. Each thread must wait for its turn. `closed_at_first`: until all of
+// the first block's have, nobody can touch device memory.
+void RunGrid(dim3 grid, int threads, size_t shared_bytes, bool closed_at_first,
+             const std::function<void()>& thread);
 void* DynamicShared();
+// launch_order.cuh: the calling thread waits for the kernels before its own.
+void WaitForTurn();
+
+// runtime.cc: whether the driver refuses early starts, as one does that doesn't know them; and how
+// many kernels were enqueued so, in graphs or by themselves.
+void RefuseEarlyStarts(bool refuse);
+int64_t NumEarlyStarts();
 
 // A step that all 32 lanes of a warp take together: `run` sees what each brought, in lane order.
 void WarpStep(void* mine, void (*run)(void* const* lanes));

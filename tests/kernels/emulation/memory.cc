@@ -41,7 +41,8 @@ struct Allocation {
 
 char* range = nullptr;
 size_t used = 0;
-int opened = 0;  // OpenMemory objects that live
+int opened = 0;       // OpenMemory objects that live
+bool closed = false;  // whether a ClosedMemory object lives
 // By address of the data.
 std::map<const char*, Allocation>& Allocations() {
   static auto* allocations = new std::map<const char*, Allocation>();
@@ -57,6 +58,10 @@ void Protect(const Allocation& allocation, int rights) {
   if (mprotect(allocation.pages, allocation.page_bytes, rights) != 0) Die("mprotect");
 }
 
+void ProtectAll(int rights) {
+  for (const auto& [data, allocation] : Allocations()) Protect(allocation, rights);
+}
+
 void OnFault(int signal, siginfo_t* info, void* /*context*/) {
   const char* at = static_cast<const char*>(info->si_addr);
   if (at >= range && at < range + kRangeBytes) {
@@ -64,8 +69,9 @@ void OnFault(int signal, siginfo_t* info, void* /*context*/) {
     const int length =
         RunsOnDevice()
             ? std::snprintf(text, sizeof text,
-                            "emulated device: a kernel or copy goes outside of device memory "
-                            "(block %u, %u, %u, thread %u)\n",
+                            "emulated device: a kernel or copy %s (block %u, %u, %u, thread %u)\n",
+                            closed ? "touches device memory before its turn; see launch_order.cuh"
+                                   : "goes outside of device memory",
                             blockIdx.x, blockIdx.y, blockIdx.z, threadIdx.x)
             : std::snprintf(text, sizeof text,
                             "emulated device: the host touches device memory; use CopyIn, CopyOut "
@@ -143,14 +149,26 @@ bool IsDeviceMemory(const void* data, size_t bytes) {
   return at + bytes <= begin + allocation.bytes && at <= begin + allocation.bytes;
 }
 
-OpenMemory::OpenMemory() {
-  if (opened++ > 0) return;
-  for (const auto& [data, allocation] : Allocations()) Protect(allocation, PROT_READ | PROT_WRITE);
+size_t DeviceMemoryInUse() {
+  size_t bytes = 0;
+  for (const auto& [data, allocation] : Allocations()) bytes += allocation.bytes;
+  return bytes;
 }
 
+OpenMemory::OpenMemory() {
+  if (opened++ == 0) ProtectAll(PROT_READ | PROT_WRITE);
+}
 OpenMemory::~OpenMemory() {
-  if (--opened > 0) return;
-  for (const auto& [data, allocation] : Allocations()) Protect(allocation, PROT_NONE);
+  if (--opened == 0) ProtectAll(PROT_NONE);
+}
+
+ClosedMemory::ClosedMemory() {
+  closed = true;
+  ProtectAll(PROT_NONE);
+}
+ClosedMemory::~ClosedMemory() {
+  closed = false;
+  if (opened > 0) ProtectAll(PROT_READ | PROT_WRITE);
 }
 
 }  // namespace phalanx::kernels::emulation

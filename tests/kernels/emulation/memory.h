@@ -16,6 +16,9 @@ void FreeDeviceMemory(void* data);
 // Whether [data, data + bytes) lies in one live allocation.
 bool IsDeviceMemory(const void* data, size_t bytes);
 
+// Bytes of all live allocations.
+size_t DeviceMemoryInUse();
+
 // While it lives, this process can touch device memory.
 class OpenMemory {
  public:
@@ -23,6 +26,15 @@ class OpenMemory {
   ~OpenMemory();
   OpenMemory(const OpenMemory&) = delete;
   OpenMemory& operator=(const OpenMemory&) = delete;
+};
+
+// While it lives, nobody can, whatever OpenMemory objects there are. One at a time.
+class ClosedMemory {
+ public:
+  ClosedMemory();
+  ~ClosedMemory();
+  ClosedMemory(const ClosedMemory&) = delete;
+  ClosedMemory& operator=(const ClosedMemory&) = delete;
 };
 
 }  // namespace phalanx::kernels::emulation

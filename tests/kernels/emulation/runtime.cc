@@ -33,6 +33,8 @@ struct EmulatedEvent {
 
 struct EmulatedNode {
   size_t index;
+  bool is_kernel;
+  bool chained;  // after the node before
 };
 struct EmulatedGraph {
   std::vector<std::unique_ptr<EmulatedNode>> nodes;
@@ -61,14 +63,21 @@ struct Runtime {
   std::map<const char*, size_t> pinned;
   std::map<const void*, Bind> kernels;
   std::map<const void*, size_t> shared;  // that a kernel was allowed beyond kDefaultShared
+  std::map<const void*, int> runs;       // of a kernel, up to kClosedRuns
+  size_t most_shared = kMostShared;
+  bool refuses_early_starts = false;
+  int64_t early_starts = 0;
 };
 Runtime& State() {
   static auto* state = new Runtime();
   return *state;
 }
 
-// Dynamic shared memory that a block may have without asking.
-constexpr size_t kDefaultShared = 48 << 10;
+// Dynamic shared memory that a block may have without asking: 48 KiB less what it has of static
+// memory, which can't be seen here and is taken for 8 KiB.
+constexpr size_t kDefaultShared = 40 << 10;
+// So often memory is closed until a kernel's turn: to do so each time would take long.
+constexpr int kClosedRuns = 8;
 constexpr size_t kDeviceBytes = size_t{8} << 30;
 
 EmulatedStream& Of(cudaStream_t stream) { return stream == nullptr ? State().legacy : *stream; }
@@ -124,11 +133,16 @@ std::function<void()> LaunchOf(const void* kernel, dim3 grid, dim3 block, void**
   const auto asked = State().shared.find(kernel);
   const size_t allowed = asked == State().shared.end() ? kDefaultShared : asked->second;
   if (known == State().kernels.end() || grid.x == 0 || grid.y == 0 || grid.z == 0 ||
-      grid.y > 65535 || grid.z > 65535 || shared_bytes > allowed) {
+      grid.y > 65535 || grid.z > 65535 || shared_bytes > std::min(allowed, State().most_shared)) {
     return nullptr;
   }
   const std::function<void()> thread = known->second(kernel, arguments);
-  return [=] { RunGrid(grid, static_cast<int>(block.x), shared_bytes, thread); };
+  return [=] {
+    int& runs = State().runs[kernel];
+    const bool closed_at_first = runs < kClosedRuns;
+    runs += closed_at_first ? 1 : 0;
+    RunGrid(grid, static_cast<int>(block.x), shared_bytes, closed_at_first, thread);
+  };
 }
 
 // What a copy of pinned memory to the device does; null where it isn't one.
@@ -137,14 +151,13 @@ std::function<void()> UploadOf(void* to, const void* from, size_t bytes) {
   return [=] { std::memcpy(to, from, bytes); };
 }
 
+// Chains alone: after the node before, or with an edge to come.
 cudaError_t AddNode(cudaGraphNode_t* node, cudaGraph_t graph, const cudaGraphNode_t* before,
-                    size_t num_before, std::function<void()> work) {
-  // Chains alone.
+                    size_t num_before, bool is_kernel, std::function<void()> work) {
   const size_t index = graph->nodes.size();
-  const bool chained =
-      index == 0 ? num_before == 0 : num_before == 1 && before[0] == graph->nodes.back().get();
-  if (work == nullptr || !chained) return cudaErrorInvalidValue;
-  graph->nodes.push_back(std::make_unique<EmulatedNode>(EmulatedNode{index}));
+  const bool chained = num_before == 1 && index > 0 && before[0] == graph->nodes.back().get();
+  if (work == nullptr || (num_before > 0 && !chained)) return cudaErrorInvalidValue;
+  graph->nodes.push_back(std::make_unique<EmulatedNode>(EmulatedNode{index, is_kernel, chained}));
   graph->work.push_back(std::move(work));
   *node = graph->nodes.back().get();
   return cudaSuccess;
@@ -204,6 +217,19 @@ void Know(const void* kernel, Bind bind) {
   State().kernels.emplace(kernel, bind);
 }
 
+void SetMostShared(size_t bytes) {
+  const std::lock_guard<std::mutex> lock(Lock());
+  State().most_shared = bytes;
+}
+void RefuseEarlyStarts(bool refuse) {
+  const std::lock_guard<std::mutex> lock(Lock());
+  State().refuses_early_starts = refuse;
+}
+int64_t NumEarlyStarts() {
+  const std::lock_guard<std::mutex> lock(Lock());
+  return State().early_starts;
+}
+
 void Enqueue(EmulatedStream* stream, std::function<void()> work) {
   const std::lock_guard<std::mutex> lock(Lock());
   Push(stream, std::move(work));
@@ -236,7 +262,7 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int /*device*/) 
   properties->major = 9;
   // Few enough that small tests meet every split and several work items a block.
   properties->multiProcessorCount = 3;
-  properties->sharedMemPerBlockOptin = kMostShared;
+  properties->sharedMemPerBlockOptin = State().most_shared;
   return cudaSuccess;
 }
 cudaError_t cudaDeviceSynchronize() {
@@ -258,7 +284,7 @@ const char* cudaGetErrorName(cudaError_t error) {
 
 cudaError_t cudaMalloc(void** data, size_t bytes) {
   const std::lock_guard<std::mutex> lock(Lock());
-  if (bytes > kDeviceBytes) return cudaErrorMemoryAllocation;
+  if (bytes > kDeviceBytes - DeviceMemoryInUse()) return cudaErrorMemoryAllocation;
   *data = AllocateDeviceMemory(bytes);
   return *data == nullptr ? cudaErrorMemoryAllocation : cudaSuccess;
 }
@@ -270,7 +296,9 @@ cudaError_t cudaFree(void* data) {
   return cudaSuccess;
 }
 cudaError_t cudaMemGetInfo(size_t* available, size_t* total) {
-  *available = *total = kDeviceBytes;
+  const std::lock_guard<std::mutex> lock(Lock());
+  *available = kDeviceBytes - DeviceMemoryInUse();
+  *total = kDeviceBytes;
   return cudaSuccess;
 }
 cudaError_t cudaHostAlloc(void** data, size_t bytes, unsigned /*flags*/) {
@@ -397,7 +425,7 @@ cudaError_t cudaStreamIsCapturing(cudaStream_t /*stream*/, cudaStreamCaptureStat
 
 cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute /*attribute*/, int value) {
   const std::lock_guard<std::mutex> lock(Lock());
-  if (static_cast<size_t>(value) > kMostShared) return cudaErrorInvalidValue;
+  if (static_cast<size_t>(value) > State().most_shared) return cudaErrorInvalidValue;
   State().shared[kernel] = std::max(kDefaultShared, static_cast<size_t>(value));
   return cudaSuccess;
 }
@@ -408,6 +436,21 @@ cudaError_t cudaLaunchKernel(const void* kernel, dim3 grid, dim3 block, void** a
   if (launch == nullptr) return cudaErrorInvalidValue;
   Push(stream, std::move(launch));
   return cudaSuccess;
+}
+cudaError_t cudaLaunchKernelExC(const cudaLaunchConfig_t* config, const void* kernel,
+                                void** arguments) {
+  for (unsigned i = 0; i < config->numAttrs; ++i) {
+    const cudaLaunchAttribute& attribute = config->attrs[i];
+    if (attribute.id != cudaLaunchAttributeProgrammaticStreamSerialization ||
+        attribute.val.programmaticStreamSerializationAllowed != 1) {
+      return cudaErrorInvalidValue;
+    }
+    const std::lock_guard<std::mutex> lock(Lock());
+    if (State().refuses_early_starts) return cudaErrorNotSupported;
+    ++State().early_starts;
+  }
+  return cudaLaunchKernel(kernel, config->gridDim, config->blockDim, arguments,
+                          config->dynamicSmemBytes, config->stream);
 }
 cudaError_t cudaGraphCreate(cudaGraph_t* graph, unsigned /*flags*/) {
   *graph = new EmulatedGraph();
@@ -421,19 +464,42 @@ cudaError_t cudaGraphAddMemcpyNode1D(cudaGraphNode_t* node, cudaGraph_t graph,
                                      const cudaGraphNode_t* before, size_t num_before, void* to,
                                      const void* from, size_t bytes, cudaMemcpyKind /*kind*/) {
   const std::lock_guard<std::mutex> lock(Lock());
-  return AddNode(node, graph, before, num_before, UploadOf(to, from, bytes));
+  return AddNode(node, graph, before, num_before, /*is_kernel=*/false, UploadOf(to, from, bytes));
 }
 cudaError_t cudaGraphAddKernelNode(cudaGraphNode_t* node, cudaGraph_t graph,
                                    const cudaGraphNode_t* before, size_t num_before,
                                    const cudaKernelNodeParams* params) {
   const std::lock_guard<std::mutex> lock(Lock());
-  return AddNode(node, graph, before, num_before,
+  return AddNode(node, graph, before, num_before, /*is_kernel=*/true,
                  LaunchOf(params->func, params->gridDim, params->blockDim, params->kernelParams,
                           params->sharedMemBytes));
 }
+cudaError_t cudaGraphAddDependencies(cudaGraph_t /*graph*/, const cudaGraphNode_t* from,
+                                     const cudaGraphNode_t* to, const cudaGraphEdgeData* edges,
+                                     size_t count) {
+  const std::lock_guard<std::mutex> lock(Lock());
+  if (State().refuses_early_starts) return cudaErrorNotSupported;
+  for (size_t i = 0; i < count; ++i) {
+    const bool early = edges[i].type == cudaGraphDependencyTypeProgrammatic &&
+                       edges[i].from_port == cudaGraphKernelNodePortProgrammatic;
+    if (!early || !from[i]->is_kernel || !to[i]->is_kernel || to[i]->chained ||
+        from[i]->index + 1 != to[i]->index) {
+      return cudaErrorInvalidValue;
+    }
+    to[i]->chained = true;
+    ++State().early_starts;
+  }
+  return cudaSuccess;
+}
 cudaError_t cudaGraphInstantiate(cudaGraphExec_t* exec, cudaGraph_t graph,
                                  unsigned long long /*flags*/) {
+  for (const auto& node : graph->nodes) {
+    if (node->index > 0 && !node->chained) return cudaErrorInvalidValue;
+  }
   *exec = new EmulatedExec{graph->work};
+  return cudaSuccess;
+}
+cudaError_t cudaGraphUpload(cudaGraphExec_t /*exec*/, cudaStream_t /*stream*/) {
   return cudaSuccess;
 }
 cudaError_t cudaGraphExecDestroy(cudaGraphExec_t exec) {

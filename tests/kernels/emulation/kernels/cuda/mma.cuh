@@ -78,6 +78,8 @@ template <int kPending>
 void WaitForCopies() {
   emulation::LandAllBut(kPending);
 }
+// Reads, so that an address that is no memory shows.
+inline void PrefetchLine(const void* from) { (void)*static_cast<const volatile char*>(from); }
 
 }  // namespace phalanx::kernels::cuda
 
