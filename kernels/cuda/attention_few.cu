@@ -21,7 +21,6 @@ constexpr int kWarps = kAttendWarps;
 constexpr int kThreads = kWarps * kWarp;
 // In place of alpha: the row doesn't see the block.
 constexpr float kNotSeen = -1.0f;
-constexpr int kLineBytes = 128;
 
 // `warps` of a block's for each of its stripes, and as many blocks of KV at once; kOneRound: no
 // stripe has more of them. Otherwise `warps` is kWarps. grid: tiles, groups, stripes (those that
@@ -110,7 +109,7 @@ __global__ void __launch_bounds__(kThreads, kD <= 128 ? 2 : 1)
            at += kWarp * kLineBytes) {
         PrefetchLine(data + at);
       }
-      ScoreBlock<kD / kGroupK, kFp8>(p, q, data, visible, lane, scores);
+      ScoreBlock</*kWhole=*/false, kD / kGroupK, kFp8>(p, q, data, visible, lane, scores);
       BlockMax(scores, max);
     }
     if (lane % 4 == 0) {
@@ -129,7 +128,7 @@ __global__ void __launch_bounds__(kThreads, kD <= 128 ? 2 : 1)
       after[i] = visible[i].empty() ? before : Max(before, max[i]);
       factor[i] = visible[i].empty() ? kNotSeen : Alpha(before, after[i]);
     }
-    if (has) Probabilities(after, visible, lane, scores, sum);
+    if (has) Probabilities</*kWhole=*/false>(after, visible, lane, scores, sum);
     if (lane % 4 == 0) {
       for (int i = 0; i < 2; ++i) {
         const int r = row_of_lane + 8 * i;
@@ -143,7 +142,7 @@ __global__ void __launch_bounds__(kThreads, kD <= 128 ? 2 : 1)
       PackProbabilities(scores, a);
       const Visible oldest = VisibleTokens(first_position, block, p.window);
       const Visible newest = VisibleTokens(last_position, block, p.window);
-      const Values<kFp8> v(p, data, oldest.begin, newest.end, lane);
+      const Values<kFp8, /*kWhole=*/false> v(p, data, oldest.begin, newest.end, lane);
       float* to = products + warp * most_rows * dv;
 #pragma unroll 4
       for (int t = 0; t < value_tiles; ++t) {

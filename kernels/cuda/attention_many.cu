@@ -14,12 +14,22 @@ constexpr int kWarps = kManyRows / kTileRows;
 constexpr int kThreads = kWarps * kWarp;
 constexpr int kStages = 3;
 
+template <bool kFlag>
+struct Flag {
+  static constexpr bool kValue = kFlag;
+};
+
 // A head's keys and values of one block: contiguous in the cache.
-__device__ void CopyBlock(const AttentionParams& p, int64_t physical, int kv_head,
-                          uint8_t* shared) {
+template <int kD, bool kFp8>
+__device__ __forceinline__ void CopyBlock(const AttentionParams& p, int64_t physical, int kv_head,
+                                          uint8_t* shared) {
   const uint8_t* from = static_cast<const uint8_t*>(p.cache) + p.layout.Keys(physical, kv_head);
-  for (int64_t at = threadIdx.x * 16; at < p.layout.head_bytes; at += kThreads * 16) {
-    CopyAsync(shared + at, from + at, true);
+  const int units = static_cast<int>(p.layout.head_bytes / 16);
+  constexpr int kMostUnits = static_cast<int>(KvLayout(DType::kBF16, 1, kD, kFp8).head_bytes / 16);
+#pragma unroll
+  for (int first = 0; first < kMostUnits; first += kThreads) {
+    const int unit = first + static_cast<int>(threadIdx.x);
+    if (unit < units) CopyAsync(shared + unit * 16, from + unit * 16, true);
   }
 }
 
@@ -69,14 +79,54 @@ __global__ void __launch_bounds__(kThreads)
 
   const auto fetch = [&](int64_t block, int stage) {
     if (block <= walk.last) {
-      CopyBlock(p, p.tables[sequence.table_begin + block], group.kv_head,
-                blocks + stage * p.layout.head_bytes);
+      CopyBlock<kD, kFp8>(p, p.tables[sequence.table_begin + block], group.kv_head,
+                          blocks + stage * p.layout.head_bytes);
     }
     CommitCopies();  // an empty group counts, too
   };
   for (int s = 0; s < kStages - 1; ++s) fetch(walk.first + s * p.num_stripes, s);
 
   const int value_tiles = static_cast<int>(p.layout.dv / kTileColumns);
+  const auto take = [&](int64_t block, const uint8_t* data, const Visible& oldest,
+                        const Visible& newest, auto whole) {
+    constexpr bool kWhole = decltype(whole)::kValue;
+    Visible visible[2];
+    for (int i = 0; i < 2; ++i) {
+      visible[i] = rows[i].valid ? VisibleTokens(rows[i].position, block, p.window) : Visible{0, 0};
+    }
+    float scores[kTokenTiles][4];
+    float max[2];
+    float sum[2];
+    float after[2];
+    float alpha[2];
+    ScoreBlock<kWhole, kD / kGroupK, kFp8>(p, q, data, visible, lane, scores);
+    BlockMax(scores, max);
+    bool seen[2];
+    for (int i = 0; i < 2; ++i) {
+      seen[i] = kWhole || !visible[i].empty();
+      after[i] = seen[i] ? Max(running_max[i], max[i]) : running_max[i];
+      alpha[i] = Alpha(running_max[i], after[i]);
+    }
+    Probabilities<kWhole>(after, visible, lane, scores, sum);
+    for (int i = 0; i < 2; ++i) {
+      if (seen[i]) running_sum[i] = Fma(running_sum[i], alpha[i], sum[i]);
+      running_max[i] = after[i];
+    }
+    uint32_t a[2][4];
+    PackProbabilities(scores, a);
+    const Values<kFp8, kWhole> v(p, data, oldest.begin, newest.end, lane);
+#pragma unroll
+    for (int t = 0; t < kTiles; ++t) {
+      if (t >= value_tiles) break;
+      float product[4];
+      ValueTile(a, v, t, product);
+#pragma unroll
+      for (int r = 0; r < 4; ++r) {
+        const float next = Fma(values[t][r], alpha[r / 2], product[r]);
+        values[t][r] = seen[r / 2] ? next : values[t][r];
+      }
+    }
+  };
   int stage = 0;
   for (int64_t block = walk.first; block <= walk.last; block += p.num_stripes) {
     WaitForCopies<kStages - 2>();
@@ -91,41 +141,11 @@ __global__ void __launch_bounds__(kThreads)
     // No row of this warp sees the block: it is in the future of the newest, or behind the window
     // of the oldest.
     if (!any_row || newest.end == 0 || oldest.begin == kKvTokens) continue;
-    Visible visible[2];
-    for (int i = 0; i < 2; ++i) {
-      visible[i] = rows[i].valid ? VisibleTokens(rows[i].position, block, p.window) : Visible{0, 0};
-    }
-    float scores[kTokenTiles][4];
-    float max[2];
-    float sum[2];
-    float after[2];
-    float alpha[2];
-    ScoreBlock<kD / kGroupK, kFp8>(p, q, data, visible, lane, scores);
-    BlockMax(scores, max);
-    bool seen[2];
-    for (int i = 0; i < 2; ++i) {
-      seen[i] = !visible[i].empty();
-      after[i] = seen[i] ? Max(running_max[i], max[i]) : running_max[i];
-      alpha[i] = Alpha(running_max[i], after[i]);
-    }
-    Probabilities(after, visible, lane, scores, sum);
-    for (int i = 0; i < 2; ++i) {
-      if (seen[i]) running_sum[i] = Fma(running_sum[i], alpha[i], sum[i]);
-      running_max[i] = after[i];
-    }
-    uint32_t a[2][4];
-    PackProbabilities(scores, a);
-    const Values<kFp8> v(p, data, oldest.begin, newest.end, lane);
-#pragma unroll
-    for (int t = 0; t < kTiles; ++t) {
-      if (t >= value_tiles) break;
-      float product[4];
-      ValueTile(a, v, t, product);
-#pragma unroll
-      for (int r = 0; r < 4; ++r) {
-        const float next = Fma(values[t][r], alpha[r / 2], product[r]);
-        values[t][r] = seen[r / 2] ? next : values[t][r];
-      }
+    // Most blocks of a long prompt are seen whole.
+    if (oldest.end == kKvTokens && newest.begin == 0) {
+      take(block, data, oldest, newest, Flag<true>());
+    } else {
+      take(block, data, oldest, newest, Flag<false>());
     }
   }
 

@@ -87,8 +87,9 @@ __device__ __forceinline__ uint32_t ScaleBits(uint32_t byte) {
 }
 
 // scores = scale * (q . k), -inf where a row doesn't see a token. `head`: the block's keys, values
-// and scales of a KV head, in global or shared memory.
-template <int kGroups, bool kFp8>
+// and scales of a KV head, in global or shared memory. kWhole, here and below: every row sees all
+// of the block (rows that there aren't may have any result), and there is nothing to mask.
+template <bool kWhole, int kGroups, bool kFp8>
 __device__ __forceinline__ void ScoreBlock(const AttentionParams& p,
                                            const QueryFragments<kGroups>& q, const uint8_t* head,
                                            const Visible (&visible)[2], int lane,
@@ -121,7 +122,8 @@ __device__ __forceinline__ void ScoreBlock(const AttentionParams& p,
 #pragma unroll
     for (int r = 0; r < 4; ++r) {
       const int token = j * kTileColumns + ResultColumn(lane, r);
-      scores[j][r] = visible[r / 2].sees(token) ? Mul(sum[r], p.scale) : kNegativeInfinity;
+      const bool sees = kWhole || visible[r / 2].sees(token);
+      scores[j][r] = sees ? Mul(sum[r], p.scale) : kNegativeInfinity;
     }
   }
 }
@@ -143,6 +145,7 @@ __device__ __forceinline__ void BlockMax(const float (&scores)[kTokenTiles][4], 
 
 // Scores become p = exp(score - max), +0 where not seen; their sums by halving: token and token +
 // 16, then + 8, + 4, + 2, + 1.
+template <bool kWhole>
 __device__ __forceinline__ void Probabilities(const float (&max)[2], const Visible (&visible)[2],
                                               int lane, float (&scores)[kTokenTiles][4],
                                               float (&sum)[2]) {
@@ -152,7 +155,7 @@ __device__ __forceinline__ void Probabilities(const float (&max)[2], const Visib
     for (int r = 0; r < 4; ++r) {
       const int token = j * kTileColumns + ResultColumn(lane, r);
       const float p = Exp(Sub(scores[j][r], max[r / 2]));
-      scores[j][r] = visible[r / 2].sees(token) ? p : 0.0f;
+      scores[j][r] = kWhole || visible[r / 2].sees(token) ? p : 0.0f;
     }
   }
 #pragma unroll
@@ -169,10 +172,6 @@ __device__ __forceinline__ void Probabilities(const float (&max)[2], const Visib
   }
 }
 
-__device__ __forceinline__ uint32_t PackBf16(float low, float high) {
-  return static_cast<uint32_t>(F32ToBf16(low)) | static_cast<uint32_t>(F32ToBf16(high)) << 16;
-}
-
 // p as operand A of P.V: [step][register].
 __device__ __forceinline__ void PackProbabilities(const float (&p)[kTokenTiles][4],
                                                   uint32_t (&a)[2][4]) {
@@ -187,7 +186,7 @@ __device__ __forceinline__ void PackProbabilities(const float (&p)[kTokenTiles][
 
 // A lane's values of a block, eight columns at a time. Those of tokens outside [begin, end) become
 // zero, lest what a stale slot holds (NaN at worst) should meet p = 0.
-template <bool kFp8>
+template <bool kFp8, bool kWhole>
 class Values {
  public:
   // `head`: as ScoreBlock's.
@@ -200,8 +199,9 @@ class Values {
 #pragma unroll
     for (int w = 0; w < 4; ++w) {
       const int token = TokenAtPosition(OperandK(lane) + 2 * w);  // and the next
-      bits_[w] = (token >= begin && token < end ? 0x0000ffffu : 0u) |
-                 (token + 1 >= begin && token + 1 < end ? 0xffff0000u : 0u);
+      bits_[w] = kWhole ? 0xffffffffu
+                        : (token >= begin && token < end ? 0x0000ffffu : 0u) |
+                              (token + 1 >= begin && token + 1 < end ? 0xffff0000u : 0u);
       if constexpr (kFp8) {
         const uint32_t pair = scales.w[w / 2] >> w % 2 * 16;
         bits_[w] &= ScaleBits(pair & 0xffu) | ScaleBits(pair >> 8 & 0xffu) << 16;
@@ -214,8 +214,10 @@ class Values {
       return Widen(LoadCodes(from_ + tile * 256), bits_);
     } else {
       Words v = LoadWords(from_ + tile * 512);
+      if constexpr (!kWhole) {
 #pragma unroll
-      for (int w = 0; w < 4; ++w) v.w[w] &= bits_[w];
+        for (int w = 0; w < 4; ++w) v.w[w] &= bits_[w];
+      }
       return v;
     }
   }
@@ -226,8 +228,8 @@ class Values {
 };
 
 // p . V of eight columns, from +0: registers as scores have them.
-template <bool kFp8>
-__device__ __forceinline__ void ValueTile(const uint32_t (&a)[2][4], const Values<kFp8>& values,
+template <typename BlockValues>
+__device__ __forceinline__ void ValueTile(const uint32_t (&a)[2][4], const BlockValues& values,
                                           int tile, float (&sum)[4]) {
   const Words v = values.Tile(tile);
   sum[0] = sum[1] = sum[2] = sum[3] = 0.0f;

@@ -33,7 +33,8 @@ PHALANX_SHARED int TokenAtPosition(int position) {
 
 struct KvLayout {
   // `type`: what is stored, or what FP8 is read as (KvShape::read_type).
-  PHALANX_HOST_DEVICE KvLayout(DType type, int64_t heads, int64_t head_dim, bool is_fp8 = false)
+  constexpr PHALANX_HOST_DEVICE KvLayout(DType type, int64_t heads, int64_t head_dim,
+                                         bool is_fp8 = false)
       : dtype(type),
         fp8(is_fp8),
         num_heads(heads),

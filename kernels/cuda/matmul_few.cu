@@ -6,7 +6,8 @@
 // registers won't do: the compiler puts each next to its use, and few are in flight.) A lane copies
 // just the bytes that it reads back, so no barrier is needed on the way; but of FP8's factors,
 // which a few lanes copy for the warp. The first groups' weights are asked for while the kernels
-// before still run (launch_order.cuh).
+// before still run (launch_order.cuh), and the rest of a warp's first chunk is brought to the L2
+// cache: so memory has work through the small kernels between two products.
 //
 // Row-major weights come in 64 bytes of each of sixteen rows; the other 64 of their lines, which
 // are next, are asked for along with them.
@@ -110,6 +111,22 @@ __global__ void __launch_bounds__(kMaxWarps* kWarp)
     }
   };
 
+  const auto prefetch_weights = [&](const void* of_tile, int begin, int end) {
+    const auto* weight = static_cast<const uint8_t*>(of_tile);
+    if constexpr (kLayout == WeightLayout::kRows) {
+      const int lines = (end - begin) * kGroupK * 2 / kLineBytes;  // of a row
+      for (int i = lane; i < kTileRows * lines; i += kWarp) {
+        const int64_t row = int64_t{blockIdx.x} * kTileRows + i % kTileRows;
+        PrefetchLine(weight + (row * p.k + begin * kGroupK) * 2 + i / kTileRows * kLineBytes);
+      }
+    } else {
+      const int bytes = (end - begin) * TileGroupBytes(kLayout);
+      const uint8_t* from = weight + (blockIdx.x * groups_of_k + begin) * TileGroupBytes(kLayout);
+      for (int at = lane * kLineBytes; at < bytes; at += kWarp * kLineBytes)
+        PrefetchLine(from + at);
+    }
+  };
+
   // The weights of the slots that are filled in front.
   const bool ahead = TilesAreKnownAtLaunch(p);
   LetNextStart();
@@ -119,6 +136,9 @@ __global__ void __launch_bounds__(kMaxWarps* kWarp)
     for (int i = 0; i < kSlots - 1 && !first.done(p); ++i) {
       copy_weights(p.weight, first.group, slots[i]);
       first.Next(p);
+    }
+    if (!first.done(p) && first.chunk == warp) {
+      prefetch_weights(p.weight, first.group, first.end);
     }
   }
   WaitForEarlier();

@@ -32,6 +32,12 @@ __device__ __forceinline__ uint32_t FmaBf16x2(uint32_t a, uint32_t b, uint32_t c
 __device__ __forceinline__ uint32_t MulBf16x2(uint32_t a, uint32_t b) {
   return FmaBf16x2(a, b, 0x80008000u);
 }
+// Two values as BF16, each rounded to nearest even.
+__device__ __forceinline__ uint32_t PackBf16(float low, float high) {
+  uint32_t pair;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+  return pair;
+}
 // c += A B. a: registers 0 .. 3, b: registers 0 and 1 of the operands' fragments.
 __device__ __forceinline__ void Mma(float (&c)[4], uint32_t a0, uint32_t a1, uint32_t a2,
                                     uint32_t a3, uint32_t b0, uint32_t b1) {
@@ -65,7 +71,9 @@ template <int kPending>
 __device__ __forceinline__ void WaitForCopies() {
   asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
 }
-// Has the 128 bytes that `from` lies in fetched to the L2 cache.
+// What PrefetchLine takes at once.
+inline constexpr int kLineBytes = 128;
+// Has the kLineBytes that `from` lies in fetched to the L2 cache.
 __device__ __forceinline__ void PrefetchLine(const void* from) {
   asm volatile("prefetch.global.L2 [%0];" ::"l"(from) : "memory");
 }

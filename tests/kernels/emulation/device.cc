@@ -357,6 +357,10 @@ void LandAllBut(int groups) {
   }
 }
 
+void CheckPrefetch(const void* from) {
+  if (!IsDeviceMemory(from, 1)) Fail("a prefetch of what is no device memory");
+}
+
 }  // namespace phalanx::kernels::emulation
 
 void __syncthreads() {

@@ -89,6 +89,8 @@ void MultiplyTile(const MmaLane* const* lanes);
 void QueueCopy(void* to, const void* from, bool valid);
 void CommitQueued();
 void LandAllBut(int groups);
+// prefetch: ends the process where `from` is no device memory.
+void CheckPrefetch(const void* from);
 
 }  // namespace phalanx::kernels::emulation
 

@@ -57,6 +57,10 @@ inline uint32_t FmaBf16x2(uint32_t a, uint32_t b, uint32_t c) {
 }
 inline uint32_t MulBf16x2(uint32_t a, uint32_t b) { return FmaBf16x2(a, b, 0x80008000u); }
 
+inline uint32_t PackBf16(float low, float high) {
+  return static_cast<uint32_t>(F32ToBf16(low)) | static_cast<uint32_t>(F32ToBf16(high)) << 16;
+}
+
 inline void Mma(float (&c)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0,
                 uint32_t b1) {
   emulation::MmaLane lane = {c, {a0, a1, a2, a3}, {b0, b1}};
@@ -78,8 +82,8 @@ template <int kPending>
 void WaitForCopies() {
   emulation::LandAllBut(kPending);
 }
-// Reads, so that an address that is no memory shows.
-inline void PrefetchLine(const void* from) { (void)*static_cast<const volatile char*>(from); }
+inline constexpr int kLineBytes = 128;
+inline void PrefetchLine(const void* from) { emulation::CheckPrefetch(from); }
 
 }  // namespace phalanx::kernels::cuda
 
