@@ -283,7 +283,7 @@ TEST(CombineExperts, DoesNotDependOnNeighbouringRows) {
       args.rows = 1;
       args.weights += row * 4;
       args.parts = args.parts.subspan(row * 8, 8);
-      args.shared.data = args.shared.f32() + row * args.shared.stride;
+      args.shared = RowsOf(args.shared, row, 1);
       args.shared_gate_logit += row;
       kernels->CombineExperts(args);
       for (int64_t j = 0; j < 77; ++j) EXPECT_EQ(alone.Get(0, j), together.Get(row, j)) << name;
