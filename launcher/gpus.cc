@@ -91,6 +91,22 @@ absl::Status TakeDevice(const HostPlace& place, int devices, worker::WorkerOptio
   return absl::OkStatus();
 }
 
+void PlaceReplica(int replica, int replicas, int ranks, int devices,
+                  worker::WorkerOptions& options) {
+  const auto of_one = [devices](int all) { return (all + devices - 1) / devices; };
+  options.device.cuda.device = replica * ranks % devices;
+  options.gpu_memory_fraction *= static_cast<double>(of_one(ranks)) / of_one(replicas * ranks);
+  options.device.cuda.memory_is_shared = of_one(replicas * ranks) > 1;
+}
+
+absl::Status PlaceReplica(int replica, int replicas, int ranks, worker::WorkerOptions& options) {
+  if (options.device.kind != kernels::DeviceKind::kCuda) return absl::OkStatus();
+  const absl::StatusOr<int> devices = kernels::CudaDeviceCount();
+  if (!devices.ok()) return devices.status();
+  PlaceReplica(replica, replicas, ranks, *devices, options);
+  return absl::OkStatus();
+}
+
 absl::Status CheckDevicesHere(const RankOptions& options, int ranks, bool threads) {
   if (options.device != "cuda") return absl::OkStatus();
   if (threads && options.device_comm == "nccl") {

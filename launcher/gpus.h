@@ -46,6 +46,14 @@ absl::Status CheckDevicePerRank(const std::string& host, int ranks, int devices)
 // kStaged. Precondition: devices >= 1.
 absl::Status TakeDevice(const HostPlace& place, int devices, worker::WorkerOptions& options);
 
+// Gives replica `replica` of `replicas` groups of `ranks` threads each, with --device cuda, its
+// first device, and its part of the memory where the host's devices (1 or more) are fewer than all
+// ranks: of what its group's ranks then share among themselves (worker::CreateInProcessGroup).
+void PlaceReplica(int replica, int replicas, int ranks, int devices,
+                  worker::WorkerOptions& options);
+// The same on this machine's devices; nothing to do for other kinds. As CudaDeviceCount().
+absl::Status PlaceReplica(int replica, int replicas, int ranks, worker::WorkerOptions& options);
+
 // Before anything starts: whether this machine has the devices for `options`, whose `ranks` ranks
 // all run here, as threads of this process or as processes. Errors: as kernels::CudaDeviceCount()
 // and CheckDevicePerRank; INVALID_ARGUMENT: NCCL is asked for between threads.

@@ -285,10 +285,10 @@ absl::StatusOr<std::vector<std::unique_ptr<coordinator::GroupSource>>> Service::
     if (options_.workers == "threads") {
       worker::WorkerOptions options = worker_options_;
       options.progress = progress;
-      // Replicas are on the same devices.
-      options.gpu_memory_fraction /= replicas_;
-      options.device.cuda.memory_is_shared = replicas_ > 1;
-      options.device.cuda.device = replica * group_size_;  // taken modulo the devices
+      if (absl::Status status = PlaceReplica(replica, replicas_, group_size_, options);
+          !status.ok()) {
+        return status;
+      }
       if (!options_.rank.step_trace.empty()) {
         auto trace = TraceSteps(options_.rank.step_trace, replica, /*epoch=*/1);
         if (!trace.ok()) return trace.status();

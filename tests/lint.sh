@@ -18,7 +18,7 @@ build=${2:-build/release}
 shift $(($# < 2 ? $# : 2))
 files=("$@")
 [[ ${#files[@]} -gt 0 ]] || mapfile -t files < <(files_like '*.cc' | grep -v '^tests/')
-# GCC's precompiled headers are not for clang; and so each file is seen to include what it needs.
+# GCC's precompiled headers are not for clang.
 commands=$(mktemp -d)
 trap 'rm -rf "$commands"' EXIT
 sed -E 's# -Winvalid-pch| -fpch-preprocess| -include [^ ]*cmake_pch\.hxx##g' \

@@ -113,7 +113,9 @@ absl::StatusOr<int64_t> ArenaBytes(const ArenaRequest& request, int device, int6
     return absl::ResourceExhaustedError(absl::StrCat(
         "CUDA device ", device, ", which ranks share: this rank's part of the memory fraction, ",
         fraction, ", is ", share, " of its ", total, " bytes, but only ", available,
-        " are free; end other processes that hold some, or give a smaller fraction"));
+        " are free; give a smaller fraction, which leaves more to the driver's part of each rank, "
+        "or "
+        "end other processes that hold some"));
   }
   const int64_t held = total - available;
   if (share <= held) {

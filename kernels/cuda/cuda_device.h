@@ -62,9 +62,9 @@ struct CudaOptions {
   // Steps are replayed as CUDA graphs (step_graphs.h). Without, each kernel is launched by itself,
   // with the same results.
   bool graphs = true;
-  // Of a step's kernels each is started while the one before it still runs, on sm_90 and newer
-  // (cuda/launch_order.cuh). Without, each starts when the one before has ended, with the same
-  // results.
+  // Of the kernels that are enqueued together in a step each is started while the one before it
+  // still runs, on sm_90 and newer (cuda/launch_order.cuh). Without (and without graphs), each
+  // starts when the one before has ended, with the same results.
   bool early_starts = true;
   Numerics numerics = Numerics::kExact;
   StepObserver* observer = nullptr;  // outlives the instance

@@ -24,14 +24,17 @@ bool Updated(cudaError_t error) {
 
 // Whether the driver says no to an early start as such.
 bool Refused(cudaError_t error) {
-  return error == cudaErrorInvalidValue || error == cudaErrorNotSupported;
+  return error == cudaErrorInvalidValue || error == cudaErrorNotSupported ||
+         error == cudaErrorCallRequiresNewerDriver;
 }
 
 // The toolkits that name a graph's edges: since 12.3, and since 13.0 by the plain name.
 constexpr bool kCanStartEarly = CUDART_VERSION >= 12030;
 
 // `after` begins when all blocks of `before` have called LetNextStart() or ended.
-cudaError_t AddEarlyEdge(cudaGraph_t graph, cudaGraphNode_t before, cudaGraphNode_t after) {
+cudaError_t AddEarlyEdge([[maybe_unused]] cudaGraph_t graph,
+                         [[maybe_unused]] cudaGraphNode_t before,
+                         [[maybe_unused]] cudaGraphNode_t after) {
 #if CUDART_VERSION >= 12030
   cudaGraphEdgeData edge = {};
   edge.from_port = cudaGraphKernelNodePortProgrammatic;

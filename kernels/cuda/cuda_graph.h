@@ -16,8 +16,8 @@ namespace phalanx::kernels::cuda {
 // The device of `stream` must be the calling thread's at every call.
 class CudaGraphApi : public GraphApi {
  public:
-  // `before_launch` is called right before a segment's work is enqueued. `early_starts`: the device
-  // is sm_90 or newer, and kernels are to be started early.
+  // `before_launch` is called right before a segment's work is enqueued. `early_starts`: kernels
+  // are to be started early, and have the waits for it (launch_order.h).
   CudaGraphApi(cudaStream_t stream, std::function<void()> before_launch, bool early_starts);
 
   // Whether they are. A driver that refuses is asked once.

@@ -8,6 +8,7 @@
 #include "absl/strings/str_cat.h"
 #include "kernels/check.h"
 #include "kernels/choosing.h"
+#include "kernels/cuda/launch_order.h"
 #include "kernels/cuda/moves.h"
 #include "kernels/cuda/qkv.h"
 #include "kernels/cuda/rows.h"
@@ -25,10 +26,10 @@ constexpr int64_t kStagingHalf = int64_t{4} << 20;
 constexpr int64_t kResultBytes = int64_t{64} << 10;
 
 bool StartsEarly(const CudaOptions& options) {
-  int major = 0;
-  CheckCuda(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, options.device),
-            "asking for its compute capability");
-  return options.early_starts && major >= 9;
+  CheckCuda(cudaSetDevice(options.device), "choosing the device");
+  bool waits = false;
+  CheckCuda(cuda::KernelsWait(&waits), "asking for a kernel's version");
+  return options.early_starts && waits;
 }
 
 }  // namespace

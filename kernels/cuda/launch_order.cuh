@@ -2,7 +2,8 @@
 // still runs, so that neither its start nor its first reads of weights cost time between the two:
 // "programmatic dependent launch" (CUDA Programming Guide, 4.5; PTX ISA, griddepcontrol).
 //
-// What keeps the order is the kernels' own wait:
+// What keeps the order is the kernels' own wait, which is why code without it is never launched so
+// (launch_order.h):
 // - Every thread of every kernel waits, first of all, whether it has anything to do or not. A grid
 //   that ended without would be taken for done by the next one's wait, and with it all before it.
 // - Before the wait a kernel touches no memory of the device but weights that the launch itself

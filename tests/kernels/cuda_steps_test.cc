@@ -318,17 +318,22 @@ TEST(CudaSteps, StartsKernelsEarlyWhereTheDriverDoesSo) {
 }
 
 TEST(CudaSteps, DoWithoutEarlyStartsWhereTheDriverRefusesThem) {
+  const int64_t graphs = emulation::NumGraphs();
   for (const bool build_at_once : {false, true}) {
-    emulation::RefuseEarlyStarts(true);
-    const int64_t before = emulation::NumEarlyStarts();
-    TinyDecoder decoder(WithArena(/*graphs=*/true), {.build_at_once = build_at_once});
-    EXPECT_TRUE(decoder.kernels().early_starts());
-    EXPECT_EQ(ResultsOf(decoder), PlainResults());
-    EXPECT_FALSE(decoder.kernels().early_starts());
-    emulation::RefuseEarlyStarts(false);
-    EXPECT_EQ(ResultsOf(decoder), PlainResults());
-    EXPECT_EQ(emulation::NumEarlyStarts(), before);
+    for (const cudaError_t error :
+         {cudaErrorInvalidValue, cudaErrorNotSupported, cudaErrorCallRequiresNewerDriver}) {
+      emulation::RefuseEarlyStarts(error);
+      const int64_t before = emulation::NumEarlyStarts();
+      TinyDecoder decoder(WithArena(/*graphs=*/true), {.build_at_once = build_at_once});
+      EXPECT_TRUE(decoder.kernels().early_starts());
+      EXPECT_EQ(ResultsOf(decoder), PlainResults());
+      EXPECT_FALSE(decoder.kernels().early_starts());
+      emulation::RefuseEarlyStarts(cudaSuccess);
+      EXPECT_EQ(ResultsOf(decoder), PlainResults());
+      EXPECT_EQ(emulation::NumEarlyStarts(), before);
+    }
   }
+  EXPECT_EQ(emulation::NumGraphs(), graphs) << "those that were refused are gone, too";
 }
 
 // Between two of a library's products there is a segment; steps of few rows are one.

@@ -126,6 +126,26 @@ TEST(TakeDevice, LaterReplicasShareTheMemoryToo) {
   EXPECT_EQ(options.gpu_memory_fraction, 0.45);
 }
 
+TEST(PlaceReplica, ThreadsShareDevicesWhereThereAreFewerThanRanks) {
+  // First device, and the group's part of the memory.
+  const auto placed = [](int replica, int replicas, int ranks, int devices) {
+    worker::WorkerOptions options;
+    options.gpu_memory_fraction = 0.9;
+    PlaceReplica(replica, replicas, ranks, devices, options);
+    EXPECT_EQ(options.device.cuda.memory_is_shared, replicas * ranks > devices);
+    return std::pair(options.device.cuda.device, options.gpu_memory_fraction);
+  };
+  EXPECT_EQ(placed(0, 1, 2, 2), std::pair(0, 0.9));
+  EXPECT_EQ(placed(1, 2, 1, 2), std::pair(1, 0.9));
+  EXPECT_EQ(placed(1, 2, 1, 1), std::pair(0, 0.45));
+  // Two groups of three on two devices: three ranks a device; a group itself divides by two.
+  EXPECT_EQ(placed(1, 2, 3, 2), std::pair(1, 0.9 * (2.0 / 3)));
+  // Of CPUs nothing changes.
+  worker::WorkerOptions cpu;
+  ASSERT_TRUE(PlaceReplica(1, 2, 1, cpu).ok());
+  EXPECT_EQ(cpu.gpu_memory_fraction, worker::WorkerOptions().gpu_memory_fraction);
+}
+
 TEST(CheckDevicesHere, NcclIsNotBetweenThreads) {
   RankOptions options;
   options.device = "cuda";

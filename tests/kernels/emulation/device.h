@@ -69,9 +69,10 @@ void* DynamicShared();
 // launch_order.cuh: the calling thread waits for the kernels before its own.
 void WaitForTurn();
 
-// runtime.cc: whether the driver refuses early starts, as one does that doesn't know them; and how
-// many kernels were enqueued so, in graphs or by themselves.
-void RefuseEarlyStarts(bool refuse);
+// runtime.cc: the error (a cudaError_t; 0: none) by which the driver refuses early starts from here
+// on; how many kernels were enqueued so, in graphs or by themselves; and graphs that there are.
+void RefuseEarlyStarts(int error);
+int64_t NumGraphs();
 int64_t NumEarlyStarts();
 
 // A step that all 32 lanes of a warp take together: `run` sees what each brought, in lane order.

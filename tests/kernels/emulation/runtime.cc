@@ -65,7 +65,8 @@ struct Runtime {
   std::map<const void*, size_t> shared;  // that a kernel was allowed beyond kDefaultShared
   std::map<const void*, int> runs;       // of a kernel, up to kClosedRuns
   size_t most_shared = kMostShared;
-  bool refuses_early_starts = false;
+  cudaError_t early_starts_error = cudaSuccess;
+  int64_t graphs = 0;  // and their instances
   int64_t early_starts = 0;
 };
 Runtime& State() {
@@ -221,9 +222,13 @@ void SetMostShared(size_t bytes) {
   const std::lock_guard<std::mutex> lock(Lock());
   State().most_shared = bytes;
 }
-void RefuseEarlyStarts(bool refuse) {
+void RefuseEarlyStarts(int error) {
   const std::lock_guard<std::mutex> lock(Lock());
-  State().refuses_early_starts = refuse;
+  State().early_starts_error = static_cast<cudaError_t>(error);
+}
+int64_t NumGraphs() {
+  const std::lock_guard<std::mutex> lock(Lock());
+  return State().graphs;
 }
 int64_t NumEarlyStarts() {
   const std::lock_guard<std::mutex> lock(Lock());
@@ -423,6 +428,10 @@ cudaError_t cudaStreamIsCapturing(cudaStream_t /*stream*/, cudaStreamCaptureStat
   return cudaSuccess;
 }
 
+cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, const void* /*kernel*/) {
+  attributes->ptxVersion = 90;
+  return cudaSuccess;
+}
 cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute /*attribute*/, int value) {
   const std::lock_guard<std::mutex> lock(Lock());
   if (static_cast<size_t>(value) > State().most_shared) return cudaErrorInvalidValue;
@@ -446,18 +455,22 @@ cudaError_t cudaLaunchKernelExC(const cudaLaunchConfig_t* config, const void* ke
       return cudaErrorInvalidValue;
     }
     const std::lock_guard<std::mutex> lock(Lock());
-    if (State().refuses_early_starts) return cudaErrorNotSupported;
+    if (State().early_starts_error != cudaSuccess) return State().early_starts_error;
     ++State().early_starts;
   }
   return cudaLaunchKernel(kernel, config->gridDim, config->blockDim, arguments,
                           config->dynamicSmemBytes, config->stream);
 }
 cudaError_t cudaGraphCreate(cudaGraph_t* graph, unsigned /*flags*/) {
+  const std::lock_guard<std::mutex> lock(Lock());
   *graph = new EmulatedGraph();
+  ++State().graphs;
   return cudaSuccess;
 }
 cudaError_t cudaGraphDestroy(cudaGraph_t graph) {
+  const std::lock_guard<std::mutex> lock(Lock());
   delete graph;
+  --State().graphs;
   return cudaSuccess;
 }
 cudaError_t cudaGraphAddMemcpyNode1D(cudaGraphNode_t* node, cudaGraph_t graph,
@@ -478,7 +491,7 @@ cudaError_t cudaGraphAddDependencies(cudaGraph_t /*graph*/, const cudaGraphNode_
                                      const cudaGraphNode_t* to, const cudaGraphEdgeData* edges,
                                      size_t count) {
   const std::lock_guard<std::mutex> lock(Lock());
-  if (State().refuses_early_starts) return cudaErrorNotSupported;
+  if (State().early_starts_error != cudaSuccess) return State().early_starts_error;
   for (size_t i = 0; i < count; ++i) {
     const bool early = edges[i].type == cudaGraphDependencyTypeProgrammatic &&
                        edges[i].from_port == cudaGraphKernelNodePortProgrammatic;
@@ -496,14 +509,18 @@ cudaError_t cudaGraphInstantiate(cudaGraphExec_t* exec, cudaGraph_t graph,
   for (const auto& node : graph->nodes) {
     if (node->index > 0 && !node->chained) return cudaErrorInvalidValue;
   }
+  const std::lock_guard<std::mutex> lock(Lock());
   *exec = new EmulatedExec{graph->work};
+  ++State().graphs;
   return cudaSuccess;
 }
 cudaError_t cudaGraphUpload(cudaGraphExec_t /*exec*/, cudaStream_t /*stream*/) {
   return cudaSuccess;
 }
 cudaError_t cudaGraphExecDestroy(cudaGraphExec_t exec) {
+  const std::lock_guard<std::mutex> lock(Lock());
   delete exec;
+  --State().graphs;
   return cudaSuccess;
 }
 cudaError_t cudaGraphExecMemcpyNodeSetParams1D(cudaGraphExec_t exec, cudaGraphNode_t node, void* to,
