@@ -114,8 +114,7 @@ absl::StatusOr<int64_t> ArenaBytes(const ArenaRequest& request, int device, int6
         "CUDA device ", device, ", which ranks share: this rank's part of the memory fraction, ",
         fraction, ", is ", share, " of its ", total, " bytes, but only ", available,
         " are free; give a smaller fraction, which leaves more to the driver's part of each rank, "
-        "or "
-        "end other processes that hold some"));
+        "or end other processes that hold some"));
   }
   const int64_t held = total - available;
   if (share <= held) {
