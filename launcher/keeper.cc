@@ -22,7 +22,7 @@ namespace {
 
 // Far above a group of a hundred thousand ranks' keys.
 constexpr uint32_t kMostBytes = uint32_t{16} << 20;
-constexpr timeval kPatience = {1, 0};
+constexpr timeval kRankPatience = {1, 0};
 
 absl::Status Gone(const char* call) {
   return absl::UnavailableError(
@@ -236,8 +236,8 @@ void ServeRanks(int listener, int stop, KeptWeights& kept) {
     Descriptor rank(accept4(listener, nullptr, nullptr, SOCK_CLOEXEC));
     if (!rank.valid() || !CheckPeer(rank.get()).ok()) continue;
     // One rank that is stopped in the middle of a message must not hold up the others.
-    setsockopt(rank.get(), SOL_SOCKET, SO_RCVTIMEO, &kPatience, sizeof(kPatience));
-    setsockopt(rank.get(), SOL_SOCKET, SO_SNDTIMEO, &kPatience, sizeof(kPatience));
+    setsockopt(rank.get(), SOL_SOCKET, SO_RCVTIMEO, &kRankPatience, sizeof(kRankPatience));
+    setsockopt(rank.get(), SOL_SOCKET, SO_SNDTIMEO, &kRankPatience, sizeof(kRankPatience));
     ranks.push_back(std::move(rank));
   }
 }

@@ -21,7 +21,7 @@ namespace phalanx::launcher {
 namespace {
 
 constexpr absl::Duration kRetryPause = absl::Milliseconds(10);
-constexpr timeval kPatience = {5, 0};
+constexpr timeval kKeeperPatience = {5, 0};
 
 }  // namespace
 
@@ -37,8 +37,8 @@ absl::Status KeeperStore::Connect() {
     return absl::NotFoundError(absl::StrCat("no keeper answers: ", std::strerror(errno)));
   }
   if (absl::Status status = CheckPeer(fd.get()); !status.ok()) return status;
-  setsockopt(fd.get(), SOL_SOCKET, SO_RCVTIMEO, &kPatience, sizeof(kPatience));
-  setsockopt(fd.get(), SOL_SOCKET, SO_SNDTIMEO, &kPatience, sizeof(kPatience));
+  setsockopt(fd.get(), SOL_SOCKET, SO_RCVTIMEO, &kKeeperPatience, sizeof(kKeeperPatience));
+  setsockopt(fd.get(), SOL_SOCKET, SO_SNDTIMEO, &kKeeperPatience, sizeof(kKeeperPatience));
   socket_ = std::move(fd);
   return absl::OkStatus();
 }

@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <chrono>
 #include <cstdio>
 #include <fstream>
 #include <functional>
@@ -150,6 +151,10 @@ double OwnSeconds() {
 }
 
 }  // namespace
+
+double SteadySeconds() {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
 
 ForeignLoad::ForeignLoad()
     : begin_s_(absl::ToDoubleSeconds(absl::Now() - absl::UnixEpoch())),

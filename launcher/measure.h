@@ -30,6 +30,9 @@ struct MeasureOptions {
 // for the weights that are read (some 100 MB in all, or 20 MB a rank if that is more).
 absl::StatusOr<v1::Calibration> Measure(const MeasureOptions& options);
 
+// Of a clock that nobody sets; what all ranks of one host share.
+double SteadySeconds();
+
 // How exactly rates are measured.
 struct RateEffort {
   int rounds = 11;          // of all probes: medians are of so many

@@ -1,12 +1,12 @@
 // The collectives' side of a calibration.
 #include <algorithm>
-#include <chrono>
 #include <functional>
 #include <memory>
 #include <utility>
 #include <vector>
 
 #include "launcher/measure.h"
+#include "launcher/statistics.h"
 #include "parallel/machine.h"
 #include "parallel/shard.h"
 
@@ -14,15 +14,6 @@ namespace phalanx::launcher {
 namespace {
 
 using parallel::Collective;
-
-double Now() {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-}
-
-double Median(std::vector<double> values) {
-  std::sort(values.begin(), values.end());
-  return values[values.size() / 2];
-}
 
 // Leaves of the sums that are measured: the default profile's, or more where more ranks share them.
 int Leaves(int members) { return std::max(8, members); }
@@ -86,11 +77,11 @@ class GroupBench {
         std::clamp<int64_t>((int64_t{1} << 20) / std::max<int64_t>(bytes, 1), 2, 16));
     for (int round = -1; round < rounds; ++round) {
       if (absl::Status status = world_.Barrier(); !status.ok()) return status;
-      const double begin = Now();
+      const double begin = SteadySeconds();
       for (int i = 0; i < repeats; ++i) {
         if (absl::Status status = Once(op, bytes); !status.ok()) return status;
       }
-      const double seconds = (Now() - begin) / repeats;
+      const double seconds = (SteadySeconds() - begin) / repeats;
       if (round >= 0) times.push_back(op == Collective::kSend ? seconds / 2 : seconds);
     }
     return Median(std::move(times));

@@ -1,6 +1,5 @@
 // The ops' side of a calibration.
 #include <algorithm>
-#include <chrono>
 #include <cstring>
 #include <functional>
 #include <map>
@@ -14,6 +13,7 @@
 #include "kernels/cpu/thread_pool.h"
 #include "kernels/rope.h"
 #include "launcher/measure.h"
+#include "launcher/statistics.h"
 #include "parallel/shard.h"
 #include "runtime/sampling/sampler.h"
 
@@ -37,27 +37,6 @@ constexpr int64_t kBlocks = kSequences * kContext / kernels::kBlockTokens;
 constexpr int64_t kVocabulary = 32768;
 // Weights that all ranks together stream, so that no cache holds them.
 constexpr int64_t kStreamedBytes = int64_t{96} << 20;
-
-double Now() {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-}
-
-double Median(std::vector<double> values) {
-  std::sort(values.begin(), values.end());
-  return values.empty() ? 0 : values[values.size() / 2];
-}
-
-// The mean without the least and the greatest tenth: what long work takes where others now and
-// then take a core away, which a median of short pieces would not show.
-double TrimmedMean(std::vector<double> values) {
-  std::sort(values.begin(), values.end());
-  const size_t cut = (values.size() + 9) / 10;
-  const size_t end = values.size() > 2 * cut ? values.size() - cut : values.size();
-  const size_t begin = values.size() > 2 * cut ? cut : 0;
-  double total = 0;
-  for (size_t i = begin; i < end; ++i) total += values[i];
-  return total / static_cast<double>(end - begin);
-}
 
 std::vector<uint16_t> RandomBf16(int64_t count, uint32_t seed) {
   std::mt19937 random(seed);
@@ -111,9 +90,9 @@ class Probes {
   // them sees all of it. The barrier's own time is no part of it.
   absl::StatusOr<double> Segment(const Probe& probe) {
     if (absl::Status status = world_.Barrier(); !status.ok()) return status;
-    const double begin = Now();
+    const double begin = SteadySeconds();
     for (int i = 0; i < probe.repeats; ++i) probe.work();
-    const double mine[2] = {begin, Now()};
+    const double mine[2] = {begin, SteadySeconds()};
     std::vector<double> all(2 * world_.size());
     const std::vector<int64_t> bytes(world_.size(), sizeof(mine));
     if (absl::Status status = world_.AllGather(mine, all.data(), bytes); !status.ok()) {

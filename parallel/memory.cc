@@ -9,7 +9,7 @@ int64_t RoundUp(int64_t value, int64_t multiple) {
   return (value + multiple - 1) / multiple * multiple;
 }
 
-constexpr int64_t kF32 = 4;
+constexpr int64_t kF32Bytes = 4;
 
 }  // namespace
 
@@ -71,7 +71,7 @@ MemoryModel::Member MemoryModel::MakeMember(int g) const {
   const int64_t d = shape.head_dim;
   const int64_t hidden = shape.hidden_size;
   const int64_t padded_hidden = RoundUp(hidden, traits_.leaf_granule);
-  const int64_t vector = hidden * kF32;
+  const int64_t vector = hidden * kF32Bytes;
 
   Member out;
   const int64_t qkv_columns = (heads.size() + 2 * kv_heads) * d;
@@ -79,8 +79,8 @@ MemoryModel::Member MemoryModel::MakeMember(int g) const {
   int64_t attention = 2 * vector;  // the two norms
   if (!heads.empty()) {
     attention += PackedLayer(qkv_columns, padded_hidden) + PackedLayer(hidden, o_k);
-    if (spec_.qkv_bias) attention += qkv_columns * kF32;
-    if (spec_.qk_norm) attention += 2 * d * kF32;
+    if (spec_.qkv_bias) attention += qkv_columns * kF32Bytes;
+    if (spec_.qk_norm) attention += 2 * d * kF32Bytes;
   }
   if (spec_.o_bias) attention += vector;
 
@@ -89,7 +89,7 @@ MemoryModel::Member MemoryModel::MakeMember(int g) const {
   };
   const int64_t down_k = PaddedK(shards_.channel_leaves(), leaves, 1);
   out.dense_layer = attention + mlp(channels, down_k);
-  if (spec_.mlp_bias) out.dense_layer += (channels == 0 ? 0 : 2 * channels * kF32) + vector;
+  if (spec_.mlp_bias) out.dense_layer += (channels == 0 ? 0 : 2 * channels * kF32Bytes) + vector;
 
   int64_t expert_channels = 0;
   if (shape.num_experts > 0) {
@@ -127,17 +127,18 @@ MemoryModel::Member MemoryModel::MakeMember(int g) const {
         (normed + static_cast<int64_t>(shards_.tensor_cut().parts(g % layout.tp).size()) * vector);
   }
   if (!heads.empty()) {
-    work +=
-        max_rows_ * (qkv_columns * kF32 + heads.size() * RoundUp(d, traits_.leaf_granule) * act);
-    work += max_rows_ * d * kF32;  // rotary tables of the step
+    work += max_rows_ *
+            (qkv_columns * kF32Bytes + heads.size() * RoundUp(d, traits_.leaf_granule) * act);
+    work += max_rows_ * d * kF32Bytes;  // rotary tables of the step
     work += slice * o_k * act;
     if (layout.sp > 1) {
       const int s = g / layout.tp;
-      const int64_t partial = heads.size() * (2 + d) * kF32;
+      const int64_t partial = heads.size() * (2 + d) * kF32Bytes;
       int64_t parts = 0;
       for (const int count : shards_.stripe_cut().parts_per_member()) parts += count;
       const int64_t own = static_cast<int64_t>(shards_.stripe_cut().parts(s).size());
-      work += slice * qkv_columns * kF32 + max_rows_ * own * partial + 2 * slice * parts * partial +
+      work += slice * qkv_columns * kF32Bytes + max_rows_ * own * partial +
+              2 * slice * parts * partial +
               traits_.partial_rows * shards_.stripe_cut().run(s).size() * partial;
     }
   }
@@ -148,8 +149,9 @@ MemoryModel::Member MemoryModel::MakeMember(int g) const {
     const int own_parts = static_cast<int>(shards_.expert_cut().parts(g % shards_.etp()).size());
     const int64_t expert_k =
         PaddedK(shards_.expert_leaves(), shards_.expert_cut().run(g % shards_.etp()), 1);
-    work += slice * shape.num_experts * kF32 +
-            slots * (normed + 2 * expert_channels * kF32 + expert_k * act + own_parts * vector);
+    work +=
+        slice * shape.num_experts * kF32Bytes +
+        slots * (normed + 2 * expert_channels * kF32Bytes + expert_k * act + own_parts * vector);
     if (shape.shared_intermediate_size > 0) work += slice * vector;
     if (group > 1) {
       const int64_t own = (slice + layout.tp - 1) / layout.tp;
@@ -161,15 +163,16 @@ MemoryModel::Member MemoryModel::MakeMember(int g) const {
     widest_k = std::max(widest_k, expert_k);
   }
   // The matmuls' packed left operand.
-  work += std::min(max_rows_, traits_.matmul_rows) * widest_k * kF32;
+  work += std::min(max_rows_, traits_.matmul_rows) * widest_k * kF32Bytes;
   out.workspace = work + traits_.scratch_bytes;
-  out.dense_workspace = slice * (2 * channels * kF32 + down_k * act);
+  out.dense_workspace = slice * (2 * channels * kF32Bytes + down_k * act);
   const int64_t shared_k = PaddedK(shards_.shared_leaves(), leaves, 1);
   out.moe_workspace =
-      slice * (2 * shards_.shared_leaves().elements(leaves).size() * kF32 + shared_k * act);
+      slice * (2 * shards_.shared_leaves().elements(leaves).size() * kF32Bytes + shared_k * act);
   if (group > 1) out.first_workspace = max_rows_ * vector;
-  out.last_workspace = traits_.logit_rows * (vector + normed + vocab * kF32);
-  if (group > 1 && g == 0) out.last_workspace += 2 * traits_.logit_rows * shape.vocab_size * kF32;
+  out.last_workspace = traits_.logit_rows * (vector + normed + vocab * kF32Bytes);
+  if (group > 1 && g == 0)
+    out.last_workspace += 2 * traits_.logit_rows * shape.vocab_size * kF32Bytes;
   return out;
 }
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# clang-format over every source; with --tidy also clang-tidy (minutes a core), which needs a
-# configured build folder: tests/lint.sh --tidy [BUILD_FOLDER] [FILE ...].
+# clang-format over every source; with --tidy also clang-tidy (minutes a core), for which it configures a
+# folder of its own and makes the generated headers there: tests/lint.sh --tidy [FILE ...].
 set -euo pipefail
 cd "$(dirname "$0")/.."
 # The files of the repository, and those that are to be, that match.
@@ -14,9 +14,12 @@ mapfile -t sources < <(files_like '*.h' '*.cc' '*.inc' '*.cu' '*.cuh' | grep -v 
 clang-format --dry-run --Werror "${sources[@]}"
 echo "clang-format: ${#sources[@]} files clean"
 [[ "${1:-}" == --tidy ]] || exit 0
-build=${2:-build/release}
-shift $(($# < 2 ? $# : 2))
+shift
 files=("$@")
+build=build/tidy
+# Each file with a command of its own: CMAKE_UNITY_BUILD has none.
+cmake --preset release -B "$build" -DCMAKE_UNITY_BUILD=OFF >/dev/null
+cmake --build "$build" -j "$(nproc)" --target phalanx_generated
 [[ ${#files[@]} -gt 0 ]] || mapfile -t files < <(files_like '*.cc' | grep -v '^tests/')
 # GCC's precompiled headers are not for clang.
 commands=$(mktemp -d)

@@ -9,7 +9,7 @@ namespace phalanx::comm {
 namespace {
 
 // As in slot_collectives.cc: up to this much in all, everybody gets everything and adds it up.
-constexpr int64_t kReduceAloneBytes = 64 << 10;
+constexpr int64_t kMessageReduceAloneBytes = 64 << 10;
 
 }  // namespace
 
@@ -21,7 +21,8 @@ absl::Status GroupCommunicator::MessageAllReduce(const Call& call,
   const int n = size();
   int64_t total_parts = 0;
   for (const int p : parts_per_member) total_parts += p;
-  const bool alone = total_parts * count * static_cast<int64_t>(sizeof(T)) <= kReduceAloneBytes;
+  const bool alone =
+      total_parts * count * static_cast<int64_t>(sizeof(T)) <= kMessageReduceAloneBytes;
   const auto share_begin = [&](int r) { return alone ? 0 : count * r / n; };
   const auto share_end = [&](int r) { return alone ? count : count * (r + 1) / n; };
 

@@ -11,7 +11,7 @@ namespace {
 
 // Up to this much of all members' parts together, every member adds up everything itself, which
 // saves a phase; beyond, each adds up its share.
-constexpr int64_t kReduceAloneBytes = 256 << 10;
+constexpr int64_t kSlotReduceAloneBytes = 256 << 10;
 
 void Copy(void* to, const void* from, int64_t bytes) {
   if (bytes > 0) std::memmove(to, from, bytes);
@@ -38,7 +38,7 @@ absl::Status GroupCommunicator::SlotAllReduce(const Call& call,
   const int64_t slot_elements = shm_->slot_bytes() / static_cast<int64_t>(sizeof(T));
   std::vector<const T*> operands(total_parts);
 
-  if (total_parts * count * static_cast<int64_t>(sizeof(T)) <= kReduceAloneBytes &&
+  if (total_parts * count * static_cast<int64_t>(sizeof(T)) <= kSlotReduceAloneBytes &&
       max_parts * count <= slot_elements) {
     T* slot = reinterpret_cast<T*>(shm_->slot());
     for (size_t p = 0; p < parts.size(); ++p) {

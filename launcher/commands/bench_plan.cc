@@ -28,6 +28,7 @@
 #include "launcher/measure.h"
 #include "launcher/planning.h"
 #include "launcher/random_checkpoint.h"
+#include "launcher/statistics.h"
 #include "parallel/cost_model.h"
 #include "runtime/cache/block_striping.h"
 #include "runtime/worker/in_process_group.h"
@@ -108,14 +109,6 @@ struct Row {
   double Error() const { return predicted_ms / measured_ms - 1; }
   double ErrorAgain() const { return again_ms / measured_ms - 1; }
 };
-
-double Median(std::vector<double> values) {
-  std::sort(values.begin(), values.end());
-  const size_t middle = values.size() / 2;
-  return values.empty()           ? 0
-         : values.size() % 2 == 1 ? values[middle]
-                                  : (values[middle - 1] + values[middle]) / 2;
-}
 
 // A worker group of threads that takes plans and tells when each was done.
 class Runner {

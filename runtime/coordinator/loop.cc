@@ -10,7 +10,6 @@
 namespace phalanx::coordinator {
 namespace {
 
-constexpr absl::Duration kRateWindow = absl::Seconds(10);
 constexpr absl::Duration kRateStep = absl::Milliseconds(500);
 
 std::string Gone(const absl::Status& failure) {

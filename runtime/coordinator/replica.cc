@@ -8,12 +8,6 @@
 #include "parallel/mesh.h"
 
 namespace phalanx::coordinator {
-namespace {
-
-constexpr absl::Duration kRateWindow = absl::Seconds(10);
-
-}  // namespace
-
 Replica::Replica(int index, const CoordinatorOptions& options, std::unique_ptr<GroupSource> source,
                  ReplicaOwner& owner)
     : index_(index),

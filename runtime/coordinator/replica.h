@@ -129,6 +129,8 @@ class Replica {
       return submissions.empty() && orphans.empty() && cancellations.empty() && news.empty();
     }
   };
+  // Rates are those of so long a time.
+  static constexpr absl::Duration kRateWindow = absl::Seconds(10);
   // Totals at one moment, for rates.
   struct Mark {
     absl::Time time;

@@ -17,6 +17,9 @@ namespace phalanx::tokenizer {
 
 using Json = nlohmann::json;
 
+// The largest token id that a file may name.
+constexpr int32_t kMaxTokenId = (1 << 24) - 1;
+
 // The whole file. NOT_FOUND where there is none.
 absl::StatusOr<std::string> ReadFile(const std::filesystem::path& path);
 // INVALID_ARGUMENT naming `file` and the byte offset where `text` is not JSON.

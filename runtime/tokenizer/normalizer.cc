@@ -156,7 +156,7 @@ class StripNormalizer : public Normalizer {
   bool right_;
 };
 
-absl::StatusOr<NormalizerPtr> Sequence(ObjectReader* reader) {
+absl::StatusOr<NormalizerPtr> ReadSequenceNormalizer(ObjectReader* reader) {
   const Json* array = reader->Array("normalizers");
   if (absl::Status s = reader->Finish(); !s.ok()) return s;
   std::vector<NormalizerPtr> parts;
@@ -183,7 +183,7 @@ absl::StatusOr<std::unique_ptr<const Normalizer>> Normalizer::FromJson(const Jso
                                                                        const std::string& where) {
   ObjectReader reader(json, where);
   const std::string type = reader.String("type");
-  if (type == "Sequence") return Sequence(&reader);
+  if (type == "Sequence") return ReadSequenceNormalizer(&reader);
   if (type == "Replace") return Replace(&reader);
   static constexpr std::pair<std::string_view, NormalizationKind> kForms[] = {
       {"NFC", NormalizationKind::kNfc},

@@ -8,10 +8,8 @@
 namespace phalanx::tokenizer {
 namespace {
 
-constexpr int32_t kMaxId = 1 << 24;
-
 absl::StatusOr<int32_t> ReadId(const Json& json, const std::string& where) {
-  if (!json.is_number_unsigned() || json.get<uint64_t>() >= kMaxId) {
+  if (!json.is_number_unsigned() || json.get<uint64_t>() > kMaxTokenId) {
     return absl::InvalidArgumentError(
         Concat(where, ": expected a token id, found ",
                json.is_number() ? json.dump() : std::string(json.type_name())));
@@ -88,7 +86,7 @@ absl::StatusOr<PostProcessor> Surround(ObjectReader* reader) {
   return out;
 }
 
-absl::StatusOr<PostProcessor> Sequence(ObjectReader* reader) {
+absl::StatusOr<PostProcessor> ReadSequencePostProcessor(ObjectReader* reader) {
   const Json* array = reader->Array("processors");
   if (absl::Status s = reader->Finish(); !s.ok()) return s;
   PostProcessor out;
@@ -115,7 +113,7 @@ absl::StatusOr<PostProcessor> PostProcessor::FromJson(const Json& json, const st
   const std::string type = reader.String("type");
   if (type == "TemplateProcessing") return Template(&reader);
   if (type == "BertProcessing" || type == "RobertaProcessing") return Surround(&reader);
-  if (type == "Sequence") return Sequence(&reader);
+  if (type == "Sequence") return ReadSequencePostProcessor(&reader);
   if (type == "ByteLevel") {  // moves offsets only
     reader.Bool("add_prefix_space", true);
     reader.Bool("trim_offsets", true);

@@ -354,7 +354,7 @@ absl::StatusOr<PreTokenizerPtr> Split(ObjectReader* reader) {
   return std::make_unique<SplitPreTokenizer>(*std::move(parsed), behavior, invert);
 }
 
-absl::StatusOr<PreTokenizerPtr> Sequence(ObjectReader* reader) {
+absl::StatusOr<PreTokenizerPtr> ReadSequencePreTokenizer(ObjectReader* reader) {
   const Json* array = reader->Array("pretokenizers");
   if (absl::Status s = reader->Finish(); !s.ok()) return s;
   std::vector<PreTokenizerPtr> parts;
@@ -373,7 +373,7 @@ absl::StatusOr<std::unique_ptr<const PreTokenizer>> PreTokenizer::FromJson(
     const Json& json, const std::string& where) {
   ObjectReader reader(json, where);
   const std::string type = reader.String("type");
-  if (type == "Sequence") return Sequence(&reader);
+  if (type == "Sequence") return ReadSequencePreTokenizer(&reader);
   if (type == "ByteLevel") return ByteLevel(&reader);
   if (type == "Metaspace") return Metaspace(&reader);
   if (type == "Split") return Split(&reader);

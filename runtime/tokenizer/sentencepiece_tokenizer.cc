@@ -22,7 +22,6 @@ using Processor = const SentencePieceModel;
 constexpr size_t kMaxSentencePieceBytes = size_t{16} << 20;
 constexpr std::string_view kSpace = "\xE2\x96\x81";      // U+2581
 constexpr std::string_view kUnknown = " \xE2\x81\x87 ";  // what the library decodes <unk> to
-constexpr int64_t kMaxId = 1 << 24;
 
 struct Settings {
   bool add_bos = true;
@@ -235,7 +234,7 @@ absl::StatusOr<Settings> ReadSettings(const std::filesystem::path& model_dir, in
     for (const auto& item : added->items()) {
       const std::string where = Concat("tokenizer_config.json: added_tokens_decoder.", item.key());
       int64_t id = 0;
-      if (!absl::SimpleAtoi(item.key(), &id) || id < 0 || id >= kMaxId) {
+      if (!absl::SimpleAtoi(item.key(), &id) || id < 0 || id > kMaxTokenId) {
         return absl::InvalidArgumentError(Concat(where, ": the key is not a token id"));
       }
       absl::Status s = ReadAddedToken(item.value(), where, id, piece_count, &settings);
@@ -251,7 +250,7 @@ absl::StatusOr<Settings> ReadSettings(const std::filesystem::path& model_dir, in
   const auto added = ParseJson(*added_text, "added_tokens.json");
   if (!added.ok()) return added.status();
   for (const auto& item : added->items()) {
-    if (!item.value().is_number_unsigned() || item.value().get<uint64_t>() >= kMaxId) {
+    if (!item.value().is_number_unsigned() || item.value().get<uint64_t>() > kMaxTokenId) {
       return absl::InvalidArgumentError(
           Concat("added_tokens.json: \"", item.key(), "\" has no token id"));
     }
