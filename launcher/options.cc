@@ -47,7 +47,8 @@ void AddDeviceOptions(CLI::App& app, RankOptions& o) {
 void AddNumericsOptions(CLI::App& app, RankOptions& o, const std::string& group) {
   app.add_option("--numerics", o.numerics,
                  "exact: an answer's bits don't depend on layout, batch or restarts; fast (GPUs "
-                 "alone): they may, where cuBLASLt and NCCL add in an order of their own")
+                 "alone): they may, where cuBLASLt, NCCL and attention of prompts add in orders of "
+                 "their own")
       ->check(CLI::IsMember({"exact", "fast"}))
       ->capture_default_str()
       ->group(group);

@@ -46,6 +46,13 @@ cudaError_t AttendFew(const AttentionParams& params, const RowTile* tiles, int64
 // Likewise, tiles of kManyRows rows: eight warps share a block's keys and values.
 cudaError_t AttendMany(const AttentionParams& params, const RowTile* tiles, int64_t num_tiles,
                        cudaStream_t stream);
+// Profile `fast`, a cache that is read as BF16, heads of IsWholeHeadDim, a positive scale:
+// the same tiles over all stripes at once, in an order of its own (attention_whole.cu), to
+// out[row][ out_column[head] ..]. `partials` and the stripes don't count.
+cudaError_t AttendWhole(const AttentionParams& params, const RowTile* tiles, int64_t num_tiles,
+                        const int32_t* out_column, TensorView out, cudaStream_t stream);
+// Shared memory of one of its blocks.
+int64_t WholeAttentionBytes(const KvLayout& layout);
 // F32 or F16 cache, or FP8 read as F32, a tile for each token (`first`: the token): the bits of the
 // CPU.
 cudaError_t AttendChain(const AttentionParams& params, const RowTile* tiles, int64_t num_tiles,

@@ -142,7 +142,7 @@ __global__ void __launch_bounds__(kThreads, kD <= 128 ? 2 : 1)
       PackProbabilities(scores, a);
       const Visible oldest = VisibleTokens(first_position, block, p.window);
       const Visible newest = VisibleTokens(last_position, block, p.window);
-      const Values<kFp8, /*kWhole=*/false> v(p, data, oldest.begin, newest.end, lane);
+      const Values<kFp8, /*kWhole=*/false> v(p.layout, data, oldest.begin, newest.end, lane);
       float* to = products + warp * most_rows * dv;
 #pragma unroll 4
       for (int t = 0; t < value_tiles; ++t) {

@@ -14,25 +14,6 @@ constexpr int kWarps = kManyRows / kTileRows;
 constexpr int kThreads = kWarps * kWarp;
 constexpr int kStages = 3;
 
-template <bool kFlag>
-struct Flag {
-  static constexpr bool kValue = kFlag;
-};
-
-// A head's keys and values of one block: contiguous in the cache.
-template <int kD, bool kFp8>
-__device__ __forceinline__ void CopyBlock(const AttentionParams& p, int64_t physical, int kv_head,
-                                          uint8_t* shared) {
-  const uint8_t* from = static_cast<const uint8_t*>(p.cache) + p.layout.Keys(physical, kv_head);
-  const int units = static_cast<int>(p.layout.head_bytes / 16);
-  constexpr int kMostUnits = static_cast<int>(KvLayout(DType::kBF16, 1, kD, kFp8).head_bytes / 16);
-#pragma unroll
-  for (int first = 0; first < kMostUnits; first += kThreads) {
-    const int unit = first + static_cast<int>(threadIdx.x);
-    if (unit < units) CopyAsync(shared + unit * 16, from + unit * 16, true);
-  }
-}
-
 // grid: tiles, groups, stripes. Dynamic shared memory: [kStages][head_bytes].
 template <int kD, bool kFp8>
 __global__ void __launch_bounds__(kThreads)
@@ -79,8 +60,8 @@ __global__ void __launch_bounds__(kThreads)
 
   const auto fetch = [&](int64_t block, int stage) {
     if (block <= walk.last) {
-      CopyBlock<kD, kFp8>(p, p.tables[sequence.table_begin + block], group.kv_head,
-                          blocks + stage * p.layout.head_bytes);
+      CopyBlock<kThreads, kD, kFp8>(p, p.tables[sequence.table_begin + block], group.kv_head,
+                                    blocks + stage * p.layout.head_bytes);
     }
     CommitCopies();  // an empty group counts, too
   };
@@ -114,7 +95,7 @@ __global__ void __launch_bounds__(kThreads)
     }
     uint32_t a[2][4];
     PackProbabilities(scores, a);
-    const Values<kFp8, kWhole> v(p, data, oldest.begin, newest.end, lane);
+    const Values<kFp8, kWhole> v(p.layout, data, oldest.begin, newest.end, lane);
 #pragma unroll
     for (int t = 0; t < kTiles; ++t) {
       if (t >= value_tiles) break;

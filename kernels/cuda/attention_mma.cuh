@@ -16,6 +16,12 @@ namespace phalanx::kernels::cuda {
 
 inline constexpr int kTokenTiles = 4;
 
+// What a generic lambda is told at compile time.
+template <bool kFlag>
+struct Flag {
+  static constexpr bool kValue = kFlag;
+};
+
 // A query row of a tile, for the lanes that hold it.
 struct QueryRow {
   bool valid;
@@ -44,6 +50,21 @@ __device__ inline BlockWalk BlocksOf(const AttentionParams& p, int stripe, int64
   const int64_t oldest = OldestBlock(first_position, p.window);
   const int64_t skip = (stripe - oldest % p.num_stripes + p.num_stripes) % p.num_stripes;
   return {oldest + skip, last_position / kKvTokens};
+}
+
+// Brings a head's keys and values of one block, which are contiguous in the cache, to shared
+// memory: a block of kThreads does it together.
+template <int kThreads, int kD, bool kFp8>
+__device__ __forceinline__ void CopyBlock(const AttentionParams& p, int64_t physical, int kv_head,
+                                          uint8_t* shared) {
+  const uint8_t* from = static_cast<const uint8_t*>(p.cache) + p.layout.Keys(physical, kv_head);
+  const int units = static_cast<int>(p.layout.head_bytes / 16);
+  constexpr int kMostUnits = static_cast<int>(KvLayout(DType::kBF16, 1, kD, kFp8).head_bytes / 16);
+#pragma unroll
+  for (int first = 0; first < kMostUnits; first += kThreads) {
+    const int unit = first + static_cast<int>(threadIdx.x);
+    if (unit < units) CopyAsync(shared + unit * 16, from + unit * 16, true);
+  }
 }
 
 // The rows' queries as operand A: [row g or g + 8][group of 32 columns].
@@ -86,9 +107,36 @@ __device__ __forceinline__ uint32_t ScaleBits(uint32_t byte) {
   return byte == kE8m0Nan ? 0x7fc0u : byte << 7;
 }
 
-// scores = scale * (q . k), -inf where a row doesn't see a token. `head`: the block's keys, values
-// and scales of a KV head, in global or shared memory. kWhole, here and below: every row sees all
-// of the block (rows that there aren't may have any result), and there is nothing to mask.
+// A lane's keys of token tile `tile` of a block, 32 columns at a time. `head`: the block's keys,
+// values and scales of a KV head, in global or shared memory.
+template <bool kFp8>
+class Keys {
+ public:
+  __device__ Keys(const KvLayout& layout, const uint8_t* head, int tile, int lane)
+      : from_(head + (tile * (layout.dk / kGroupK) * 256 + lane * 8) * (kFp8 ? 1 : 2)) {
+    if constexpr (kFp8) {
+      const uint32_t bits = ScaleBits(head[layout.KeyScale(tile * 8 + OperandRow(lane))]);
+      scale_ = bits | bits << 16;
+    }
+  }
+
+  __device__ __forceinline__ Words Group(int group) const {
+    if constexpr (kFp8) {
+      const uint32_t scales[4] = {scale_, scale_, scale_, scale_};
+      return Widen(LoadCodes(from_ + group * 256), scales);
+    } else {
+      return LoadWords(from_ + group * 512);
+    }
+  }
+
+ private:
+  const uint8_t* from_;
+  uint32_t scale_ = 0;  // FP8: twice
+};
+
+// scores = scale * (q . k), -inf where a row doesn't see a token. `head`: as of Keys. kWhole, here
+// and below: every row sees all of the block (rows that there aren't may have any result), and
+// there is nothing to mask.
 template <bool kWhole, int kGroups, bool kFp8>
 __device__ __forceinline__ void ScoreBlock(const AttentionParams& p,
                                            const QueryFragments<kGroups>& q, const uint8_t* head,
@@ -98,21 +146,11 @@ __device__ __forceinline__ void ScoreBlock(const AttentionParams& p,
 #pragma unroll
   for (int j = 0; j < kTokenTiles; ++j) {
     float sum[4] = {0.0f, 0.0f, 0.0f, 0.0f};
-    uint32_t scales[4];
-    if constexpr (kFp8) {
-      const uint32_t bits = ScaleBits(head[p.layout.KeyScale(j * 8 + OperandRow(lane))]);
-      scales[0] = scales[1] = scales[2] = scales[3] = bits | bits << 16;
-    }
+    const Keys<kFp8> keys(p.layout, head, j, lane);
 #pragma unroll
     for (int g = 0; g < kGroups; ++g) {
       if (g >= groups) break;
-      const int at = (j * groups + g) * 256 + lane * 8;
-      Words k;
-      if constexpr (kFp8) {
-        k = Widen(LoadCodes(head + at), scales);
-      } else {
-        k = LoadWords(head + 2 * at);
-      }
+      const Words k = keys.Group(g);
 #pragma unroll
       for (int s = 0; s < 2; ++s) {
         Mma(sum, q.words[0][g].w[2 * s], q.words[1][g].w[2 * s], q.words[0][g].w[2 * s + 1],
@@ -173,8 +211,7 @@ __device__ __forceinline__ void Probabilities(const float (&max)[2], const Visib
 }
 
 // p as operand A of P.V: [step][register].
-__device__ __forceinline__ void PackProbabilities(const float (&p)[kTokenTiles][4],
-                                                  uint32_t (&a)[2][4]) {
+__device__ __forceinline__ void PackProbabilities(const float (*p)[4], uint32_t (&a)[2][4]) {
 #pragma unroll
   for (int s = 0; s < 2; ++s) {
     a[s][0] = PackBf16(p[2 * s][0], p[2 * s][1]);
@@ -189,12 +226,12 @@ __device__ __forceinline__ void PackProbabilities(const float (&p)[kTokenTiles][
 template <bool kFp8, bool kWhole>
 class Values {
  public:
-  // `head`: as ScoreBlock's.
-  __device__ Values(const AttentionParams& p, const uint8_t* head, int begin, int end, int lane)
-      : from_(head + p.layout.key_bytes + lane * (kFp8 ? 8 : 16)) {
+  // `head`: as of Keys.
+  __device__ Values(const KvLayout& layout, const uint8_t* head, int begin, int end, int lane)
+      : from_(head + layout.key_bytes + lane * (kFp8 ? 8 : 16)) {
     Codes scales = {{0, 0}};
     if constexpr (kFp8) {
-      scales = LoadCodes(head + p.layout.scales + kKvTokens + OperandK(lane));
+      scales = LoadCodes(head + layout.scales + kKvTokens + OperandK(lane));
     }
 #pragma unroll
     for (int w = 0; w < 4; ++w) {

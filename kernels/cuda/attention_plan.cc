@@ -30,6 +30,8 @@ HeadGroups GroupHeads(absl::Span<const int32_t> kv_head_of, int64_t num_kv_heads
   return out;
 }
 
+bool AreMany(int64_t query_rows) { return query_rows > kMostFewRows; }
+
 AttentionPlan PlanAttention(absl::Span<const AttentionSequence> sequences, int64_t row_begin,
                             int64_t row_end, int64_t widest_group, bool bf16, int64_t few_rows) {
   AttentionPlan plan;
@@ -55,7 +57,7 @@ AttentionPlan PlanAttention(absl::Span<const AttentionSequence> sequences, int64
     };
     if (!bf16) {
       cut(plan.tokens, rows.row_count, 1);
-    } else if (query_rows <= kMostFewRows) {
+    } else if (!AreMany(query_rows)) {
       cut(plan.few, query_rows, few_rows);
       plan.most_few_rows =
           static_cast<int>(std::max<int64_t>(plan.most_few_rows, std::min(query_rows, few_rows)));

@@ -27,6 +27,9 @@ struct HeadGroups {
 };
 HeadGroups GroupHeads(absl::Span<const int32_t> kv_head_of, int64_t num_kv_heads);
 
+// Whether a sequence of so many query rows is cut into tiles of kManyRows; else of few_rows.
+bool AreMany(int64_t query_rows);
+
 struct AttentionPlan {
   std::vector<SequenceRows> sequences;
   std::vector<int32_t> tables;

@@ -36,6 +36,10 @@ bool SameRows(const AttentionSequence& a, const AttentionSequence& b) {
          a.block_table == b.block_table;
 }
 
+int64_t Count(const std::vector<cuda::RowTile>& tiles) {
+  return static_cast<int64_t>(tiles.size());
+}
+
 TensorView Rows(TensorView t, int64_t begin, int64_t end) {
   t.data = static_cast<char*>(t.data) + begin * t.stride * SizeOf(t.dtype);
   t.rows = end - begin;
@@ -104,8 +108,8 @@ const CudaKernels::StagedPlan& CudaKernels::PlanRows(const AttentionArgs& args, 
   return *found;
 }
 
-void CudaKernels::PartialsOf(const AttentionArgs& args, const StagedPlan& staged,
-                             const cuda::HeadGroups& groups, float* partials) {
+cuda::AttentionParams CudaKernels::ParamsOf(const AttentionArgs& args, const StagedPlan& staged,
+                                            const cuda::HeadGroups& groups) {
   cuda::AttentionParams p;
   p.q = Rows(args.q, staged.row_begin, args.q.rows);
   p.num_heads = args.num_heads;
@@ -122,20 +126,50 @@ void CudaKernels::PartialsOf(const AttentionArgs& args, const StagedPlan& staged
   p.num_stripes = args.num_stripes;
   p.stripe_begin = args.stripe_begin;
   p.stripe_end = args.stripe_end;
+  return p;
+}
+
+void CudaKernels::PartialsOf(const AttentionArgs& args, const StagedPlan& staged,
+                             const cuda::HeadGroups& groups, float* partials) {
+  cuda::AttentionParams p = ParamsOf(args, staged, groups);
   p.partials = partials;
   const cuda::AttentionPlan& plan = staged.plan;
-  const auto count = [](const auto& tiles) { return static_cast<int64_t>(tiles.size()); };
   if (!plan.many.empty()) {
-    CheckCuda(cuda::AttendMany(p, staged.many, count(plan.many), stream_), "Attention");
+    CheckCuda(cuda::AttendMany(p, staged.many, Count(plan.many), stream_), "Attention");
   }
   if (!plan.few.empty()) {
-    CheckCuda(cuda::AttendFew(p, staged.few, count(plan.few), plan.most_few_rows,
+    CheckCuda(cuda::AttendFew(p, staged.few, Count(plan.few), plan.most_few_rows,
                               cuda::MostFewBlocks(plan, args.window, args.num_stripes), stream_),
               "Attention");
   }
   if (!plan.tokens.empty()) {
-    CheckCuda(cuda::AttendChain(p, staged.tokens, count(plan.tokens), stream_), "Attention");
+    CheckCuda(cuda::AttendChain(p, staged.tokens, Count(plan.tokens), stream_), "Attention");
   }
+}
+
+bool CudaKernels::TakesWhole(const AttentionArgs& args) const {
+  const KvShape& shape = args.cache.shape;
+  return numerics_ == Numerics::kFast && shape.dtype == DType::kBF16 &&
+         cuda::IsWholeHeadDim(shape.head_dim) && args.scale > 0 &&
+         cuda::WholeAttentionBytes(cuda::LayoutOf(shape)) <= max_shared_;
+}
+
+absl::Span<const AttentionSequence> CudaKernels::AttendWhole(AttentionArgs args,
+                                                             const cuda::HeadGroups& groups) {
+  whole_.clear();
+  rest_.clear();
+  for (const AttentionSequence& sequence : args.sequences) {
+    (cuda::AreMany(sequence.row_count * groups.widest) ? whole_ : rest_).push_back(sequence);
+  }
+  if (whole_.empty()) return rest_;
+  args.sequences = whole_;
+  const StagedPlan& staged = PlanRows(args, 0, args.q.rows, groups);
+  const cuda::AttentionParams params = ParamsOf(args, staged, groups);
+  const int32_t* out_column = staging_.Put(Staged::kColumns, args.out_column);
+  CheckCuda(cuda::AttendWhole(params, staged.many, Count(staged.plan.many), out_column, args.out,
+                              stream_),
+            "Attention");
+  return rest_;
 }
 
 void CudaKernels::ClearOutput(const AttentionArgs& args, bool all_rows_are_written) {
@@ -174,8 +208,10 @@ void CudaKernels::Attention(const AttentionArgs& given) {
                                            scratch_frozen_ ? partials_.bytes() : kPartialBytes);
   auto* partials = static_cast<float*>(
       AtLeast(partials_, std::min(step, args.q.rows) * row_floats * SizeOf(DType::kF32)));
+  if (TakesWhole(args)) args.sequences = AttendWhole(args, groups);
   for (int64_t begin = 0; begin < args.q.rows; begin += step) {
     const StagedPlan& plan = PlanRows(args, begin, std::min(args.q.rows, begin + step), groups);
+    if (plan.plan.sequences.empty()) continue;
     PartialsOf(args, plan, groups, partials);
     // Staged anew for each run of rows: what is staged lives for an op or two only.
     const cuda::DeviceProgram program = PutProgram(args.stripe_program, args.num_stripes);

@@ -195,6 +195,14 @@ class CudaKernels : public Kernels {
                           absl::Span<const TensorView> outs);
   // RunMatMul by the library; false where it can't, and then nothing was enqueued.
   bool RunGemm(TensorView x, const CudaPackedWeight& w, absl::Span<const TensorView> outs);
+  // All of an attention call's parameters but `partials`.
+  cuda::AttentionParams ParamsOf(const AttentionArgs& args, const StagedPlan& plan,
+                                 const cuda::HeadGroups& groups);
+  // Profile `fast`: whether sequences of many rows are AttendWhole's; enqueues them, and returns
+  // those that are not.
+  bool TakesWhole(const AttentionArgs& args) const;
+  absl::Span<const AttentionSequence> AttendWhole(AttentionArgs args,
+                                                  const cuda::HeadGroups& groups);
   // Attention of rows [row_begin, row_end) to partials, [row - row_begin][head][stripe][2 + d].
   void PartialsOf(const AttentionArgs& args, const StagedPlan& plan, const cuda::HeadGroups& groups,
                   float* partials);
@@ -239,6 +247,9 @@ class CudaKernels : public Kernels {
   // The step's attention plans: as many as it has runs of rows, at most kMostPlans.
   std::vector<StagedPlan> plans_;
   size_t num_plans_ = 0;
+  // The sequences of the Attention at hand: those that AttendWhole takes, and the rest.
+  std::vector<AttentionSequence> whole_;
+  std::vector<AttentionSequence> rest_;
   std::vector<int32_t> grouped_kv_head_of_;
   int64_t grouped_kv_heads_ = -1;
   cuda::HeadGroups head_groups_;  // of the two above

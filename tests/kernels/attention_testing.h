@@ -6,10 +6,14 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <functional>
 #include <numeric>
 #include <string>
+#include <utility>
 #include <vector>
 
+#include "gtest/gtest.h"
+#include "kernels/cpu/reference_ops.h"
 #include "kernels/kernels.h"
 #include "kernels/rope.h"
 #include "tests/kernels/ops_testing.h"
@@ -197,6 +201,203 @@ inline std::string Describe(const Shape& s) {
   return std::string(Name(s.type)) + (s.format == KvFormat::kF8E4M3 ? " in FP8" : "") + " heads " +
          std::to_string(s.heads) + "/" + std::to_string(s.kv_heads) + " dim " +
          std::to_string(s.dim) + " window " + std::to_string(s.window);
+}
+
+// Some tokens of one sequence in a step.
+struct Chunk {
+  int sequence;
+  int64_t start;
+  int64_t count;
+};
+
+// Runs steps of chunks, with one cache and fixed block tables, and collects output rows.
+class Session {
+ public:
+  // `tables[s]`: physical block of each block of sequence s.
+  Session(Kernels& kernels, const Layer& layer, std::vector<std::vector<int32_t>> tables,
+          int64_t blocks)
+      : kernels_(kernels),
+        layer_(layer),
+        tables_(std::move(tables)),
+        cache_(kernels, layer.kv(), blocks) {}
+
+  // Output rows of the step in order, each OutCols() values. `reference`: by the plain reference.
+  std::vector<std::vector<float>> Step(const std::vector<Chunk>& chunks, bool reference = false,
+                                       int ranks = 1) {
+    int64_t rows = 0;
+    for (const Chunk& chunk : chunks) rows += chunk.count;
+    Matrix qkv(DType::kF32, rows, layer_.Cols());
+    std::vector<int32_t> positions, slots;
+    std::vector<AttentionSequence> sequences;
+    int64_t row = 0;
+    for (const Chunk& chunk : chunks) {
+      sequences.push_back({row, chunk.count, chunk.start, tables_[chunk.sequence].data()});
+      for (int64_t p = chunk.start; p < chunk.start + chunk.count; ++p, ++row) {
+        const std::vector<float> values = layer_.Row(chunk.sequence, p);
+        const int64_t first_value =
+            (layer_.shape().heads + layer_.shape().kv_heads) * layer_.shape().dim;
+        for (int64_t j = 0; j < layer_.Cols(); ++j) {
+          qkv.Set(row, j, j < first_value ? factor_(p) * values[j] : values[j]);
+        }
+        positions.push_back(static_cast<int32_t>(p));
+        slots.push_back(static_cast<int32_t>(
+            tables_[chunk.sequence][p / kBlockTokens] * kBlockTokens + p % kBlockTokens));
+      }
+    }
+    const Shape& shape = layer_.shape();
+    Matrix q(Activation(shape), rows, shape.heads * RoundUp(shape.dim, kDotGroup));
+    Matrix out(Activation(shape), rows, layer_.OutCols());
+    const QkvArgs qkv_args = layer_.Qkv(qkv.view(), positions, slots, cache_.view(), q.view());
+    const AttentionArgs args = layer_.Attention(q.view(), cache_.view(), sequences, out.view());
+    if (reference) {
+      reference::QkvToCache(qkv_args);
+      reference::Attention(args);
+    } else {
+      kernels_.QkvToCache(qkv_args);
+      if (ranks == 1) {
+        kernels_.Attention(args);
+      } else {
+        AttendOnRanks(args, ranks);
+      }
+    }
+    std::vector<std::vector<float>> result(rows);
+    for (int64_t i = 0; i < rows; ++i) {
+      for (int64_t j = 0; j < layer_.OutCols(); ++j) result[i].push_back(out.Get(i, j));
+    }
+    return result;
+  }
+
+  // What queries and keys of a token at a position are multiplied by from now on.
+  void set_factor(std::function<float(int64_t)> factor) { factor_ = std::move(factor); }
+
+  Cache& cache() { return cache_; }
+  const std::vector<int32_t>& table(int sequence) const { return tables_[sequence]; }
+
+ private:
+  // As `ranks` sequence-parallel ranks do: partials of a run of stripes each, brought together.
+  void AttendOnRanks(const AttentionArgs& args, int ranks) {
+    const int64_t width = 2 + args.cache.shape.head_dim;
+    const int64_t units = args.q.rows * args.num_heads;
+    std::vector<float> all(units * args.num_stripes * width, -123.0f);
+    for (int rank = 0; rank < ranks; ++rank) {
+      AttentionArgs mine = args;
+      mine.stripe_begin = rank * args.num_stripes / ranks;
+      mine.stripe_end = (rank + 1) * args.num_stripes / ranks;
+      const int64_t stripes = mine.stripe_end - mine.stripe_begin;
+      // Blocks of other ranks aren't here.
+      std::vector<std::vector<int32_t>> tables;
+      std::vector<AttentionSequence> sequences(args.sequences.begin(), args.sequences.end());
+      for (AttentionSequence& sequence : sequences) {
+        const int64_t blocks =
+            RoundUp(sequence.start + sequence.row_count, kBlockTokens) / kBlockTokens;
+        std::vector<int32_t> table(sequence.block_table, sequence.block_table + blocks);
+        for (int64_t b = 0; b < blocks; ++b) {
+          const int64_t stripe = b % args.num_stripes;
+          if (stripe < mine.stripe_begin || stripe >= mine.stripe_end) table[b] = -1;
+        }
+        tables.push_back(std::move(table));
+      }
+      for (size_t s = 0; s < sequences.size(); ++s) sequences[s].block_table = tables[s].data();
+      mine.sequences = sequences;
+      std::vector<float> partials(units * stripes * width + 1, -321.0f);
+      kernels_.AttentionPartials(mine, partials.data());
+      EXPECT_EQ(partials.back(), -321.0f);
+      for (int64_t unit = 0; unit < units; ++unit) {
+        std::copy_n(partials.data() + unit * stripes * width, stripes * width,
+                    all.data() + (unit * args.num_stripes + mine.stripe_begin) * width);
+      }
+    }
+    kernels_.MergeAttention(args, all.data());
+  }
+
+  Kernels& kernels_;
+  const Layer& layer_;
+  std::vector<std::vector<int32_t>> tables_;
+  std::function<float(int64_t)> factor_ = [](int64_t) { return 1.0f; };
+  Cache cache_;
+};
+
+inline void ExpectSameBits(const std::vector<std::vector<float>>& a,
+                           const std::vector<std::vector<float>>& b, const std::string& what) {
+  ASSERT_EQ(a.size(), b.size()) << what;
+  for (size_t i = 0; i < a.size(); ++i) {
+    ASSERT_EQ(a[i].size(), b[i].size()) << what;
+    ASSERT_EQ(std::memcmp(a[i].data(), b[i].data(), a[i].size() * sizeof(float)), 0)
+        << what << ", row " << i;
+  }
+}
+
+// Within two units in the last place of BF16.
+inline void ExpectClose(const std::vector<std::vector<float>>& rows,
+                        const std::vector<std::vector<float>>& expected, const std::string& what) {
+  ASSERT_EQ(rows.size(), expected.size()) << what;
+  for (size_t i = 0; i < rows.size(); ++i) {
+    ASSERT_EQ(rows[i].size(), expected[i].size()) << what;
+    for (size_t j = 0; j < rows[i].size(); ++j) {
+      ASSERT_NEAR(rows[i][j], expected[i][j], 0.01 + std::abs(expected[i][j]) / 64)
+          << what << ", row " << i << ", column " << j;
+    }
+  }
+}
+
+// Against the reference: by bits, or closely where a device adds BF16 products in an order of its
+// own.
+inline void ExpectReference(DType type, const std::vector<std::vector<float>>& rows,
+                            const std::vector<std::vector<float>>& expected,
+                            const std::string& what) {
+  if (HasCpuBits(type)) {
+    ExpectSameBits(rows, expected, what);
+  } else {
+    ExpectClose(rows, expected, what);
+  }
+}
+
+// Attention of 300 tokens, each row against softmax(q k / sqrt(d)) v in double, from unrounded
+// inputs. One KV head, rotary over the whole head, neither norms nor biases.
+inline void ExpectFormula(Kernels& kernels, const Shape& shape, double tolerance) {
+  constexpr int64_t kTokens = 300;
+  const int64_t d = shape.dim;
+  const int64_t keys = shape.heads * d;
+  const int64_t values = keys + d;
+  const Layer layer(shape);
+  Session session(kernels, layer, {ShuffledBlocks(10, 1)}, 10);
+  const auto out = session.Step({{0, 0, kTokens}});
+  std::vector<std::vector<double>> rows;  // rotated q and k, and v
+  for (int64_t p = 0; p < kTokens; ++p) {
+    const std::vector<float> row = layer.Row(0, p);
+    std::vector<double> x(row.begin(), row.end());
+    for (int64_t head = 0; head <= shape.heads; ++head) {
+      for (int64_t i = 0; i < d / 2; ++i) {
+        const double angle = static_cast<double>(p) * std::pow(10000.0, -2.0 * i / d);
+        double& a = x[head * d + i];
+        double& b = x[head * d + i + d / 2];
+        const double a0 = a, b0 = b;
+        a = a0 * std::cos(angle) - b0 * std::sin(angle);
+        b = b0 * std::cos(angle) + a0 * std::sin(angle);
+      }
+    }
+    rows.push_back(x);
+  }
+  for (int64_t p = 0; p < kTokens; ++p) {
+    const int64_t first = shape.window > 0 ? std::max<int64_t>(0, p - shape.window + 1) : 0;
+    for (int64_t head = 0; head < shape.heads; ++head) {
+      double sum = 0;
+      std::vector<double> expected(d, 0.0);
+      for (int64_t t = first; t <= p; ++t) {
+        double score = 0;
+        for (int64_t i = 0; i < d; ++i) score += rows[p][head * d + i] * rows[t][keys + i];
+        const double weight = std::exp(score / std::sqrt(static_cast<double>(d)));
+        sum += weight;
+        for (int64_t i = 0; i < d; ++i) expected[i] += weight * rows[t][values + i];
+      }
+      for (int64_t i = 0; i < d; ++i) {
+        ASSERT_NEAR(out[p][(shape.heads - 1 - head) * d + 3 + i], expected[i] / sum, tolerance)
+            << Describe(shape) << " position " << p;
+      }
+    }
+    EXPECT_EQ(out[p][0], 0.0f) << "a column of no head";
+    EXPECT_EQ(out[p].back(), 0.0f);
+  }
 }
 
 }  // namespace phalanx::kernels

@@ -15,8 +15,9 @@ namespace phalanx::kernels {
 namespace {
 
 // Rows [from, tokens) of attention in one call, as bits.
-std::vector<uint32_t> Attend(const Shape& shape, int64_t tokens, int64_t from) {
-  auto device = CreateCudaKernels({.device = 0, .pack_threads = 1});
+std::vector<uint32_t> Attend(const Shape& shape, int64_t tokens, int64_t from,
+                             Numerics numerics = Numerics::kExact) {
+  auto device = CreateCudaKernels({.device = 0, .pack_threads = 1, .numerics = numerics});
   EXPECT_TRUE(device.ok()) << device.status();
   HostMemoryKernels kernels(*std::move(device));
   const Layer layer(shape);
@@ -73,6 +74,17 @@ TEST(CudaAttention, OfWideHeadsFitsADeviceWithLittleSharedMemory) {
     const std::vector<uint32_t> some = Attend(shape, 40, from);
     EXPECT_EQ(some, Tail(all, some.size())) << from;
   }
+  emulation::SetMostShared(emulation::kMostShared);
+}
+
+// 32 KiB of queries and 64 KiB of keys and values.
+TEST(CudaAttention, OfFastIsExactsWhereABlockHasTooLittleSharedMemory) {
+  const Shape shape = WithHeads(5, 128);
+  const std::vector<uint32_t> exact = Attend(shape, 40, 0);
+  emulation::SetMostShared(96 << 10);
+  EXPECT_NE(Attend(shape, 40, 0, Numerics::kFast), exact);
+  emulation::SetMostShared((96 << 10) - 1);
+  EXPECT_EQ(Attend(shape, 40, 0, Numerics::kFast), exact);
   emulation::SetMostShared(emulation::kMostShared);
 }
 

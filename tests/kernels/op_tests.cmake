@@ -12,7 +12,7 @@ set(phalanx_op_tests
     ops_test
     sampling_ops_test)
 # Of every device but the adapter by which CPUs stand in for one.
-set(phalanx_device_op_tests ${phalanx_op_tests} fast_products_test invariance_test)
+set(phalanx_device_op_tests ${phalanx_op_tests} fast_attention_test fast_products_test invariance_test)
 if(NOT TARGET body_ops_test)
   set(sources ${phalanx_device_op_tests} host_memory_kernels)
   list(TRANSFORM sources PREPEND ${CMAKE_CURRENT_LIST_DIR}/)

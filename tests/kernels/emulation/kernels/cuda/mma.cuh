@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstdlib>
+#include <limits>
 
 #include "kernels/float16.h"
 #include "tests/kernels/emulation/device.h"
@@ -81,6 +82,13 @@ inline void CommitCopies() { emulation::CommitQueued(); }
 template <int kPending>
 void WaitForCopies() {
   emulation::LandAllBut(kPending);
+}
+// As far off as the real one may be, upwards for even bits and downwards for odd ones.
+inline float Exp2Approx(float x) {
+  const double exact = std::exp2(static_cast<double>(x));
+  const double off = (__builtin_bit_cast(uint32_t, x) & 1u) != 0 ? -0x1p-22 : 0x1p-22;
+  const auto y = static_cast<float>(exact * (1 + off));
+  return y < std::numeric_limits<float>::min() ? 0.0f : y;
 }
 inline constexpr int kLineBytes = 128;
 inline void PrefetchLine(const void* from) { emulation::CheckPrefetch(from); }

@@ -1,0 +1,130 @@
+// Attention of profile `fast`: of many rows in an order of its own, within the error that is stated
+// of `exact`'s; of few rows, and of heads that it has no kernel for, `exact`'s bits.
+#include <cmath>
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "gtest/gtest.h"
+#include "tests/kernels/attention_testing.h"
+#include "tests/kernels/kernel_sets.h"
+
+namespace phalanx::kernels {
+namespace {
+
+using Rows = std::vector<std::vector<float>>;
+
+class FastAttention : public testing::Test {
+ protected:
+  void SetUp() override {
+    const std::vector<KernelSet> sets = FastKernelSets();
+    if (sets.empty()) GTEST_SKIP() << "this device has no profile fast here";
+    exact_ = KernelSets()[0].make(1);
+    fast_ = sets[0].make(1);
+  }
+
+  // What each step of chunks of three sequences gives, in exact and in fast. Their tables lie
+  // apart.
+  std::vector<std::pair<Rows, Rows>> Both(const Shape& shape,
+                                          const std::vector<std::vector<Chunk>>& steps) {
+    const Layer layer(shape);
+    const std::vector<int32_t> blocks = ShuffledBlocks(24, 9);
+    const std::vector<std::vector<int32_t>> tables = {{blocks.begin(), blocks.begin() + 8},
+                                                      {blocks.begin() + 8, blocks.begin() + 16},
+                                                      {blocks.begin() + 16, blocks.end()}};
+    Session exact(*exact_, layer, tables, 24);
+    Session fast(*fast_, layer, tables, 24);
+    std::vector<std::pair<Rows, Rows>> out;
+    for (const std::vector<Chunk>& step : steps) {
+      out.emplace_back(exact.Step(step), fast.Step(step));
+    }
+    return out;
+  }
+
+  std::unique_ptr<Kernels> exact_;
+  std::unique_ptr<Kernels> fast_;
+};
+
+// Prompts from their beginning and further chunks, with decodes before, between and behind them;
+// tiles that end within a token's heads, contexts that end within a block, stale slots full of NaN.
+const std::vector<std::vector<Chunk>> kSteps = {{{0, 0, 100}, {1, 0, 1}},
+                                                {{1, 1, 3}, {0, 100, 61}, {2, 0, 34}},
+                                                {{0, 161, 1}, {2, 34, 150}, {1, 4, 2}}};
+
+std::vector<Shape> WholeShapes() {
+  std::vector<Shape> shapes;
+  for (const int64_t dim : {64, 128}) {
+    for (const KvFormat format : {KvFormat::kPlain, KvFormat::kF8E4M3}) {
+      shapes.push_back({.heads = 5, .kv_heads = 1, .dim = dim, .format = format});
+      shapes.push_back({.heads = 3, .kv_heads = 3, .dim = dim, .window = 37, .format = format});
+    }
+  }
+  // A window that ends within a step, and one of the row itself alone.
+  shapes.push_back({.window = 70, .stripes = 3});
+  shapes.push_back({.heads = 2, .kv_heads = 1, .window = 1});
+  return shapes;
+}
+
+TEST_F(FastAttention, OfManyRowsIsCloseToExacts) {
+  bool differs = false;
+  for (const Shape& shape : WholeShapes()) {
+    for (const auto& [exact, fast] : Both(shape, kSteps)) {
+      ExpectClose(fast, exact, Describe(shape));
+      differs = differs || fast != exact;
+    }
+  }
+  EXPECT_TRUE(differs) << "exact's kernels ran";
+}
+
+TEST_F(FastAttention, IsCloseToTheFormulaInDouble) {
+  for (const int64_t dim : {64, 128}) {
+    Shape shape = {.heads = 2, .kv_heads = 1, .dim = dim, .window = 150};
+    ExpectFormula(*fast_, shape, 8e-2);
+  }
+}
+
+// Scores from far below to far above what was seen before, so that running values are scaled, and
+// the other way round, so that they aren't.
+TEST_F(FastAttention, OfScoresThatGrowOrFallIsCloseToExacts) {
+  for (const bool grow : {true, false}) {
+    for (const int64_t dim : {64, 128}) {
+      const Shape shape = {.heads = 2, .kv_heads = 1, .dim = dim};
+      const auto run = [&](Kernels& kernels) {
+        const Layer layer(shape);
+        constexpr int64_t kTokens = 200;
+        Session session(kernels, layer, {ShuffledBlocks(7, 4)}, 7);
+        session.set_factor([&](int64_t position) {
+          return 0.1f + 0.04f * static_cast<float>(grow ? position : kTokens - position);
+        });
+        return session.Step({{0, 0, kTokens}});
+      };
+      ExpectClose(run(*fast_), run(*exact_), grow ? "growing" : "falling");
+    }
+  }
+}
+
+TEST_F(FastAttention, OfFewRowsHasExactsBits) {
+  for (const Shape& shape : WholeShapes()) {
+    const int64_t rows = 32 * shape.kv_heads / shape.heads;
+    const auto both = Both(shape, {{{0, 0, rows}, {1, 0, 1}}, {{0, rows, rows}, {2, 0, 2}}});
+    for (const auto& [exact, fast] : both) ExpectSameBits(fast, exact, Describe(shape));
+  }
+}
+
+TEST_F(FastAttention, OfWhatItHasNoKernelForHasExactsBits) {
+  for (const Shape& shape :
+       std::vector<Shape>{{.heads = 7, .kv_heads = 1, .dim = 80, .window = 37},
+                          {.heads = 3, .kv_heads = 1, .dim = 20, .format = KvFormat::kF8E4M3},
+                          {.dim = 256},
+                          {.type = DType::kF32},
+                          {.type = DType::kF16, .format = KvFormat::kF8E4M3}}) {
+    for (const auto& [exact, fast] : Both(shape, {{{0, 0, 60}, {1, 0, 1}}, {{1, 1, 40}}})) {
+      ExpectSameBits(fast, exact, Describe(shape));
+    }
+  }
+}
+
+}  // namespace
+}  // namespace phalanx::kernels
