@@ -180,8 +180,8 @@ struct AttentionArgs {
   int64_t num_heads = 0;
   // Query head h reads local KV head kv_head_of[h].
   absl::Span<const int32_t> kv_head_of;  // [num_heads]
-  float scale = 0;
-  int64_t window = 0;  // a query at p sees positions > p - window; 0: no window
+  float scale = 0;                       // positive
+  int64_t window = 0;                    // a query at p sees positions > p - window; 0: no window
   KvView cache;
   absl::Span<const AttentionSequence> sequences;
   // R3: absolute block b belongs to stripe b % num_stripes.

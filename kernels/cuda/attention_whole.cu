@@ -211,8 +211,10 @@ __global__ void __launch_bounds__(kThreads)
         after = fmaxf(__shfl_xor_sync(0xffffffffu, after, 2), after);
         // A row that has seen nothing yet: its powers are of -infinity, not of a difference.
         const float base = after == kNegativeInfinity ? 0.0f : Mul(after, scale);
-        alpha[m][i] = Exp2Approx(Fma(max[m][i], scale, -base));
-        grown = grown || after > max[m][i];
+        // 1 where another row of the warp has grown, not this one: it keeps its bits.
+        const bool grows = after > max[m][i];
+        alpha[m][i] = grows ? Exp2Approx(Mul(Sub(max[m][i], after), scale)) : 1.0f;
+        grown = grown || grows;
         max[m][i] = after;
         float added = 0.0f;
 #pragma unroll

@@ -22,6 +22,7 @@ void CheckArgs(const AttentionArgs& args) {
       args.cache.shape.dtype == DType::kBF16 ? cuda::kMaxMmaHeadDim : cuda::kMaxHeadDim;
   PHALANX_CHECK(d > 0 && d <= most) << "head_dim " << d << ", at most " << most
                                     << " for a cache of " << Name(args.cache.shape.dtype);
+  PHALANX_CHECK(args.scale > 0) << "scale " << args.scale;
   PHALANX_CHECK(args.num_stripes > 0 && args.num_stripes <= cuda::kMaxPartials)
       << "num_stripes " << args.num_stripes << ", at most " << cuda::kMaxPartials;
   PHALANX_CHECK(args.num_partials >= 0 && args.num_partials <= cuda::kMaxPartials)
@@ -150,7 +151,7 @@ void CudaKernels::PartialsOf(const AttentionArgs& args, const StagedPlan& staged
 bool CudaKernels::TakesWhole(const AttentionArgs& args) const {
   const KvShape& shape = args.cache.shape;
   return numerics_ == Numerics::kFast && shape.dtype == DType::kBF16 &&
-         cuda::IsWholeHeadDim(shape.head_dim) && args.scale > 0 &&
+         cuda::IsWholeHeadDim(shape.head_dim) &&
          cuda::WholeAttentionBytes(cuda::LayoutOf(shape)) <= max_shared_;
 }
 

@@ -236,8 +236,9 @@ class Session {
         const std::vector<float> values = layer_.Row(chunk.sequence, p);
         const int64_t first_value =
             (layer_.shape().heads + layer_.shape().kv_heads) * layer_.shape().dim;
+        const Factors factors = factors_(p);
         for (int64_t j = 0; j < layer_.Cols(); ++j) {
-          qkv.Set(row, j, j < first_value ? factor_(p) * values[j] : values[j]);
+          qkv.Set(row, j, (j < first_value ? factors.query_key : factors.value) * values[j]);
         }
         positions.push_back(static_cast<int32_t>(p));
         slots.push_back(static_cast<int32_t>(
@@ -267,8 +268,12 @@ class Session {
     return result;
   }
 
-  // What queries and keys of a token at a position are multiplied by from now on.
-  void set_factor(std::function<float(int64_t)> factor) { factor_ = std::move(factor); }
+  // What a token at a position is multiplied by from now on.
+  struct Factors {
+    float query_key = 1;
+    float value = 1;
+  };
+  void set_factors(std::function<Factors(int64_t)> factors) { factors_ = std::move(factors); }
 
   Cache& cache() { return cache_; }
   const std::vector<int32_t>& table(int sequence) const { return tables_[sequence]; }
@@ -313,7 +318,7 @@ class Session {
   Kernels& kernels_;
   const Layer& layer_;
   std::vector<std::vector<int32_t>> tables_;
-  std::function<float(int64_t)> factor_ = [](int64_t) { return 1.0f; };
+  std::function<Factors(int64_t)> factors_ = [](int64_t) { return Factors(); };
   Cache cache_;
 };
 

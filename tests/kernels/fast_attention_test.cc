@@ -95,12 +95,43 @@ TEST_F(FastAttention, OfScoresThatGrowOrFallIsCloseToExacts) {
         const Layer layer(shape);
         constexpr int64_t kTokens = 200;
         Session session(kernels, layer, {ShuffledBlocks(7, 4)}, 7);
-        session.set_factor([&](int64_t position) {
-          return 0.1f + 0.04f * static_cast<float>(grow ? position : kTokens - position);
+        session.set_factors([&](int64_t position) {
+          const int64_t steps = grow ? position : kTokens - position;
+          return Session::Factors{.query_key = 0.1f + 0.04f * static_cast<float>(steps)};
         });
         return session.Step({{0, 0, kTokens}});
       };
       ExpectClose(run(*fast_), run(*exact_), grow ? "growing" : "falling");
+    }
+  }
+}
+
+// Where all rows of a warp see a step whole nothing is masked: a token that isn't seen must leave
+// every bit, at each edge of that. Keys and queries are so small that every token weighs much.
+TEST_F(FastAttention, SeesTheTokensOfItsWindowAndNoOthers) {
+  constexpr int64_t kRows = 70;
+  for (const int64_t window : {0, 95}) {
+    for (const int64_t start : {62, 64}) {
+      const Shape shape = {.heads = 1, .kv_heads = 1, .window = window};
+      const Layer layer(shape);
+      const auto run = [&](int64_t other) {
+        Session session(*fast_, layer, {ShuffledBlocks(5, 4)}, 5);
+        session.set_factors([&](int64_t position) {
+          return Session::Factors{.query_key = 0.1f, .value = position == other ? 3.0f : 1.0f};
+        });
+        session.Step({{0, 0, start}});
+        return session.Step({{0, start, kRows}});
+      };
+      const Rows plain = run(-1);
+      for (const int64_t p : {0, 1, 31, 32, 61, 62, 63, 64, 65, 94, 95, 96, 127, 128}) {
+        const Rows other = run(p);
+        for (int64_t i = 0; i < kRows; ++i) {
+          const int64_t row = start + i;
+          const bool sees = p <= row && (window == 0 || p > row - window);
+          EXPECT_EQ(other[i] != plain[i], sees)
+              << "row " << row << ", token " << p << ", window " << window;
+        }
+      }
     }
   }
 }
