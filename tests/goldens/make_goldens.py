@@ -125,6 +125,11 @@ CASES = {
         QWEN3, shape(40, 2, 1, 56, 257, head_dim=80, rms_norm_eps=1e-6, tie_word_embeddings=True,
                      use_sliding_window=False, sliding_window=None, max_window_layers=2),
         theta=1000000.0),
+    # Heads as wide as those of the published models of most families.
+    "qwen3-wide": case(
+        QWEN3, shape(32, 2, 1, 48, 149, head_dim=128, rms_norm_eps=1e-6, use_sliding_window=False,
+                     sliding_window=None, max_window_layers=2),
+        theta=1000000.0, dtypes=("BF16",)),
     # Six experts: no power of two divides them among ranks.
     "mixtral": case(
         MIXTRAL, shape(48, 4, 2, 40, 157, num_hidden_layers=8, num_local_experts=6,
