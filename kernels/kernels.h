@@ -414,7 +414,8 @@ class Kernels {
                           absl::Span<const std::pair<int32_t, int32_t>> blocks) = 0;
 
   // Causal paged attention over all stripes [0, num_stripes), which this rank must hold: partials
-  // then merge, fused. (Running softmax: Milakov and Gimelshein, arXiv:1805.02867.)
+  // then merge, fused (a profile that doesn't promise R3 may do without them). (Running softmax:
+  // Milakov and Gimelshein, arXiv:1805.02867.)
   virtual void Attention(const AttentionArgs& args) = 0;
   // The partials of stripes [stripe_begin, stripe_end) only; `args.out` is unused.
   virtual void AttentionPartials(const AttentionArgs& args, float* partials) = 0;

@@ -1,6 +1,7 @@
 #include "launcher/statistics.h"
 
 #include <algorithm>
+#include <cstddef>
 #include <numeric>
 
 namespace phalanx::launcher {

@@ -1,6 +1,6 @@
 // Paged attention by stripes (R3): partial softmaxes of each stripe, then their merge.
 //
-// Every kernel here walks a stripe's blocks in rising order and computes for each row
+// Every kernel of `exact` walks a stripe's blocks in rising order and computes for each row
 //   scores, block max, new max, alpha = exp(old max - new max), p = exp(score - new max),
 //   sum = fma(sum, alpha, sum of p), values = fma(values, alpha, p . V of the block from +0)
 // with one and the same instruction sequence for a score, a sum of p and a p . V, so a row's bits
@@ -46,13 +46,15 @@ cudaError_t AttendFew(const AttentionParams& params, const RowTile* tiles, int64
 // Likewise, tiles of kManyRows rows: eight warps share a block's keys and values.
 cudaError_t AttendMany(const AttentionParams& params, const RowTile* tiles, int64_t num_tiles,
                        cudaStream_t stream);
-// Profile `fast`, a cache that is read as BF16, heads of IsWholeHeadDim, a positive scale:
-// the same tiles over all stripes at once, in an order of its own (attention_whole.cu), to
-// out[row][ out_column[head] ..]. `partials` and the stripes don't count.
-cudaError_t AttendWhole(const AttentionParams& params, const RowTile* tiles, int64_t num_tiles,
-                        const int32_t* out_column, TensorView out, cudaStream_t stream);
+// Profile `fast`, a cache that is read as BF16, heads of IsPrefillHeadDim, a positive scale: tiles
+// of kManyRows over all stripes, in an order of its own (attention_prefill.cu). One piece: to
+// out[row][out_column[head] ..], and `partials` doesn't count. More: each takes a share of the
+// context and leaves partials [row][head][piece][2 + head_dim], as stripes do.
+cudaError_t AttendPrefill(const AttentionParams& params, const RowTile* tiles, int64_t num_tiles,
+                          int pieces, const int32_t* out_column, TensorView out,
+                          cudaStream_t stream);
 // Shared memory of one of its blocks.
-int64_t WholeAttentionBytes(const KvLayout& layout);
+int64_t PrefillAttentionBytes(const KvLayout& layout);
 // F32 or F16 cache, or FP8 read as F32, a tile for each token (`first`: the token): the bits of the
 // CPU.
 cudaError_t AttendChain(const AttentionParams& params, const RowTile* tiles, int64_t num_tiles,

@@ -13,6 +13,7 @@
 #include "kernels/cuda/attention_mma.cuh"
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/launch_order.cuh"
+#include "kernels/cuda/prefetch.cuh"
 
 namespace phalanx::kernels::cuda {
 namespace {
@@ -105,10 +106,7 @@ __global__ void __launch_bounds__(kThreads, kD <= 128 ? 2 : 1)
       const int64_t physical = p.tables[sequence.table_begin + block];
       data = cache + p.layout.Keys(physical, group.kv_head);
       // Values come while scores are computed.
-      for (int64_t at = p.layout.key_bytes + lane * kLineBytes; at < p.layout.scales;
-           at += kWarp * kLineBytes) {
-        PrefetchLine(data + at);
-      }
+      PrefetchRun(data + p.layout.key_bytes, p.layout.scales - p.layout.key_bytes, lane);
       ScoreBlock</*kWhole=*/false, kD / kGroupK, kFp8>(p, q, data, visible, lane, scores);
       BlockMax(scores, max);
     }

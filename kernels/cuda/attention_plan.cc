@@ -89,6 +89,22 @@ int64_t FewAttentionRows(int64_t dv, int64_t max_shared) {
   return std::clamp<int64_t>((max_shared - kStatic) / bytes_of_row, 1, kFewRows);
 }
 
+int PrefillPieces(const AttentionPlan& plan, int64_t num_groups, int64_t window, int num_sms,
+                  int64_t most) {
+  constexpr int64_t kLeastTokens = 4 * kPrefillStepTokens;
+  constexpr int64_t kBlocksOfSm = 2;
+  constexpr int64_t kMostPieces = 16;
+  int64_t tokens = 0;
+  for (const RowTile& tile : plan.many) {
+    const SequenceRows& rows = plan.sequences[tile.sequence];
+    const int64_t seen = rows.start + rows.row_count;
+    tokens = std::max(tokens, window > 0 ? std::min(seen, window + kManyRows) : seen);
+  }
+  const int64_t blocks = std::max<int64_t>(1, static_cast<int64_t>(plan.many.size()) * num_groups);
+  const int64_t wanted = std::min(kBlocksOfSm * num_sms / blocks, tokens / kLeastTokens);
+  return static_cast<int>(std::clamp<int64_t>(std::min(wanted, most), 1, kMostPieces));
+}
+
 int64_t MostFewBlocks(const AttentionPlan& plan, int64_t window, int64_t stripes) {
   int64_t most = 0;
   for (const RowTile& tile : plan.few) {

@@ -50,6 +50,12 @@ AttentionPlan PlanAttention(absl::Span<const AttentionSequence> sequences, int64
 // bytes of shared memory.
 int64_t FewAttentionRows(int64_t dv, int64_t max_shared);
 
+// Into how many pieces AttendPrefill cuts the contexts of `plan.many`, for `num_groups` groups of
+// heads on `num_sms` multiprocessors: as many as keep two blocks on each busy, but none shorter
+// than some steps, and at most `most`.
+int PrefillPieces(const AttentionPlan& plan, int64_t num_groups, int64_t window, int num_sms,
+                  int64_t most);
+
 // The most blocks of one of `stripes` stripes that a tile of `plan.few` sees with `window`.
 int64_t MostFewBlocks(const AttentionPlan& plan, int64_t window, int64_t stripes);
 

@@ -11,8 +11,9 @@ namespace phalanx::kernels::cuda {
 
 // The widest head that attention over a BF16 cache takes; F32 and F16 take kMaxHeadDim (qkv.h).
 inline constexpr int64_t kMaxMmaHeadDim = 256;
-// The heads that AttendWhole takes.
-PHALANX_SHARED bool IsWholeHeadDim(int64_t head_dim) { return head_dim == 64 || head_dim == 128; }
+// Tokens that AttendPrefill takes at once, and the heads that it takes.
+inline constexpr int64_t kPrefillStepTokens = 64;
+PHALANX_SHARED bool IsPrefillHeadDim(int64_t head_dim) { return head_dim == 64 || head_dim == 128; }
 inline constexpr int kMaxPartials = 64;
 
 // One sequence's rows. As AttentionSequence, with its block table at tables + table_begin.

@@ -96,6 +96,12 @@ const CudaKernels::StagedPlan& CudaKernels::PlanRows(const AttentionArgs& args, 
     found->plan =
         cuda::PlanAttention(args.sequences, row_begin, row_end, groups.widest, bf16, few_rows);
     found->turn = -1;
+    found->window = -1;
+  }
+  if (found->window != args.window || found->stripes != args.num_stripes) {
+    found->window = args.window;
+    found->stripes = args.num_stripes;
+    found->most_few_blocks = cuda::MostFewBlocks(found->plan, args.window, args.num_stripes);
   }
   // Whatever turns the staging while these are put leaves them good for this op.
   if (found->turn == staging_.turns()) return *found;
@@ -140,7 +146,7 @@ void CudaKernels::PartialsOf(const AttentionArgs& args, const StagedPlan& staged
   }
   if (!plan.few.empty()) {
     CheckCuda(cuda::AttendFew(p, staged.few, Count(plan.few), plan.most_few_rows,
-                              cuda::MostFewBlocks(plan, args.window, args.num_stripes), stream_),
+                              staged.most_few_blocks, stream_),
               "Attention");
   }
   if (!plan.tokens.empty()) {
@@ -148,28 +154,44 @@ void CudaKernels::PartialsOf(const AttentionArgs& args, const StagedPlan& staged
   }
 }
 
-bool CudaKernels::TakesWhole(const AttentionArgs& args) const {
+bool CudaKernels::TakesPrefill(const AttentionArgs& args) const {
   const KvShape& shape = args.cache.shape;
   return numerics_ == Numerics::kFast && shape.dtype == DType::kBF16 &&
-         cuda::IsWholeHeadDim(shape.head_dim) &&
-         cuda::WholeAttentionBytes(cuda::LayoutOf(shape)) <= max_shared_;
+         cuda::IsPrefillHeadDim(shape.head_dim) &&
+         cuda::PrefillAttentionBytes(cuda::LayoutOf(shape)) <= max_shared_;
 }
 
-absl::Span<const AttentionSequence> CudaKernels::AttendWhole(AttentionArgs args,
-                                                             const cuda::HeadGroups& groups) {
-  whole_.clear();
+absl::Span<const AttentionSequence> CudaKernels::AttendPrefill(AttentionArgs args,
+                                                               const cuda::HeadGroups& groups,
+                                                               float* partials) {
+  prefills_.clear();
   rest_.clear();
   for (const AttentionSequence& sequence : args.sequences) {
-    (cuda::AreMany(sequence.row_count * groups.widest) ? whole_ : rest_).push_back(sequence);
+    (cuda::AreMany(sequence.row_count * groups.widest) ? prefills_ : rest_).push_back(sequence);
   }
-  if (whole_.empty()) return rest_;
-  args.sequences = whole_;
+  if (prefills_.empty()) return rest_;
+  args.sequences = prefills_;
   const StagedPlan& staged = PlanRows(args, 0, args.q.rows, groups);
-  const cuda::AttentionParams params = ParamsOf(args, staged, groups);
+  const cuda::AttentionPlan& plan = staged.plan;
+  cuda::AttentionParams params = ParamsOf(args, staged, groups);
+  const int64_t piece_bytes =
+      args.num_heads * (2 + args.cache.shape.head_dim) * SizeOf(DType::kF32);  // of a row
+  const int pieces = cuda::PrefillPieces(plan, params.num_groups, args.window, num_sms_,
+                                         partials_.bytes() / (args.q.rows * piece_bytes));
+  params.partials = partials;
   const int32_t* out_column = staging_.Put(Staged::kColumns, args.out_column);
-  CheckCuda(cuda::AttendWhole(params, staged.many, Count(staged.plan.many), out_column, args.out,
-                              stream_),
+  CheckCuda(cuda::AttendPrefill(params, staged.many, Count(plan.many), pieces, out_column, args.out,
+                                stream_),
             "Attention");
+  if (pieces == 1) return rest_;
+  std::vector<int> program = {0};
+  for (int i = 1; i < pieces; ++i) program.insert(program.end(), {i, -1});
+  const cuda::DeviceProgram in_turn = PutProgram(program, pieces);
+  out_column = staging_.Put(Staged::kColumns, args.out_column);
+  for (const auto& [from, to] : plan.runs) {
+    MergeRows(args, partials + from * pieces * piece_bytes / SizeOf(DType::kF32), pieces, from, to,
+              in_turn, out_column);
+  }
   return rest_;
 }
 
@@ -207,9 +229,14 @@ void CudaKernels::Attention(const AttentionArgs& given) {
   // How many rows are taken at once changes no bit.
   const int64_t step = cuda::AttentionRows(args.num_heads, args.num_stripes, d,
                                            scratch_frozen_ ? partials_.bytes() : kPartialBytes);
+  // Also where none are made: the step after which scratch is frozen is a prompt, and decodes
+  // follow.
   auto* partials = static_cast<float*>(
       AtLeast(partials_, std::min(step, args.q.rows) * row_floats * SizeOf(DType::kF32)));
-  if (TakesWhole(args)) args.sequences = AttendWhole(args, groups);
+  if (TakesPrefill(args)) {
+    args.sequences = AttendPrefill(args, groups, partials);
+    if (args.sequences.empty()) return;
+  }
   for (int64_t begin = 0; begin < args.q.rows; begin += step) {
     const StagedPlan& plan = PlanRows(args, begin, std::min(args.q.rows, begin + step), groups);
     if (plan.plan.sequences.empty()) continue;

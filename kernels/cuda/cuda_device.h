@@ -23,8 +23,9 @@ absl::StatusOr<int> CudaDeviceCount();
 enum class Numerics {
   // R1 to R5 of the design: a request's bits depend on nothing but itself.
   kExact,
-  // Products of many rows by cuBLASLt, in whatever order it adds: bits may depend on the layout and
-  // on who shares a step.
+  // Products of many rows by cuBLASLt and attention of many rows without stripes, each in an order
+  // of
+  // its own: bits may depend on the layout and on who shares a step.
   kFast,
 };
 // "exact", "fast".

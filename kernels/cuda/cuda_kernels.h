@@ -152,6 +152,10 @@ class CudaKernels : public Kernels {
     const cuda::RowTile* few = nullptr;
     const cuda::RowTile* many = nullptr;
     const cuda::RowTile* tokens = nullptr;
+    // MostFewBlocks, for the window and the stripes of the last call: layers mostly have the same.
+    int64_t window = -1;
+    int64_t stripes = 0;
+    int64_t most_few_blocks = 0;
   };
 
   // The tiles of a product.
@@ -198,11 +202,12 @@ class CudaKernels : public Kernels {
   // All of an attention call's parameters but `partials`.
   cuda::AttentionParams ParamsOf(const AttentionArgs& args, const StagedPlan& plan,
                                  const cuda::HeadGroups& groups);
-  // Profile `fast`: whether sequences of many rows are AttendWhole's; enqueues them, and returns
+  // Profile `fast`: whether sequences of many rows are AttendPrefill's; enqueues them, and returns
   // those that are not.
-  bool TakesWhole(const AttentionArgs& args) const;
-  absl::Span<const AttentionSequence> AttendWhole(AttentionArgs args,
-                                                  const cuda::HeadGroups& groups);
+  bool TakesPrefill(const AttentionArgs& args) const;
+  absl::Span<const AttentionSequence> AttendPrefill(AttentionArgs args,
+                                                    const cuda::HeadGroups& groups,
+                                                    float* partials);
   // Attention of rows [row_begin, row_end) to partials, [row - row_begin][head][stripe][2 + d].
   void PartialsOf(const AttentionArgs& args, const StagedPlan& plan, const cuda::HeadGroups& groups,
                   float* partials);
@@ -247,8 +252,8 @@ class CudaKernels : public Kernels {
   // The step's attention plans: as many as it has runs of rows, at most kMostPlans.
   std::vector<StagedPlan> plans_;
   size_t num_plans_ = 0;
-  // The sequences of the Attention at hand: those that AttendWhole takes, and the rest.
-  std::vector<AttentionSequence> whole_;
+  // The sequences of the Attention at hand: those that AttendPrefill takes, and the rest.
+  std::vector<AttentionSequence> prefills_;
   std::vector<AttentionSequence> rest_;
   std::vector<int32_t> grouped_kv_head_of_;
   int64_t grouped_kv_heads_ = -1;

@@ -18,6 +18,7 @@
 #include "kernels/cuda/launch_order.cuh"
 #include "kernels/cuda/matmul_device.cuh"
 #include "kernels/cuda/mma.cuh"
+#include "kernels/cuda/prefetch.cuh"
 
 namespace phalanx::kernels::cuda {
 namespace {
@@ -120,10 +121,9 @@ __global__ void __launch_bounds__(kMaxWarps* kWarp)
         PrefetchLine(weight + (row * p.k + begin * kGroupK) * 2 + i / kTileRows * kLineBytes);
       }
     } else {
-      const int bytes = (end - begin) * TileGroupBytes(kLayout);
-      const uint8_t* from = weight + (blockIdx.x * groups_of_k + begin) * TileGroupBytes(kLayout);
-      for (int at = lane * kLineBytes; at < bytes; at += kWarp * kLineBytes)
-        PrefetchLine(from + at);
+      constexpr int kBytes = TileGroupBytes(kLayout);
+      PrefetchRun(weight + (blockIdx.x * groups_of_k + begin) * kBytes, (end - begin) * kBytes,
+                  lane);
     }
   };
 

@@ -135,7 +135,8 @@ Json OpTables(kernels::Kernels& kernels, const std::string& name,
   for (const StepShape& step : {StepShape{1, 1, kPast},
                                 {1, 1, kLongPast},
                                 {TimingModel::kMaxSequences, 1, kPast},
-                                {1, kRows, 0}}) {
+                                {1, kRows, 0},
+                                {1, 64, kLongPast}}) {
     std::cerr << name << ": ops of " << step.sequences << " x " << step.rows << "\n";
     out.push_back(Ops(kernels, model, clock, step, bandwidth));
   }

@@ -456,6 +456,31 @@ TEST(PlanAttention, CountsTheBlocksThatAStripeHasAtMost) {
   EXPECT_EQ(MostFewBlocks(PlanAttention(sequences, 1, 101, 4, true), 0, 4), 0);
 }
 
+TEST(PrefillPieces, CutsContextsWhereTilesLeaveMultiprocessorsIdle) {
+  std::vector<int32_t> table(1100);
+  const auto pieces = [&](int64_t start, int64_t rows, int64_t groups, int64_t window = 0,
+                          int64_t most = 100) {
+    const AttentionPlan plan = PlanAttention({{0, rows, start, table.data()}}, 0, rows, 4, true);
+    return PrefillPieces(plan, groups, window, 132, most);
+  };
+  // 64 tiles x 8 groups keep 264 blocks busy.
+  EXPECT_EQ(pieces(0, 2048, 8), 1);
+  // A tile x 8 groups, after a long prefix; no more than 16, nor than there is memory for.
+  EXPECT_EQ(pieces(32000, 20, 8), 16);
+  EXPECT_EQ(pieces(32000, 20, 8, 0, 5), 5);
+  EXPECT_EQ(pieces(32000, 20, 8, 0, 0), 1);
+  // 16 tiles x 1 group, of 8.25 blocks for each of which there is room.
+  EXPECT_EQ(pieces(32000, 512, 1), 16);
+  EXPECT_EQ(pieces(32000, 1024, 1), 8);
+  EXPECT_EQ(pieces(32000, 1024, 2), 4);
+  // A piece has 256 tokens at least; behind a window there are none.
+  EXPECT_EQ(pieces(1003, 20, 1), 3);
+  EXPECT_EQ(pieces(1004, 20, 1), 4);
+  EXPECT_EQ(pieces(200, 20, 1), 1);
+  EXPECT_EQ(pieces(32000, 20, 1, 1024), 4);
+  EXPECT_EQ(PrefillPieces(AttentionPlan(), 8, 0, 132, 100), 1);
+}
+
 TEST(ProgramDepth, CountsOperandsAliveAtOnce) {
   EXPECT_EQ(ProgramDepth(std::vector<int>{0}, 1), 1);
   EXPECT_EQ(ProgramDepth(std::vector<int>{0, 1, -1, 2, 3, -1, -1}, 4), 3);

@@ -22,8 +22,6 @@ namespace {
 constexpr int64_t kHidden = 64;
 constexpr int64_t kHeads = 4;
 constexpr int64_t kKvHeads = 2;
-constexpr int64_t kHeadDim = 16;
-constexpr int64_t kQueryWidth = 32;  // of a head, padded
 constexpr int64_t kChannels = 96;
 constexpr int64_t kVocab = 48;
 constexpr int64_t kLayers = 2;
@@ -49,8 +47,11 @@ std::vector<uint16_t> RandomBf16(Random& random, int64_t count, float scale) {
 // A decoder's ops in a decoder's order, with weights drawn from one seed.
 class TinyDecoder {
  public:
-  explicit TinyDecoder(const CudaOptions& options, const cuda::StepGraphsOptions& graphs = {})
-      : kernels_(options, *cuda::DeviceMemory::Create(0, options.memory_bytes), graphs) {
+  explicit TinyDecoder(const CudaOptions& options, const cuda::StepGraphsOptions& graphs = {},
+                       int64_t head_dim = 16)
+      : head_dim_(head_dim),
+        query_width_(std::max<int64_t>(head_dim, 32)),
+        kernels_(options, *cuda::DeviceMemory::Create(0, options.memory_bytes), graphs) {
     if (options.numerics == Numerics::kFast) {
       const absl::Status status = kernels_.UseLibrary(emulation::FakeCublas());
       EXPECT_TRUE(status.ok()) << status;
@@ -59,8 +60,8 @@ class TinyDecoder {
     embedding_ = Bf16(RandomBf16(random, kVocab * kHidden, 1));
     norm_ = Floats(random.Floats(kHidden));
     for (int64_t i = 0; i < kLayers; ++i) {
-      layers_.push_back({Weight(random, (kHeads + 2 * kKvHeads) * kHeadDim, kHidden),
-                         Weight(random, kHidden, kHeads * kHeadDim),
+      layers_.push_back({Weight(random, (kHeads + 2 * kKvHeads) * head_dim_, kHidden),
+                         Weight(random, kHidden, kHeads * head_dim_),
                          Weight(random, 2 * kChannels, kHidden), Weight(random, kHidden, kChannels),
                          Allocate(kBlocks * kernels_.KvBlockBytes(CacheShape()))});
     }
@@ -68,16 +69,16 @@ class TinyDecoder {
     residual_ = Allocate(kMaxRows * kHidden * 4);
     delta_ = Allocate(kMaxRows * kHidden * 4);
     normed_ = Allocate(kMaxRows * kHidden * 2);
-    qkv_ = Allocate(kMaxRows * (kHeads + 2 * kKvHeads) * kHeadDim * 4);
-    q_ = Allocate(kMaxRows * kHeads * kQueryWidth * 2);
-    attended_ = Allocate(kMaxRows * kHeads * kHeadDim * 2);
+    qkv_ = Allocate(kMaxRows * (kHeads + 2 * kKvHeads) * head_dim_ * 4);
+    q_ = Allocate(kMaxRows * kHeads * query_width_ * 2);
+    attended_ = Allocate(kMaxRows * kHeads * head_dim_ * 2);
     gate_up_ = Allocate(kMaxRows * 2 * kChannels * 4);
     activated_ = Allocate(kMaxRows * kChannels * 2);
     last_ = Allocate(kMaxRows * kHidden * 4);
     logits_ = Allocate(kMaxRows * kVocab * 4);
     choices_ = Allocate(kMaxRows * static_cast<int64_t>(sizeof(Choice)));
-    cos_ = Allocate(kMaxRows * kHeadDim / 2 * 4);
-    sin_ = Allocate(kMaxRows * kHeadDim / 2 * 4);
+    cos_ = Allocate(kMaxRows * head_dim_ / 2 * 4);
+    sin_ = Allocate(kMaxRows * head_dim_ / 2 * 4);
   }
 
   // Runs after every layer, as a communicator's call does.
@@ -105,7 +106,7 @@ class TinyDecoder {
     std::vector<float> cos, sin;
     for (const Tokens& tokens : step) {
       for (size_t i = 0; i < tokens.ids.size(); ++i) {
-        for (int64_t j = 0; j < kHeadDim / 2; ++j) {
+        for (int64_t j = 0; j < head_dim_ / 2; ++j) {
           cos.push_back(1.0f / static_cast<float>(1 + tokens.start + i + j));
           sin.push_back(1.0f / static_cast<float>(2 + tokens.start + i + 3 * j));
         }
@@ -121,18 +122,18 @@ class TinyDecoder {
     k.CopyIn(sin_.data(), sin.data(), static_cast<int64_t>(sin.size()) * 4);
     k.RmsNorm(x, norm_.as<float>(), 1e-5f, normed);
     for (const Layer& layer : layers_) {
-      const TensorView qkv = F32(qkv_, m, (kHeads + 2 * kKvHeads) * kHeadDim);
+      const TensorView qkv = F32(qkv_, m, (kHeads + 2 * kKvHeads) * head_dim_);
       k.MatMul(normed, *layer.qkv, {&qkv, 1});
       QkvArgs write;
       write.qkv = qkv;
       write.num_heads = kHeads;
       write.cos = cos_.as<float>();
       write.sin = sin_.as<float>();
-      write.rotary_dim = kHeadDim;
+      write.rotary_dim = head_dim_;
       write.positions = positions;
       write.slots = slots;
       write.cache = {CacheShape(), layer.cache.data(), kBlocks};
-      write.q = {q_.data(), DType::kBF16, m, kHeads * kQueryWidth, kHeads * kQueryWidth};
+      write.q = {q_.data(), DType::kBF16, m, kHeads * query_width_, kHeads * query_width_};
       k.QkvToCache(write);
       AttentionArgs attend;
       attend.q = write.q;
@@ -144,7 +145,7 @@ class TinyDecoder {
       attend.num_stripes = kStripes;
       attend.stripe_program = program_;
       attend.out_column = out_column_;
-      attend.out = {attended_.data(), DType::kBF16, m, kHeads * kHeadDim, kHeads * kHeadDim};
+      attend.out = {attended_.data(), DType::kBF16, m, kHeads * head_dim_, kHeads * head_dim_};
       k.Attention(attend);
       k.MatMul(attend.out, *layer.o, {&delta, 1});
       between_layers(k);
@@ -187,7 +188,7 @@ class TinyDecoder {
     Buffer cache;
   };
 
-  static KvShape CacheShape() { return {DType::kBF16, kKvHeads, kHeadDim}; }
+  KvShape CacheShape() const { return {DType::kBF16, kKvHeads, head_dim_}; }
   Buffer Allocate(int64_t bytes) {
     absl::StatusOr<Buffer> buffer = kernels_.Allocate(bytes);
     EXPECT_TRUE(buffer.ok()) << buffer.status();
@@ -213,13 +214,22 @@ class TinyDecoder {
     EXPECT_TRUE(weight.ok()) << weight.status();
     return *std::move(weight);
   }
+  static std::vector<int32_t> ColumnsOf(int64_t head_dim) {
+    std::vector<int32_t> out;
+    for (int64_t head = 0; head < kHeads; ++head) {
+      out.push_back(static_cast<int32_t>(head * head_dim));
+    }
+    return out;
+  }
   static TensorView F32(const Buffer& buffer, int64_t rows, int64_t cols) {
     return {buffer.data(), DType::kF32, rows, cols, cols};
   }
 
   const std::vector<int32_t> kv_head_of_ = {0, 0, 1, 1};
-  const std::vector<int32_t> out_column_ = {0, 16, 32, 48};
   const std::vector<int> program_ = {0, 1, -1, 2, 3, -1, -1};
+  const int64_t head_dim_;
+  const int64_t query_width_;  // of a head, padded
+  const std::vector<int32_t> out_column_ = ColumnsOf(head_dim_);
   CudaKernels kernels_;
   Buffer embedding_, norm_, residual_, delta_, normed_, qkv_, q_, attended_, gate_up_, activated_,
       last_, logits_, choices_, cos_, sin_;
@@ -259,6 +269,7 @@ std::vector<Step> Steps() {
   steps.push_back({tokens(1, 20)});
   steps.push_back({tokens(0, 7), tokens(1, 10)});
   steps.push_back({tokens(1, 1)});
+  steps.push_back({tokens(0, 1), tokens(1, 18)});
   return steps;
 }
 
@@ -336,18 +347,24 @@ TEST(CudaSteps, DoWithoutEarlyStartsWhereTheDriverRefusesThem) {
   EXPECT_EQ(emulation::NumGraphs(), graphs) << "those that were refused are gone, too";
 }
 
-// Between two of a library's products there is a segment; steps of few rows are one.
+// Between two of a library's products there is a segment; steps of few rows are one. Of heads of 64
+// a prompt's attention has a kernel of its own, beside a decode's in the last step.
 TEST(CudaSteps, FastStepsAreReplayedWithTheirOwnBits) {
   CudaOptions options;
   options.numerics = Numerics::kFast;
   TinyDecoder plain(options);
   const std::vector<uint64_t> expected = ResultsOf(plain, /*as_steps=*/false);
   EXPECT_NE(expected, PlainResults());
+  TinyDecoder plain_of_64(options, {}, 64);
+  const std::vector<uint64_t> expected_of_64 = ResultsOf(plain_of_64, /*as_steps=*/false);
   for (const bool graphs : {false, true}) {
     TinyDecoder decoder(WithArena(graphs, Numerics::kFast));
     EXPECT_EQ(ResultsOf(decoder), expected);
     EXPECT_EQ(ResultsOf(decoder), expected);
     EXPECT_EQ(decoder.kernels().graph_counts().launched > 0, graphs);
+    TinyDecoder decoder_of_64(WithArena(graphs, Numerics::kFast), {}, 64);
+    EXPECT_EQ(ResultsOf(decoder_of_64), expected_of_64);
+    EXPECT_EQ(ResultsOf(decoder_of_64), expected_of_64);
   }
   cuda::StepGraphsOptions at_once;
   at_once.build_at_once = true;

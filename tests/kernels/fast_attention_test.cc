@@ -53,7 +53,7 @@ const std::vector<std::vector<Chunk>> kSteps = {{{0, 0, 100}, {1, 0, 1}},
                                                 {{1, 1, 3}, {0, 100, 61}, {2, 0, 34}},
                                                 {{0, 161, 1}, {2, 34, 150}, {1, 4, 2}}};
 
-std::vector<Shape> WholeShapes() {
+std::vector<Shape> PrefillShapes() {
   std::vector<Shape> shapes;
   for (const int64_t dim : {64, 128}) {
     for (const KvFormat format : {KvFormat::kPlain, KvFormat::kF8E4M3}) {
@@ -69,7 +69,7 @@ std::vector<Shape> WholeShapes() {
 
 TEST_F(FastAttention, OfManyRowsIsCloseToExacts) {
   bool differs = false;
-  for (const Shape& shape : WholeShapes()) {
+  for (const Shape& shape : PrefillShapes()) {
     for (const auto& [exact, fast] : Both(shape, kSteps)) {
       ExpectClose(fast, exact, Describe(shape));
       differs = differs || fast != exact;
@@ -107,37 +107,84 @@ TEST_F(FastAttention, OfScoresThatGrowOrFallIsCloseToExacts) {
 }
 
 // Where all rows of a warp see a step whole nothing is masked: a token that isn't seen must leave
-// every bit, at each edge of that. Keys and queries are so small that every token weighs much.
+// every bit, at each edge of that. Keys and queries are so small that every token weighs much; a
+// key that is large lets the maxima of the rows that see it grow, and of no others.
 TEST_F(FastAttention, SeesTheTokensOfItsWindowAndNoOthers) {
   constexpr int64_t kRows = 70;
+  struct Case {
+    Shape shape;
+    int64_t start;
+  };
+  std::vector<Case> cases;
   for (const int64_t window : {0, 95}) {
     for (const int64_t start : {62, 64}) {
-      const Shape shape = {.heads = 1, .kv_heads = 1, .window = window};
-      const Layer layer(shape);
-      const auto run = [&](int64_t other) {
-        Session session(*fast_, layer, {ShuffledBlocks(5, 4)}, 5);
-        session.set_factors([&](int64_t position) {
-          return Session::Factors{.query_key = 0.1f, .value = position == other ? 3.0f : 1.0f};
-        });
-        session.Step({{0, 0, start}});
-        return session.Step({{0, start, kRows}});
-      };
-      const Rows plain = run(-1);
-      for (const int64_t p : {0, 1, 31, 32, 61, 62, 63, 64, 65, 94, 95, 96, 127, 128}) {
-        const Rows other = run(p);
-        for (int64_t i = 0; i < kRows; ++i) {
-          const int64_t row = start + i;
-          const bool sees = p <= row && (window == 0 || p > row - window);
-          EXPECT_EQ(other[i] != plain[i], sees)
-              << "row " << row << ", token " << p << ", window " << window;
+      cases.push_back({{.heads = 1, .kv_heads = 1, .window = window}, start});
+    }
+  }
+  const KvFormat fp8 = KvFormat::kF8E4M3;
+  cases.push_back({{.heads = 1, .kv_heads = 1, .dim = 128, .window = 95, .format = fp8}, 62});
+  // Rows of a token on both sides of a tile's border.
+  cases.push_back({{.heads = 5, .kv_heads = 1, .dim = 128, .window = 95}, 190});
+  for (const auto& [shape, start] : cases) {
+    const Layer layer(shape);
+    const auto run = [&](int64_t other, const Session::Factors& factors) {
+      Session session(*fast_, layer, {ShuffledBlocks(9, 4)}, 9);
+      session.set_factors([&](int64_t position) {
+        return position == other ? factors : Session::Factors{.query_key = 0.1f};
+      });
+      session.Step({{0, 0, start}});
+      return session.Step({{0, start, kRows}});
+    };
+    const Rows plain = run(-1, {});
+    for (const int64_t p : {int64_t{0}, int64_t{31}, int64_t{61}, int64_t{63}, int64_t{64},
+                            start - 1, start, start + 1, start + 31, start + 32, start + 63}) {
+      const Rows value = run(p, {.query_key = 0.1f, .value = 3.0f});
+      const bool in_rows = p > start && p < start + 32;
+      const Rows key = in_rows ? run(p, {.query_key = 20.0f}) : plain;
+      for (int64_t i = 0; i < kRows; ++i) {
+        const int64_t row = start + i;
+        const bool sees = p <= row && (shape.window == 0 || p > row - shape.window);
+        EXPECT_EQ(value[i] != plain[i], sees)
+            << Describe(shape) << " row " << row << ", token " << p;
+        if (!sees) {
+          EXPECT_EQ(key[i], plain[i]) << Describe(shape) << " row " << row << ", token " << p;
         }
       }
     }
   }
 }
 
+// A few rows after a long context: it is cut into pieces, so that each multiprocessor has some of
+// it.
+TEST_F(FastAttention, OfALongContextInPiecesIsCloseToExacts) {
+  constexpr int64_t kPast = 610;
+  bool differs = false;
+  for (const int64_t window : {0, 520}) {
+    for (const int64_t dim : {64, 128}) {
+      const Shape shape = {.heads = 2, .kv_heads = 1, .dim = dim, .window = window};
+      const auto run = [&](Kernels& kernels) {
+        const Layer layer(shape);
+        const std::vector<int32_t> blocks = ShuffledBlocks(28, 4);
+        Session session(kernels, layer,
+                        {{blocks.begin(), blocks.begin() + 22},
+                         {blocks.begin() + 22, blocks.begin() + 26},
+                         {blocks.begin() + 26, blocks.end()}},
+                        28);
+        session.Step({{0, 0, kPast}, {1, 0, 50}});
+        // Between a decode and a prompt that is shorter than two pieces.
+        return session.Step({{1, 50, 1}, {0, kPast, 40}, {2, 0, 33}});
+      };
+      const Rows exact = run(*exact_);
+      const Rows fast = run(*fast_);
+      ExpectClose(fast, exact, Describe(shape));
+      differs = differs || fast != exact;
+    }
+  }
+  EXPECT_TRUE(differs) << "exact's kernels ran";
+}
+
 TEST_F(FastAttention, OfFewRowsHasExactsBits) {
-  for (const Shape& shape : WholeShapes()) {
+  for (const Shape& shape : PrefillShapes()) {
     const int64_t rows = 32 * shape.kv_heads / shape.heads;
     const auto both = Both(shape, {{{0, 0, rows}, {1, 0, 1}}, {{0, rows, rows}, {2, 0, 2}}});
     for (const auto& [exact, fast] : both) ExpectSameBits(fast, exact, Describe(shape));

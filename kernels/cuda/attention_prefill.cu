@@ -1,6 +1,5 @@
-// Attention of many query rows in profile `fast`: four warps of 32 rows walk all of a context's
-// blocks, two at a time, and write what comes out. No stripes, no partials: the order of sums is
-// this kernel's own.
+// Attention of many query rows in profile `fast`: four warps of 32 rows walk a context's blocks,
+// two at a time, all of them or a piece. No stripes: the order of sums is this kernel's own.
 //
 // After FlashAttention-2 (Dao, arXiv 2307.08691): running values stay in the products' own
 // registers and are scaled only where a maximum has grown; sums are brought together at the end.
@@ -16,7 +15,7 @@ namespace {
 constexpr int kTilesOfWarp = 2;  // of sixteen rows: keys and values are read once for both
 constexpr int kWarps = kManyRows / (kTilesOfWarp * kTileRows);
 constexpr int kThreads = kWarps * kWarp;
-constexpr int kBlocks = 2;  // KV blocks of a step
+constexpr int kBlocks = static_cast<int>(kPrefillStepTokens / kKvTokens);  // KV blocks of a step
 constexpr int kStages = 2;  // steps: the next one arrives while this one is worked on
 constexpr int kTokens = kBlocks * static_cast<int>(kKvTokens);
 constexpr int kStepTiles = kBlocks * kTokenTiles;
@@ -65,11 +64,11 @@ PHALANX_HOST_DEVICE constexpr KvLayout LayoutOfHeads() {
   return KvLayout(DType::kBF16, 1, kD, kFp8);
 }
 
-// grid: tiles, groups. Dynamic shared memory: queries, then [kStages][kBlocks][head_bytes].
+// grid: tiles, groups, pieces. Dynamic shared memory: queries, then [kStages][kBlocks][head_bytes].
 template <int kD, bool kFp8>
 __global__ void __launch_bounds__(kThreads)
-    AttendWholeKernel(const AttentionParams p, const RowTile* tiles, const int32_t* out_column,
-                      const TensorView out) {
+    AttendPrefillKernel(const AttentionParams p, const RowTile* tiles, const int32_t* out_column,
+                        const TensorView out) {
   BeginInTurn();
   constexpr int64_t kHeadBytes = LayoutOfHeads<kD, kFp8>().head_bytes;
   constexpr int kGroups = kD / kGroupK;
@@ -108,8 +107,15 @@ __global__ void __launch_bounds__(kThreads)
   const auto position_of = [&](int r) {
     return static_cast<int>(sequence.start + (tile.first + r) / heads);
   };
-  const int first_block = static_cast<int>(OldestBlock(position_of(0), p.window));
-  const int last_block = position_of(num_rows - 1) / static_cast<int>(kKvTokens);
+  // This piece of the blocks that a row of the tile sees: whole steps.
+  const int oldest_block = static_cast<int>(OldestBlock(position_of(0), p.window));
+  const int newest_block = position_of(num_rows - 1) / static_cast<int>(kKvTokens);
+  const int steps = (newest_block - oldest_block) / kBlocks + 1;
+  const int pieces = static_cast<int>(gridDim.z);
+  const int piece = static_cast<int>(blockIdx.z);
+  const int first_block = oldest_block + kBlocks * (steps * piece / pieces);
+  const int end_block = oldest_block + kBlocks * (steps * (piece + 1) / pieces);
+  const int last_block = newest_block < end_block ? newest_block : end_block - 1;
   // This warp's oldest and newest rows.
   const bool any_row = first_row < num_rows;
   const int last_row = first_row + kTilesOfWarp * kTileRows - 1;
@@ -211,7 +217,7 @@ __global__ void __launch_bounds__(kThreads)
         after = fmaxf(__shfl_xor_sync(0xffffffffu, after, 2), after);
         // A row that has seen nothing yet: its powers are of -infinity, not of a difference.
         const float base = after == kNegativeInfinity ? 0.0f : Mul(after, scale);
-        // 1 where another row of the warp has grown, not this one: it keeps its bits.
+        // Exactly 1 where another row of the warp has grown, not this one.
         const bool grows = after > max[m][i];
         alpha[m][i] = grows ? Exp2Approx(Mul(Sub(max[m][i], after), scale)) : 1.0f;
         grown = grown || grows;
@@ -294,6 +300,22 @@ __global__ void __launch_bounds__(kThreads)
       all = Add(all, __shfl_xor_sync(0xffffffffu, all, 2));
       const QueryRow row = row_of(m, i);
       if (!row.valid) continue;
+      if (pieces > 1) {
+        float* state =
+            p.partials + ((row.row * p.num_heads + row.head) * pieces + piece) * (2 + kD);
+        if (lane % 4 == 0) {
+          state[0] = Mul(max[m][i], p.scale);
+          state[1] = all;
+        }
+#pragma unroll
+        for (int t = 0; t < kColumnTiles; ++t) {
+#pragma unroll
+          for (int e = 0; e < 2; ++e) {
+            state[2 + t * kTileColumns + ResultColumn(lane, e)] = values[m][t][2 * i + e];
+          }
+        }
+        continue;
+      }
       const float factor = Div(1.0f, all);
       const int64_t to = row.row * out.stride + out_column[row.head];
 #pragma unroll
@@ -309,27 +331,29 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 template <int kD>
-cudaError_t LaunchFor(const AttentionParams& p, const RowTile* tiles, int64_t num_tiles,
+cudaError_t LaunchFor(const AttentionParams& p, const RowTile* tiles, int64_t num_tiles, int pieces,
                       const int32_t* out_column, TensorView out, cudaStream_t stream) {
-  const dim3 grid(static_cast<unsigned>(num_tiles), static_cast<unsigned>(p.num_groups));
-  const auto kernel = p.layout.fp8 ? AttendWholeKernel<kD, true> : AttendWholeKernel<kD, false>;
-  return Launch(kernel, grid, kThreads, static_cast<size_t>(WholeAttentionBytes(p.layout)), stream,
-                p, tiles, out_column, out);
+  const dim3 grid(static_cast<unsigned>(num_tiles), static_cast<unsigned>(p.num_groups),
+                  static_cast<unsigned>(pieces));
+  const auto kernel = p.layout.fp8 ? AttendPrefillKernel<kD, true> : AttendPrefillKernel<kD, false>;
+  return Launch(kernel, grid, kThreads, static_cast<size_t>(PrefillAttentionBytes(p.layout)),
+                stream, p, tiles, out_column, out);
 }
 
 }  // namespace
 
-int64_t WholeAttentionBytes(const KvLayout& layout) {
+int64_t PrefillAttentionBytes(const KvLayout& layout) {
   return QueryBytes(layout.dk / kGroupK) + kStages * kBlocks * layout.head_bytes;
 }
 
-cudaError_t AttendWhole(const AttentionParams& params, const RowTile* tiles, int64_t num_tiles,
-                        const int32_t* out_column, TensorView out, cudaStream_t stream) {
+cudaError_t AttendPrefill(const AttentionParams& params, const RowTile* tiles, int64_t num_tiles,
+                          int pieces, const int32_t* out_column, TensorView out,
+                          cudaStream_t stream) {
   if (num_tiles == 0 || params.num_groups == 0) return cudaSuccess;
   if (params.head_dim == 64) {
-    return LaunchFor<64>(params, tiles, num_tiles, out_column, out, stream);
+    return LaunchFor<64>(params, tiles, num_tiles, pieces, out_column, out, stream);
   }
-  return LaunchFor<128>(params, tiles, num_tiles, out_column, out, stream);
+  return LaunchFor<128>(params, tiles, num_tiles, pieces, out_column, out, stream);
 }
 
 }  // namespace phalanx::kernels::cuda
