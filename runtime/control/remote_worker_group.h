@@ -43,7 +43,7 @@ struct RemoteGroupOptions {
   absl::Duration stop_timeout = absl::Seconds(5);  // for ranks to leave by themselves
   // A peer finds a process dead as soon as its first thread is; its end can be seen after its last.
   // So long the end of one on this host is waited for before the peer that reports is named.
-  absl::Duration naming_patience = absl::Milliseconds(100);
+  absl::Duration naming_patience = absl::Milliseconds(500);
 
   // All hooks are optional and are called without locks held.
   // Starts the rank processes; called once by Start, when ranks can be accepted.

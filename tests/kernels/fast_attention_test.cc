@@ -1,30 +1,21 @@
 // Attention of profile `fast`: of many rows in an order of its own, within the error that is stated
 // of `exact`'s; of few rows, and of heads that it has no kernel for, `exact`'s bits.
-#include <cmath>
 #include <cstdint>
-#include <memory>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "gtest/gtest.h"
 #include "tests/kernels/attention_testing.h"
-#include "tests/kernels/kernel_sets.h"
+#include "tests/kernels/fast_testing.h"
 
 namespace phalanx::kernels {
 namespace {
 
 using Rows = std::vector<std::vector<float>>;
 
-class FastAttention : public testing::Test {
+class FastAttention : public FastBesideExact {
  protected:
-  void SetUp() override {
-    const std::vector<KernelSet> sets = FastKernelSets();
-    if (sets.empty()) GTEST_SKIP() << "this device has no profile fast here";
-    exact_ = KernelSets()[0].make(1);
-    fast_ = sets[0].make(1);
-  }
-
   // What each step of chunks of three sequences gives, in exact and in fast. Their tables lie
   // apart.
   std::vector<std::pair<Rows, Rows>> Both(const Shape& shape,
@@ -42,9 +33,6 @@ class FastAttention : public testing::Test {
     }
     return out;
   }
-
-  std::unique_ptr<Kernels> exact_;
-  std::unique_ptr<Kernels> fast_;
 };
 
 // Prompts from their beginning and further chunks, with decodes before, between and behind them;

@@ -1,26 +1,13 @@
 // Profile `fast` beside `exact` on one device, by bits: what no library computes is the same,
 // though weights lie in another layout.
 #include "gtest/gtest.h"
-#include "tests/kernels/kernel_sets.h"
+#include "tests/kernels/fast_testing.h"
 #include "tests/kernels/products_testing.h"
 
 namespace phalanx::kernels {
 namespace {
 
-class FastProducts : public testing::Test {
- protected:
-  void SetUp() override {
-    const std::vector<KernelSet> sets = FastKernelSets();
-    if (sets.empty()) GTEST_SKIP() << "this device has no profile fast here";
-    exact_ = KernelSets()[0].make(1);
-    fast_ = sets[0].make(1);
-    most_rows_ = sets[0].most_ordered_rows;
-  }
-
-  std::unique_ptr<Kernels> exact_;
-  std::unique_ptr<Kernels> fast_;
-  int64_t most_rows_ = 0;
-};
+using FastProducts = FastBesideExact;
 
 TEST_F(FastProducts, OfFewRowsHaveExactsBits) {
   for (const DType type : {DType::kBF16, DType::kF32}) {
