@@ -9,8 +9,8 @@ namespace phalanx::launcher {
 
 // The middle one, or the mean of the two in the middle.
 double Median(std::vector<double> values);
-// The mean without the least and the greatest tenth (rounded up, where three values or more are
-// left out of): what long work takes where others now and then take a core away, which a median of
+// The mean without the least and the greatest tenth, each rounded up; of one or two values, of all.
+// What long work takes where others now and then take a core away, which a median of
 // short pieces would not show.
 double TrimmedMean(std::vector<double> values);
 

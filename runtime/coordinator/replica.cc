@@ -8,6 +8,7 @@
 #include "parallel/mesh.h"
 
 namespace phalanx::coordinator {
+
 Replica::Replica(int index, const CoordinatorOptions& options, std::unique_ptr<GroupSource> source,
                  ReplicaOwner& owner)
     : index_(index),
