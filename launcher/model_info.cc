@@ -7,14 +7,15 @@
 
 namespace phalanx::launcher {
 
+std::string ModelName(const Service& service, const std::string& name) {
+  if (!name.empty()) return name;
+  return std::filesystem::weakly_canonical(service.model_directory()).filename().string();
+}
+
 serving::ModelInfo MakeModelInfo(Service& service, const std::string& name) {
   const checkpoint::ModelConfig& config = service.config();
   serving::ModelInfo info;
-  info.name = name;
-  if (info.name.empty()) {
-    std::filesystem::path path = std::filesystem::weakly_canonical(service.model_directory());
-    info.name = path.filename().string();
-  }
+  info.name = ModelName(service, name);
   info.family = config.model_type;
   info.context_length = service.max_context();
   info.vocab_size = config.vocab_size;

@@ -9,7 +9,9 @@
 
 namespace phalanx::launcher {
 
-// `name`: what clients call it; empty: the last part of the model directory.
+// What clients call the model: `name`, or where that is empty the last part of its directory.
+std::string ModelName(const Service& service, const std::string& name);
+// `name`: as above.
 serving::ModelInfo MakeModelInfo(Service& service, const std::string& name);
 
 }  // namespace phalanx::launcher

@@ -189,6 +189,25 @@ absl::Status GiveSlots(const HostSlots& host, bool staged, parallel::NodeSpec& n
   return absl::OkStatus();
 }
 
+// Ranks start on this machine where no hosts are named, whatever machines are described: an error
+// where the layout is planned for those, else a warning.
+absl::Status CheckMachinesAreNamed(const ConfigFile& file, const ServiceOptions& options,
+                                   bool planned) {
+  if (!options.hosts.empty() || !options.hostfile.empty()) return absl::OkStatus();
+  int machines = 0;
+  for (const v1::NodeConfig& node : file.config.cluster().nodes()) {
+    machines += node.has_count() ? node.count() : 1;
+  }
+  if (machines < 2) return absl::OkStatus();
+  const std::string fault = absl::StrCat(
+      file.path, ": cluster.nodes describes ", machines,
+      " machines, but no hosts are named, so that all ranks start on this one; name the hosts "
+      "under cluster.hosts or with --hosts");
+  if (planned) return absl::InvalidArgumentError(absl::StrCat(fault, ", or describe one machine"));
+  spdlog::warn("{}", fault);
+  return absl::OkStatus();
+}
+
 // Puts what `text` settles into `plan`.
 absl::Status SettleAxes(const std::string& text, parallel::PlanOptions& plan) {
   if (text.empty() || text == "auto") return absl::OkStatus();
@@ -435,13 +454,18 @@ absl::StatusOr<parallel::Layout> ChooseLayout(parallel::PlanOptions plan) {
 }
 
 absl::Status SettleLayout(const PlanningOptions& planning, ServiceOptions& options) {
-  if (options.rank.layout != "auto") return absl::OkStatus();
   std::optional<ConfigFile> file;
   if (!options.cluster_file.empty()) {
     absl::StatusOr<ConfigFile> read = ReadConfig(options.cluster_file);
     if (!read.ok()) return read.status();
     file = *std::move(read);
   }
+  const bool planned = options.rank.layout == "auto";
+  if (file.has_value() && options.workers != "external") {
+    absl::Status named = CheckMachinesAreNamed(*file, options, planned);
+    if (!named.ok()) return named;
+  }
+  if (!planned) return absl::OkStatus();
   absl::StatusOr<parallel::PlanOptions> plan =
       MakePlanOptions(options, planning, file.has_value() ? &*file : nullptr);
   if (!plan.ok()) return plan.status();

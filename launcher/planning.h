@@ -67,7 +67,8 @@ absl::StatusOr<parallel::Layout> ChooseLayout(parallel::PlanOptions plan);
 
 // For `run` and `serve`: where options.rank.layout is "auto", puts the best layout there and says
 // why in the log. Call it after ApplyClusterFile() and before Service::Create().
-// FAILED_PRECONDITION where nothing fits.
+// FAILED_PRECONDITION where nothing fits; INVALID_ARGUMENT where the file describes several
+// machines and nobody names them (a warning, where the layout is given).
 absl::Status SettleLayout(const PlanningOptions& planning, ServiceOptions& options);
 
 }  // namespace phalanx::launcher

@@ -5,8 +5,10 @@
 #include <iostream>
 #include <utility>
 
+#include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/time/clock.h"
+#include "launcher/machine.h"
 
 namespace phalanx::launcher {
 
@@ -34,6 +36,29 @@ void ProgressBar::Update(int64_t done, int64_t total) {
   std::cerr << absl::StrFormat("\r%s [%s%s] %3d%%", label_, std::string(filled, '#'),
                                std::string(kWidth - filled, ' '), done * 100 / total)
             << (complete ? "\n" : "") << std::flush;
+}
+
+LoadingProgress::Bytes LoadingProgress::Sum() const {
+  Bytes sum;
+  for (const Bytes& part : parts_) {
+    sum.done += part.done;
+    sum.total += part.total;
+  }
+  return sum;
+}
+
+void LoadingProgress::Update(int replica, int64_t done, int64_t total) {
+  absl::MutexLock lock(&mutex_);
+  parts_[replica] = {done, total};
+  const Bytes sum = Sum();
+  bar_.Update(sum.done, sum.total);
+}
+
+std::string LoadingProgress::Message() const {
+  absl::MutexLock lock(&mutex_);
+  const Bytes sum = Sum();
+  if (sum.total == 0) return "starting the ranks";
+  return absl::StrCat(FormatBytes(sum.done), " of ", FormatBytes(sum.total), " loaded");
 }
 
 }  // namespace phalanx::launcher

@@ -58,28 +58,6 @@ void LogRanks(const coordinator::CoordinatorStatus& status) {
   }
 }
 
-// Loading of all replicas in one bar.
-class LoadingProgress {
- public:
-  explicit LoadingProgress(int replicas) : parts_(replicas) {}
-  void Update(int replica, int64_t done, int64_t total) {
-    absl::MutexLock lock(&mutex_);
-    parts_[replica] = {done, total};
-    int64_t sum_done = 0;
-    int64_t sum_total = 0;
-    for (const auto& [part_done, part_total] : parts_) {
-      sum_done += part_done;
-      sum_total += part_total;
-    }
-    bar_.Update(sum_done, sum_total);
-  }
-
- private:
-  absl::Mutex mutex_;
-  std::vector<std::pair<int64_t, int64_t>> parts_ ABSL_GUARDED_BY(mutex_);
-  ProgressBar bar_{"loading"};
-};
-
 }  // namespace
 
 absl::StatusOr<worker::WorkerOptions> MakeWorkerOptions(const RankOptions& options,
@@ -276,11 +254,11 @@ absl::StatusOr<std::vector<std::unique_ptr<coordinator::GroupSource>>> Service::
   setup_.token = token_;
   setup_.max_context = max_context_;
   setup_.control = control_.get();
-  auto bar = std::make_shared<LoadingProgress>(replicas_);
+  loading_ = std::make_shared<LoadingProgress>(replicas_);
   std::vector<std::unique_ptr<coordinator::GroupSource>> sources;
   for (int replica = 0; replica < replicas_; ++replica) {
-    const auto progress = [bar, replica](int64_t done, int64_t total) {
-      bar->Update(replica, done, total);
+    const auto progress = [loading = loading_, replica](int64_t done, int64_t total) {
+      loading->Update(replica, done, total);
     };
     if (options_.workers == "threads") {
       worker::WorkerOptions options = worker_options_;

@@ -14,6 +14,7 @@
 #include "launcher/placement.h"
 #include "launcher/planning.h"
 #include "launcher/process_groups.h"
+#include "launcher/progress_bar.h"
 #include "runtime/checkpoint/model_config.h"
 #include "runtime/control/control_server.h"
 #include "runtime/control/remote_worker_group.h"
@@ -37,6 +38,8 @@ class Service {
                                                          bool one_process_by_default);
   ~Service();  // Stop()s
 
+  // How far Start() has got, for people. From any thread.
+  std::string LoadingMessage() const { return loading_->Message(); }
   // Starts the ranks and waits until they have loaded; prints them to the log.
   absl::Status Start();
   void Stop();
@@ -81,6 +84,7 @@ class Service {
   std::unique_ptr<tokenizer::Tokenizer> tokenizer_;
   std::unique_ptr<control::ControlServer> control_;
   GroupSetup setup_;
+  std::shared_ptr<LoadingProgress> loading_;
   // By replica, where ranks are processes; the coordinator owns them.
   std::vector<const ProcessGroupSource*> sources_;
   std::unique_ptr<coordinator::Coordinator> coordinator_;

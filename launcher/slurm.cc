@@ -125,6 +125,19 @@ absl::StatusOr<std::vector<HostSlots>> AllocatedHosts(const Environment& environ
   return out;
 }
 
+absl::Status SettleHosts(const Environment& environment, ServiceOptions& options) {
+  if (!environment.in_slurm_allocation || !options.hosts.empty() || !options.hostfile.empty()) {
+    return absl::OkStatus();
+  }
+  const auto hosts = AllocatedHosts(environment);
+  if (!hosts.ok()) return hosts.status();
+  if (hosts->size() == 1 && hosts->front().host == environment.slurm_node_name) {
+    return absl::OkStatus();
+  }
+  options.hosts = ToHostList(*hosts);
+  return absl::OkStatus();
+}
+
 absl::Status SettleAllocation(const Environment& environment, ServiceOptions& options) {
   if (options.binding == "core" && options.rank.threads == 0) {
     return absl::InvalidArgumentError(
@@ -139,14 +152,7 @@ absl::Status SettleAllocation(const Environment& environment, ServiceOptions& op
   }
   if (options.workers == "threads" || options.workers == "external") return absl::OkStatus();
   if (IsProgram(options.srun)) options.auto_workers = "srun";
-  if (!options.hosts.empty() || !options.hostfile.empty()) return absl::OkStatus();
-  const auto hosts = AllocatedHosts(environment);
-  if (!hosts.ok()) return hosts.status();
-  if (hosts->size() == 1 && hosts->front().host == environment.slurm_node_name) {
-    return absl::OkStatus();
-  }
-  options.hosts = ToHostList(*hosts);
-  return absl::OkStatus();
+  return SettleHosts(environment, options);
 }
 
 }  // namespace phalanx::launcher

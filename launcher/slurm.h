@@ -21,11 +21,14 @@ absl::StatusOr<std::vector<int>> ParseTaskCounts(const std::string& text);
 // The nodes of the allocation, each with as many slots as it has tasks. INVALID_ARGUMENT.
 absl::StatusOr<std::vector<HostSlots>> AllocatedHosts(const Environment& environment);
 
-// Inside an allocation (but not inside one of its steps' tasks), where nothing is said of hosts and
-// processes are to be started: sets options.hosts to the allocation's and options.auto_workers to
-// srun, where that is there. One node, this one, is left to be the default. Errors:
-// INVALID_ARGUMENT, also for --workers srun outside of an allocation and for --binding core without
-// --threads.
+// Inside an allocation (but not inside one of its steps' tasks), where options names no hosts: sets
+// options.hosts to the allocation's. One node, this one, is left to be the default.
+// INVALID_ARGUMENT.
+absl::Status SettleHosts(const Environment& environment, ServiceOptions& options);
+
+// The same, where processes are to be started, and sets options.auto_workers to srun, where that is
+// there. Errors: INVALID_ARGUMENT, also for --workers srun outside of an allocation and for
+// --binding core without --threads.
 absl::Status SettleAllocation(const Environment& environment, ServiceOptions& options);
 
 }  // namespace phalanx::launcher

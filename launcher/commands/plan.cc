@@ -20,11 +20,13 @@
 #include "launcher/calibration.h"
 #include "launcher/commands/commands.h"
 #include "launcher/config.h"
+#include "launcher/env.h"
 #include "launcher/exit_code.h"
 #include "launcher/machine.h"
 #include "launcher/measure.h"
 #include "launcher/options.h"
 #include "launcher/planning.h"
+#include "launcher/slurm.h"
 #include "parallel/planner.h"
 #include "spdlog/spdlog.h"
 
@@ -244,6 +246,12 @@ absl::Status RunPlan(const CLI::App& flags, PlanCommandOptions& options) {
       file->config.cluster().nodes(0).device() == v1::NodeConfig::DEVICE_CUDA) {
     options.service.rank.device = "cuda";
   }
+  // Where nothing describes the machines, they are those that `serve` would use.
+  if (options.planning.gpu_type.empty() &&
+      (!file.has_value() || file->config.cluster().nodes_size() == 0)) {
+    absl::Status settled = SettleHosts(ReadEnvironment(), options.service);
+    if (!settled.ok()) return settled;
+  }
   if (!options.calibrate.empty()) {
     if (options.service.rank.device == "cuda") {
       return absl::InvalidArgumentError(
@@ -295,11 +303,13 @@ void AddPlanCommand(CLI::App& parent, Command* run) {
   app->add_option("--model", service.rank.model,
                   "Hugging Face directory; config.json and the index are all that is read");
   app->add_option("--cluster", service.cluster_file,
-                  "YAML that describes the machines (default: this one)");
+                  "YAML that describes the machines (default: --hosts)");
   app->add_option("--layout", service.rank.layout,
                   "Axes that are settled, e.g. tp=8; the others are planned")
       ->capture_default_str();
-  app->add_option("--hosts", service.hosts, "Hosts and their ranks, a:2,b:2, like this machine");
+  app->add_option("--hosts", service.hosts,
+                  "Hosts and their ranks, a:2,b:2, like this machine (default: the Slurm "
+                  "allocation, else this machine)");
   app->add_option("--threads", service.rank.threads,
                   "Compute threads per rank on CPUs (default: cores / ranks)")
       ->check(CLI::Range(1, 1024));

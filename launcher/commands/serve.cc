@@ -115,6 +115,9 @@ absl::StatusOr<int> Serve(const ServeOptions& options) {
   server_options.listen = options.serving.listen;
   server_options.max_request_bytes = options.serving.max_request_bytes;
   server_options.version = kVersion;
+  server_options.model = ModelName(**service, options.serving.model_name);
+  server_options.layout = (*service)->layout();
+  server_options.loading_message = [&service] { return (*service)->LoadingMessage(); };
   absl::StatusOr<std::unique_ptr<serving::InferenceServer>> server =
       serving::InferenceServer::Listen(server_options);
   if (!server.ok()) return server.status();

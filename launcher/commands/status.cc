@@ -73,6 +73,8 @@ void PrintTable(const v1::GetStatusResponse& s, const std::string& endpoint) {
                                StateName(s.state()), s.model(), s.layout(), s.version(),
                                s.uptime_seconds());
   if (!s.status_message().empty()) std::cout << s.status_message() << "\n";
+  // Nothing has been counted.
+  if (s.state() == v1::SERVER_STATE_LOADING) return;
   PrintEngine(s.engine());
   const bool replicas = s.replicas_size() > 1;
   if (s.replicas_size() == 1) PrintRecovery(s.replicas(0));

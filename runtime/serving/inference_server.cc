@@ -42,7 +42,6 @@ class InferenceServer::Impl final : public Raw<v1::Inference::Service> {
   explicit Impl(InferenceServerOptions options) : options_(std::move(options)) {}
 
   absl::Status Listen();
-  void SetLoadingMessage(absl::string_view message);
   void Serve(ServedModel model);
   void BeginDrain();
   void Shutdown(absl::Duration grace);
@@ -92,7 +91,6 @@ class InferenceServer::Impl final : public Raw<v1::Inference::Service> {
   std::mutex mutex_;
   std::condition_variable changed_;
   Served served_;  // null while loading
-  std::string loading_message_ = "loading";
   bool draining_ = false;
   bool stopping_ = false;
   std::thread health_thread_;
@@ -138,11 +136,6 @@ void InferenceServer::Impl::SetHealth(bool serving) {
   grpc::HealthCheckServiceInterface* health = server_->GetHealthCheckService();
   health->SetServingStatus("", serving);
   health->SetServingStatus(kServiceName, serving);
-}
-
-void InferenceServer::Impl::SetLoadingMessage(absl::string_view message) {
-  std::lock_guard<std::mutex> lock(mutex_);
-  loading_message_ = std::string(message);
 }
 
 void InferenceServer::Impl::Serve(ServedModel model) {
@@ -326,13 +319,15 @@ void InferenceServer::Impl::FillGetStatus(v1::GetStatusResponse* response) {
     std::lock_guard<std::mutex> lock(mutex_);
     served = served_;
     draining = draining_;
-    if (served == nullptr) response->set_status_message(loading_message_);
   }
   response->set_version(options_.version);
   response->set_uptime_seconds(
       std::chrono::duration<double>(std::chrono::steady_clock::now() - started_).count());
   if (served == nullptr) {
     response->set_state(draining ? v1::SERVER_STATE_DRAINING : v1::SERVER_STATE_LOADING);
+    response->set_model(options_.model);
+    response->set_layout(options_.layout);
+    if (options_.loading_message) response->set_status_message(options_.loading_message());
     return;
   }
   response->set_model(served->info.name);
@@ -363,9 +358,6 @@ InferenceServer::InferenceServer(std::unique_ptr<Impl> impl) : impl_(std::move(i
 InferenceServer::~InferenceServer() { impl_->Shutdown(absl::ZeroDuration()); }
 int InferenceServer::port() const { return impl_->port(); }
 std::string InferenceServer::address() const { return impl_->address(); }
-void InferenceServer::SetLoadingMessage(absl::string_view message) {
-  impl_->SetLoadingMessage(message);
-}
 void InferenceServer::Serve(ServedModel model) { impl_->Serve(std::move(model)); }
 void InferenceServer::BeginDrain() { impl_->BeginDrain(); }
 void InferenceServer::Shutdown(absl::Duration grace) { impl_->Shutdown(grace); }

@@ -11,7 +11,6 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
-#include "absl/strings/string_view.h"
 #include "absl/time/time.h"
 #include "runtime/control/remote_worker_group.h"
 #include "runtime/coordinator/coordinator.h"
@@ -21,8 +20,13 @@
 namespace phalanx::serving {
 
 struct InferenceServerOptions {
-  std::string listen = "127.0.0.1:50051";          // "HOST:PORT"; port 0: any free one
-  std::string version;                             // of this program, for GetStatus
+  std::string listen = "127.0.0.1:50051";  // "HOST:PORT"; port 0: any free one
+  std::string version;                     // of this program, for GetStatus
+  // For GetStatus until Serve(): what is being loaded, and how far that has got ("1.2 GiB of 2.5
+  // GiB loaded"; null: nothing is said). Called from any thread, until Shutdown().
+  std::string model;
+  std::string layout;
+  std::function<std::string()> loading_message;
   int64_t max_request_bytes = int64_t{128} << 20;  // larger ones: RESOURCE_EXHAUSTED
   // Answers that a client leaves unread; beyond that its call is cancelled.
   int64_t max_unread_bytes = int64_t{64} << 20;
@@ -54,8 +58,6 @@ class InferenceServer {
   // "HOST:PORT" as bound, the port resolved.
   std::string address() const;
 
-  // For GetStatus while the model loads, e.g. "loading: 1.2 of 2.5 GB".
-  void SetLoadingMessage(absl::string_view message);
   // The model is loaded: from now on everything is served, until the coordinator leaves its serving
   // state (health follows within half a second).
   void Serve(ServedModel model);

@@ -345,6 +345,31 @@ TEST(PlanningTest, AutoBecomesALayoutThatFitsThisMachine) {
   EXPECT_EQ(service.rank.layout, "tp=2");
 }
 
+TEST(PlanningTest, NoLayoutIsPlannedForMachinesThatNobodyNames) {
+  ScratchDirectory scratch;
+  ServiceOptions service;
+  service.rank.model = absl::StrCat(kModels, "mixtral-8x22b");
+  service.cluster_file = scratch / "c.yaml";
+  std::ofstream(service.cluster_file)
+      << "cluster: {nodes: [{name: n, count: 2, cores: 64, memory_bytes: 1TiB, read_gb_per_s: 300, "
+         "matrix_tflops: 4, network_us: 20, network_gb_per_s: 10}]}";
+  service.rank.layout = "auto";
+  const absl::Status status = SettleLayout({}, service);
+  EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(std::string(status.message()),
+              HasSubstr("c.yaml: cluster.nodes describes 2 machines, but no hosts are named"));
+  service.hosts = "a:4,b:4";
+  EXPECT_TRUE(SettleLayout({}, service).ok());
+  // Workers that are started elsewhere, and a layout that somebody has chosen.
+  service.hosts = "";
+  service.rank.layout = "auto";
+  service.workers = "external";
+  EXPECT_TRUE(SettleLayout({}, service).ok());
+  service.workers = "auto";
+  service.rank.layout = "tp=2";
+  EXPECT_TRUE(SettleLayout({}, service).ok());
+}
+
 // Odd sizes everywhere: heads and channels that leaves don't divide, a head padded to a panel.
 constexpr char kDense[] = R"({"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2",
   "hidden_size": 120, "intermediate_size": 424, "num_hidden_layers": 5, "num_attention_heads": 10,

@@ -93,6 +93,18 @@ TEST(SettleAllocation, OneNodeIsNamedOnlyWhereItIsAnother) {
   EXPECT_EQ(options.hosts, "n1:4");
 }
 
+TEST(SettleHosts, TakesTheAllocationsWhateverStartsTheRanks) {
+  ServiceOptions options;
+  options.workers = "external";
+  ASSERT_TRUE(SettleHosts(Allocation("n[1-2]", "2(x2)"), options).ok());
+  EXPECT_EQ(options.hosts, "n1:2,n2:2");
+  EXPECT_EQ(options.auto_workers, "mpirun");
+  ServiceOptions outside;
+  ASSERT_TRUE(SettleHosts(Environment(), outside).ok());
+  EXPECT_EQ(outside.hosts, "");
+  EXPECT_FALSE(SettleHosts(Allocation("n[1-2]", "2"), outside).ok());
+}
+
 TEST(SettleAllocation, RefusesSrunWithoutAnAllocationAndCoresWithoutTheirNumber) {
   ServiceOptions options;
   options.workers = "srun";

@@ -45,6 +45,19 @@ class Starting(jobs.SlurmTestCase):
         self.assert_ends(job, "FAILED", "2:0")
         self.assertIn("the hosts have 2 slots", self.output(job))
 
+    def test_a_plan_is_made_for_the_nodes_of_the_allocation(self):
+        job = self.submit(self.script("plan", """set -e
+$PHALANX plan --model $MODEL --json
+$PHALANX plan --model $MODEL --json --hosts other:1
+$PHALANX plan --quick --calibrate-ranks 2 --calibrate measured.yaml
+"""), options=("--nodes=2", "--ntasks-per-node=2"))
+        self.assert_ends(job, "COMPLETED", "0:0")
+        plans = [json.loads(line) for line in self.output(job).splitlines()
+                 if line.startswith("{")]
+        self.assertEqual([plan["cluster"]["nodes"] for plan in plans], [2, 1])
+        self.assertEqual(plans[0]["cluster"]["devices"], 4)
+        self.assertIn("across_nodes: true", (self.work / "measured.yaml").read_text())
+
     def test_srun_outside_of_an_allocation_is_refused(self):
         result = harness.run("run", "--model", str(harness.DEMO_MODEL), "--prompt", "a",
                              "--workers", "srun")

@@ -44,6 +44,9 @@ class InferenceServerTest : public ::testing::Test {
   void Listen() {
     options_.listen = "127.0.0.1:0";
     options_.version = "1.0";
+    options_.model = "demo";
+    options_.layout = "tp=2";
+    options_.loading_message = [] { return "1 of 2 GB"; };
     auto server = InferenceServer::Listen(options_);
     ASSERT_TRUE(server.ok()) << server.status();
     server_ = *std::move(server);
@@ -187,7 +190,6 @@ class InferenceServerTest : public ::testing::Test {
 };
 
 TEST_F(InferenceServerTest, WhileLoadingEverythingButStatusIsUnavailable) {
-  server_->SetLoadingMessage("1 of 2 GB");
   EXPECT_EQ(Health(""), 2);
   EXPECT_EQ(Health("phalanx.v1.Inference"), 2);
   const Answer answer = Generate(Request(0, 3));
@@ -195,7 +197,10 @@ TEST_F(InferenceServerTest, WhileLoadingEverythingButStatusIsUnavailable) {
   EXPECT_THAT(answer.status.error_message(), HasSubstr("loading"));
   EXPECT_EQ(Status().state(), v1::SERVER_STATE_LOADING);
   EXPECT_EQ(Status().status_message(), "1 of 2 GB");
+  EXPECT_EQ(Status().model(), "demo");
+  EXPECT_EQ(Status().layout(), "tp=2");
   Serve();
+  EXPECT_EQ(Status().status_message(), "");
   EXPECT_EQ(Health(""), 1);
   EXPECT_EQ(Health("phalanx.v1.Inference"), 1);
   ExpectServing();
