@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <filesystem>
+#include <functional>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <optional>
@@ -22,7 +23,9 @@
 #include "launcher/placement.h"
 #include "parallel/gpu_types.h"
 #include "runtime/checkpoint/checkpoint.h"
+#include "runtime/checkpoint/families.h"
 #include "runtime/checkpoint/json_file.h"
+#include "runtime/checkpoint/quantization.h"
 #include "runtime/model/profile.h"
 #include "runtime/model/shape.h"
 #include "spdlog/spdlog.h"
@@ -52,6 +55,31 @@ std::optional<kernels::DType> DTypeNamed(const std::string& name) {
   if (name == "float16") return kernels::DType::kF16;
   if (name == "float32") return kernels::DType::kF32;
   return std::nullopt;
+}
+
+// What of each layer is kept in FP8, of a checkpoint that has some. `coded`: whether the tensor is.
+std::vector<parallel::LayerMatrices> Fp8Matrices(
+    const checkpoint::ModelConfig& config,
+    const std::function<bool(checkpoint::Role, int64_t)>& coded) {
+  using checkpoint::Role;
+  constexpr std::pair<Role, parallel::LayerMatrix> kFirst[] = {
+      {Role::kQ, parallel::kQkv},
+      {Role::kO, parallel::kO},
+      {Role::kGate, parallel::kGateUp},
+      {Role::kExpertGate, parallel::kGateUp},
+      {Role::kDown, parallel::kDown},
+      {Role::kExpertDown, parallel::kDown},
+      {Role::kSharedGate, parallel::kSharedGateUp},
+      {Role::kSharedDown, parallel::kSharedDown}};
+  std::vector<parallel::LayerMatrices> out(config.num_layers);
+  for (int64_t layer = 0; layer < config.num_layers; ++layer) {
+    for (const auto& [role, matrix] : kFirst) {
+      if (checkpoint::HasRole(config, role, layer) && coded(role, layer)) {
+        out[layer] |= 1 << matrix;
+      }
+    }
+  }
+  return out;
 }
 
 // From the index's own figure: bytes of all tensors.
@@ -265,7 +293,6 @@ parallel::ModelSpec MakeModelSpec(const checkpoint::ModelConfig& config, kernels
   spec.qk_norm = config.qk_norm;
   spec.shared_expert_gate = config.shared_expert_gate;
   spec.tied_head = config.tie_word_embeddings;
-  spec.fp8_weights = config.fp8.has_value();
   spec.fine_scales = config.fine_scales;
   spec.max_positions = config.max_position_embeddings;
   spec.windows = config.layer_windows;
@@ -283,10 +310,25 @@ absl::StatusOr<parallel::ModelSpec> ReadModelSpec(const std::string& directory) 
   kernels::DType weights = kernels::DType::kBF16;
   const auto opened = checkpoint::Checkpoint::Open(directory);
   if (opened.ok()) {
-    return MakeModelSpec((*opened)->config(), (*opened)->config().weight_dtype, name);
+    const checkpoint::ModelConfig& found = (*opened)->config();
+    parallel::ModelSpec spec = MakeModelSpec(found, found.weight_dtype, name);
+    if (found.fp8.has_value()) {
+      spec.fp8_matrices = Fp8Matrices(found, [&](checkpoint::Role role, int64_t layer) {
+        const auto tensor = (*opened)->Find(role, layer);
+        return tensor.ok() && tensor->dtype == kernels::DType::kF8E4M3;
+      });
+    }
+    return spec;
   }
   // FP8 is read beside BF16 alone.
-  if (config->fp8.has_value()) return MakeModelSpec(*config, weights, name);
+  if (config->fp8.has_value()) {
+    parallel::ModelSpec spec = MakeModelSpec(*config, weights, name);
+    spec.fp8_matrices = Fp8Matrices(*config, [&](checkpoint::Role role, int64_t layer) {
+      return !checkpoint::IsLeftOut(config->fp8_left_out,
+                                    checkpoint::TensorName(*config, role, layer));
+    });
+    return spec;
+  }
   if (const auto declared = DTypeNamed(config->declared_dtype); declared.has_value()) {
     weights = *declared;
   } else {
@@ -394,9 +436,12 @@ absl::StatusOr<parallel::PlanOptions> MakePlanOptions(const ServiceOptions& opti
                         : plan.model.element_bytes == 2 ? kernels::DType::kF16
                                                         : kernels::DType::kF32;
   if (absl::Status status = profile.HoldWeightsOf(config); !status.ok()) return status;
-  if (kernels::IsFp8(*format)) plan.model.fp8_weights = true;
+  // A checkpoint's own codes stay as they are, and so does what is beside them.
+  if (kernels::IsFp8(*format) && plan.model.fp8_matrices.empty()) {
+    plan.model.fp8_matrices.assign(plan.model.shape.num_layers, parallel::kAllLayerMatrices);
+  }
   // A CPU keeps what FP8 is read back as.
-  if (options.rank.device != "cuda") plan.model.fp8_weights = false;
+  if (options.rank.device != "cuda") plan.model.fp8_matrices.clear();
   const absl::StatusOr<kernels::KvFormat> kv = ParseKvDtype(options.rank.kv_dtype);
   if (!kv.ok()) return kv.status();
   plan.model.fp8_kv = *kv == kernels::KvFormat::kF8E4M3;

@@ -20,23 +20,26 @@ double CeilShare(double rows, int members) { return std::ceil(rows / members); }
 // Seconds of ops on one rank.
 class Ops {
  public:
-  Ops(const ComputeRates& rates, const ModelSpec& spec, const DeviceTraits& traits)
-      : rates_(rates), spec_(spec), traits_(traits) {}
+  // `fp8`: of the layer, where it is one.
+  Ops(const ComputeRates& rates, const ModelSpec& spec, const DeviceTraits& traits,
+      LayerMatrices fp8 = 0)
+      : rates_(rates), spec_(spec), traits_(traits), fp8_(fp8) {}
 
   // `leaves`: of k on this rank; 1 where k is whole. `pack_rows` may be less than rows.
   double MatMul(double n, double k, double rows, double leaves) const {
     if (n <= 0 || k <= 0 || rows <= 0) return 0;
     return MatMulOp() + Weights(n, k, rows, leaves, static_cast<double>(spec_.element_bytes));
   }
-  // Of a layer's matrix, which may be kept in FP8.
-  double LayerMatMul(double n, double k, double rows, double leaves) const {
-    return Grouped(1, n, k, rows, leaves);
+  // By a layer's matrix.
+  double MatMul(LayerMatrix matrix, double n, double k, double rows, double leaves) const {
+    return Grouped(matrix, 1, n, k, rows, leaves);
   }
-  // Several of them of one shape with `rows` rows each, in one call.
-  double Grouped(double count, double n, double k, double rows, double leaves) const {
+  // By several of one shape with `rows` rows each, in one call.
+  double Grouped(LayerMatrix matrix, double count, double n, double k, double rows,
+                 double leaves) const {
     if (count <= 0 || n <= 0 || k <= 0 || rows <= 0) return 0;
-    return MatMulOp() +
-           count * Weights(n, k, rows, leaves, static_cast<double>(spec_.layer_group_bytes()) / 32);
+    const double weight_bytes = static_cast<double>(spec_.group_bytes(matrix, fp8_)) / 32;
+    return MatMulOp() + count * Weights(n, k, rows, leaves, weight_bytes);
   }
   double op() const { return rates_.op; }
   const ComputeRates& rates() const { return rates_; }
@@ -62,6 +65,7 @@ class Ops {
   const ComputeRates& rates_;
   const ModelSpec& spec_;
   const DeviceTraits& traits_;
+  const LayerMatrices fp8_;
 };
 
 }  // namespace
@@ -159,7 +163,8 @@ CostModel::CostModel(const ModelSpec& spec, const DeviceTraits& traits, const Cl
   stripe_parts_ = Sum(stripe_parts);
   stripe_share_ = stripes / shards.stripe_cut().num_leaves();
   for (int64_t i = 1; i < shape.num_layers; ++i) {
-    one_kind_ = one_kind_ && shape.is_moe(i) == shape.is_moe(0) && spec.window(i) == spec.window(0);
+    one_kind_ = one_kind_ && shape.is_moe(i) == shape.is_moe(0) &&
+                spec.window(i) == spec.window(0) && spec.fp8(i) == spec.fp8(0);
   }
 }
 
@@ -191,7 +196,7 @@ std::vector<int> CostModel::Signature(int replica) const {
 std::vector<std::pair<CostModel::LayerClass, int>> CostModel::LayerKinds(int stage) const {
   const Range layers = shards_.stage_layers(stage);
   const auto kind = [this](int64_t i) {
-    return LayerClass{spec_.shape.is_moe(i), spec_.window(i)};
+    return LayerClass{spec_.shape.is_moe(i), spec_.window(i), spec_.fp8(i)};
   };
   if (one_kind_) return {{kind(0), static_cast<int>(layers.size())}};
   std::map<LayerClass, int> counts;
@@ -301,10 +306,11 @@ CostParts CostModel::Head(const StagePlace& place, const StepShape& step) const 
   return out;
 }
 
-void CostModel::Experts(const StagePlace& place, double rows, bool sharded, CostParts& out) const {
+void CostModel::Experts(const StagePlace& place, double rows, bool sharded, LayerMatrices fp8,
+                        CostParts& out) const {
   const DecoderShape& shape = spec_.shape;
   const Layout& layout = shards_.layout();
-  const Ops ops(place.rates, spec_, traits_);
+  const Ops ops(place.rates, spec_, traits_, fp8);
   const double hidden = static_cast<double>(shape.hidden_size);
   const double all = static_cast<double>(shape.num_experts);
   const double k = static_cast<double>(shape.experts_per_token);
@@ -346,13 +352,13 @@ void CostModel::Experts(const StagePlace& place, double rows, bool sharded, Cost
   }
   out.other += 2 * ops.op() + place.rates.silu_element * most * expert_channels_ +
                place.rates.copy_byte * most * hidden * static_cast<double>(spec_.activation_bytes);
-  out.matmul += ops.Grouped(touched, 2 * expert_channels_, hidden, rows_each, 1);
-  out.matmul += ops.Grouped(touched, hidden, expert_channels_, rows_each, expert_leaves_);
+  out.matmul += ops.Grouped(kGateUp, touched, 2 * expert_channels_, hidden, rows_each, 1);
+  out.matmul += ops.Grouped(kDown, touched, hidden, expert_channels_, rows_each, expert_leaves_);
 
   if (shape.shared_intermediate_size > 0) {
-    out.matmul += ops.LayerMatMul(2 * shared_channels_, hidden, slice, 1);
+    out.matmul += ops.MatMul(kSharedGateUp, 2 * shared_channels_, hidden, slice, 1);
     out.other += ops.op() + place.rates.silu_element * slice * shared_channels_;
-    out.matmul += ops.LayerMatMul(hidden, shared_channels_, slice, leaves_);
+    out.matmul += ops.MatMul(kSharedDown, hidden, shared_channels_, slice, leaves_);
     if (layout.tp > 1) {
       if (sharded) {
         out.collectives +=
@@ -383,7 +389,7 @@ CostParts CostModel::Layer(const StagePlace& place, const StepShape& step,
                            const LayerClass& kind) const {
   const DecoderShape& shape = spec_.shape;
   const Layout& layout = shards_.layout();
-  const Ops ops(place.rates, spec_, traits_);
+  const Ops ops(place.rates, spec_, traits_, kind.fp8);
   const ComputeRates& rates = place.rates;
   const double act = static_cast<double>(spec_.activation_bytes);
   const double hidden = static_cast<double>(shape.hidden_size);
@@ -400,8 +406,8 @@ CostParts CostModel::Layer(const StagePlace& place, const StepShape& step,
     out.collectives +=
         CollectiveSeconds(cluster_, place.tp, Collective::kAllGather, own * hidden * act, 0);
   };
-  const auto row_parallel = [&](double k) {
-    out.matmul += ops.LayerMatMul(hidden, k, slice, leaves_);
+  const auto row_parallel = [&](LayerMatrix matrix, double k) {
+    out.matmul += ops.MatMul(matrix, hidden, k, slice, leaves_);
     if (layout.tp == 1) return;
     out.collectives += CollectiveSeconds(
         cluster_, place.tp, sharded ? Collective::kReduceScatter : Collective::kAllReduce,
@@ -412,7 +418,7 @@ CostParts CostModel::Layer(const StagePlace& place, const StepShape& step,
   out.other += 2 * (ops.op() + rates.norm_element * own * hidden);
 
   gather_normed();
-  out.matmul += ops.LayerMatMul(width, hidden, slice, 1);
+  out.matmul += ops.MatMul(kQkv, width, hidden, slice, 1);
   if (sharded && layout.sp > 1) {
     out.collectives +=
         CollectiveSeconds(cluster_, place.sp, Collective::kAllGather, slice * width * kF32, 0);
@@ -439,16 +445,16 @@ CostParts CostModel::Layer(const StagePlace& place, const StepShape& step,
                                          sharded ? Collective::kAllToAll : Collective::kAllGather,
                                          m * own_stripe_parts_ * partial, 0);
   }
-  row_parallel(heads_ * d);
+  row_parallel(kO, heads_ * d);
 
   if (kind.moe) {
-    Experts(place, m, sharded, out);
+    Experts(place, m, sharded, kind.fp8, out);
     return out;
   }
   gather_normed();
-  out.matmul += ops.LayerMatMul(2 * channels_, hidden, slice, 1);
+  out.matmul += ops.MatMul(kGateUp, 2 * channels_, hidden, slice, 1);
   out.other += ops.op() + rates.silu_element * slice * channels_;
-  row_parallel(channels_);
+  row_parallel(kDown, channels_);
   return out;
 }
 

@@ -80,6 +80,7 @@ class CostModel {
   struct LayerClass {
     bool moe = false;
     int64_t window = 0;
+    LayerMatrices fp8 = 0;
     friend auto operator<=>(const LayerClass&, const LayerClass&) = default;
   };
   StagePlace Place(int replica, int stage, double running_share) const;
@@ -88,7 +89,8 @@ class CostModel {
   CostParts Layer(const StagePlace& place, const StepShape& step, const LayerClass& kind) const;
   CostParts Embedding(const StagePlace& place, const StepShape& step) const;
   CostParts Head(const StagePlace& place, const StepShape& step) const;
-  void Experts(const StagePlace& place, double rows, bool sharded, CostParts& out) const;
+  void Experts(const StagePlace& place, double rows, bool sharded, LayerMatrices fp8,
+               CostParts& out) const;
 
   const ModelSpec& spec_;
   const DeviceTraits& traits_;

@@ -11,21 +11,39 @@ int64_t RoundUp(int64_t value, int64_t multiple) {
 
 constexpr int64_t kF32Bytes = 4;
 
+// Values of a layer's matrices, by LayerMatrix.
+std::array<int64_t, kNumLayerMatrices> LayerValues(const DecoderShape& shape, int64_t layer) {
+  const int64_t hidden = shape.hidden_size;
+  std::array<int64_t, kNumLayerMatrices> out = {};
+  out[kQkv] = hidden * shape.head_dim * (shape.num_heads + 2 * shape.num_kv_heads);
+  out[kO] = hidden * shape.head_dim * shape.num_heads;
+  const bool moe = shape.is_moe(layer);
+  out[kDown] =
+      hidden * (moe ? shape.num_experts * shape.expert_intermediate_size : shape.intermediate_size);
+  out[kSharedDown] = moe ? hidden * shape.shared_intermediate_size : 0;
+  out[kGateUp] = 2 * out[kDown];
+  out[kSharedGateUp] = 2 * out[kSharedDown];
+  return out;
+}
+
 }  // namespace
 
 int64_t ModelSpec::Parameters() const {
   int64_t total = (tied_head ? 1 : 2) * shape.vocab_size * shape.hidden_size;
-  const int64_t attention =
-      shape.hidden_size * shape.head_dim * (2 * shape.num_heads + 2 * shape.num_kv_heads);
   for (int64_t i = 0; i < shape.num_layers; ++i) {
-    total += attention;
-    if (shape.is_moe(i)) {
+    if (shape.is_moe(i)) total += shape.hidden_size * shape.num_experts;
+    for (const int64_t values : LayerValues(shape, i)) total += values;
+  }
+  return total;
+}
+
+int64_t ModelSpec::ParameterBytes() const {
+  int64_t total = Parameters() * element_bytes;
+  for (int64_t i = 0; i < shape.num_layers; ++i) {
+    const std::array<int64_t, kNumLayerMatrices> values = LayerValues(shape, i);
+    for (int m = 0; m < kNumLayerMatrices; ++m) {
       total +=
-          shape.hidden_size * shape.num_experts +
-          3 * shape.hidden_size *
-              (shape.num_experts * shape.expert_intermediate_size + shape.shared_intermediate_size);
-    } else {
-      total += 3 * shape.hidden_size * shape.intermediate_size;
+          values[m] / 32 * (group_bytes(static_cast<LayerMatrix>(m), fp8(i)) - 32 * element_bytes);
     }
   }
   return total;
@@ -38,9 +56,10 @@ MemoryModel::MemoryModel(const ModelSpec& spec, const DeviceTraits& traits,
   for (int g = 0; g < layout.sp * layout.tp; ++g) members_.push_back(MakeMember(g));
   for (int p = 0; p < layout.pp; ++p) {
     const Range layers = shards.stage_layers(p);
-    int64_t moe = 0;
-    for (int64_t i = layers.begin; i < layers.end; ++i) moe += spec.shape.is_moe(i) ? 1 : 0;
-    moe_layers_.push_back(moe);
+    auto& kinds = stages_.emplace_back();
+    for (int64_t i = layers.begin; i < layers.end; ++i) {
+      ++kinds[{spec.shape.is_moe(i), spec.fp8(i)}];
+    }
   }
 }
 
@@ -48,8 +67,16 @@ int64_t MemoryModel::Packed(int64_t columns, int64_t padded_k) const {
   return RoundUp(columns, traits_.panel_columns) * padded_k * spec_.element_bytes;
 }
 
-int64_t MemoryModel::PackedLayer(int64_t columns, int64_t padded_k) const {
-  return RoundUp(columns, traits_.panel_columns) * (padded_k / 32) * spec_.layer_group_bytes();
+int64_t MemoryModel::Groups(int64_t columns, int64_t padded_k) const {
+  return RoundUp(columns, traits_.panel_columns) * (padded_k / 32);
+}
+
+int64_t MemoryModel::Bytes(const LayerWeights& weights, LayerMatrices fp8) const {
+  int64_t out = weights.bytes;
+  for (int m = 0; m < kNumLayerMatrices; ++m) {
+    out += weights.groups[m] * spec_.group_bytes(static_cast<LayerMatrix>(m), fp8);
+  }
+  return out;
 }
 
 int64_t MemoryModel::PaddedK(const LeafPartition& cut, Range leaves, int64_t scale) const {
@@ -76,33 +103,38 @@ MemoryModel::Member MemoryModel::MakeMember(int g) const {
   Member out;
   const int64_t qkv_columns = (heads.size() + 2 * kv_heads) * d;
   const int64_t o_k = PaddedK(shards_.head_leaves(), leaves, d);
-  int64_t attention = 2 * vector;  // the two norms
+  LayerWeights attention;
+  attention.bytes = 2 * vector;  // the two norms
   if (!heads.empty()) {
-    attention += PackedLayer(qkv_columns, padded_hidden) + PackedLayer(hidden, o_k);
-    if (spec_.qkv_bias) attention += qkv_columns * kF32Bytes;
-    if (spec_.qk_norm) attention += 2 * d * kF32Bytes;
+    attention.groups[kQkv] = Groups(qkv_columns, padded_hidden);
+    attention.groups[kO] = Groups(hidden, o_k);
+    if (spec_.qkv_bias) attention.bytes += qkv_columns * kF32Bytes;
+    if (spec_.qk_norm) attention.bytes += 2 * d * kF32Bytes;
   }
-  if (spec_.o_bias) attention += vector;
+  if (spec_.o_bias) attention.bytes += vector;
 
-  const auto mlp = [&](int64_t width, int64_t padded_k) {
-    return width == 0 ? 0 : PackedLayer(2 * width, padded_hidden) + PackedLayer(hidden, padded_k);
-  };
   const int64_t down_k = PaddedK(shards_.channel_leaves(), leaves, 1);
-  out.dense_layer = attention + mlp(channels, down_k);
-  if (spec_.mlp_bias) out.dense_layer += (channels == 0 ? 0 : 2 * channels * kF32Bytes) + vector;
+  out.dense_layer = attention;
+  out.dense_layer.groups[kGateUp] = Groups(2 * channels, padded_hidden);
+  out.dense_layer.groups[kDown] = Groups(hidden, down_k);
+  if (spec_.mlp_bias) out.dense_layer.bytes += 2 * channels * kF32Bytes + vector;
 
   int64_t expert_channels = 0;
   if (shape.num_experts > 0) {
     const Range expert_leaves = shards_.expert_cut().run(g % shards_.etp());
     expert_channels = shards_.expert_leaves().elements(expert_leaves).size();
     const int64_t experts = shards_.experts(g).size();
-    out.moe_layer =
-        attention + Packed(shape.num_experts, padded_hidden) +
-        experts * mlp(expert_channels, PaddedK(shards_.expert_leaves(), expert_leaves, 1));
+    const int64_t expert_k = PaddedK(shards_.expert_leaves(), expert_leaves, 1);
+    out.moe_layer = attention;
+    out.moe_layer.bytes += Packed(shape.num_experts, padded_hidden);
+    out.moe_layer.groups[kGateUp] = experts * Groups(2 * expert_channels, padded_hidden);
+    out.moe_layer.groups[kDown] = experts * Groups(hidden, expert_k);
     if (shape.shared_intermediate_size > 0) {
-      out.moe_layer += mlp(shards_.shared_leaves().elements(leaves).size(),
-                           PaddedK(shards_.shared_leaves(), leaves, 1));
-      if (spec_.shared_expert_gate) out.moe_layer += Packed(1, padded_hidden);
+      const int64_t width = shards_.shared_leaves().elements(leaves).size();
+      out.moe_layer.groups[kSharedGateUp] = Groups(2 * width, padded_hidden);
+      out.moe_layer.groups[kSharedDown] =
+          Groups(hidden, PaddedK(shards_.shared_leaves(), leaves, 1));
+      if (spec_.shared_expert_gate) out.moe_layer.bytes += Packed(1, padded_hidden);
     }
   }
 
@@ -181,12 +213,14 @@ RankMemory MemoryModel::rank(int rank) const {
   const MeshCoordinates at = shards_.mesh().coordinates(rank);
   const Member& member = members_[at.s * layout.tp + at.t];
   const int64_t layers = shards_.stage_layers(at.p).size();
-  const int64_t moe = moe_layers_[at.p];
   RankMemory out;
-  out.weight_bytes = (layers - moe) * member.dense_layer + moe * member.moe_layer;
-  out.workspace_bytes = member.workspace;
-  out.workspace_bytes +=
-      std::max(moe < layers ? member.dense_workspace : 0, moe > 0 ? member.moe_workspace : 0);
+  int64_t layer_workspace = 0;
+  for (const auto& [kind, count] : stages_[at.p]) {
+    out.weight_bytes += count * Bytes(kind.moe ? member.moe_layer : member.dense_layer, kind.fp8);
+    layer_workspace =
+        std::max(layer_workspace, kind.moe ? member.moe_workspace : member.dense_workspace);
+  }
+  out.workspace_bytes = member.workspace + layer_workspace;
   if (at.p == 0) {
     out.embedding_bytes = member.embedding;
     out.weight_bytes += member.embedding;

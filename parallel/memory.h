@@ -2,7 +2,10 @@
 #ifndef PHALANX_PARALLEL_MEMORY_H_
 #define PHALANX_PARALLEL_MEMORY_H_
 
+#include <array>
+#include <compare>
 #include <cstdint>
+#include <map>
 #include <vector>
 
 #include "parallel/model_spec.h"
@@ -34,9 +37,19 @@ class MemoryModel {
   int64_t BlocksPerSequence(int rank, int64_t tokens) const;
 
  private:
+  struct LayerWeights {
+    int64_t bytes = 0;  // of what is no LayerMatrix
+    // Groups of 32 values of each, after padding.
+    std::array<int64_t, kNumLayerMatrices> groups = {};
+  };
+  struct LayerClass {
+    bool moe = false;
+    LayerMatrices fp8 = 0;
+    friend auto operator<=>(const LayerClass&, const LayerClass&) = default;
+  };
   struct Member {  // of a stage's sp x tp ranks
-    int64_t dense_layer = 0;
-    int64_t moe_layer = 0;
+    LayerWeights dense_layer;
+    LayerWeights moe_layer;
     int64_t head = 0;
     int64_t embedding = 0;
     int64_t kv_block_layer = 0;
@@ -47,18 +60,20 @@ class MemoryModel {
     int64_t last_workspace = 0;
   };
   Member MakeMember(int g) const;
-  // Bytes of a packed [columns, k] weight whose k is the sum of `leaves` after padding: in the
-  // checkpoint's type, and of a layer's matrix, which may be kept in FP8.
+  // A packed [columns, k] weight whose k is padded: its groups of 32 values, and its bytes in the
+  // checkpoint's type.
+  int64_t Groups(int64_t columns, int64_t padded_k) const;
   int64_t Packed(int64_t columns, int64_t padded_k) const;
-  int64_t PackedLayer(int64_t columns, int64_t padded_k) const;
+  int64_t Bytes(const LayerWeights& weights, LayerMatrices fp8) const;
+  // The sum of `leaves` after padding.
   int64_t PaddedK(const LeafPartition& cut, Range leaves, int64_t scale) const;
 
   const ModelSpec& spec_;
   const DeviceTraits& traits_;
   const DecoderShards& shards_;
   const int64_t max_rows_;
-  std::vector<Member> members_;      // [sp x tp]
-  std::vector<int64_t> moe_layers_;  // of each stage
+  std::vector<Member> members_;                        // [sp x tp]
+  std::vector<std::map<LayerClass, int64_t>> stages_;  // layers of each stage by kind
 };
 
 }  // namespace phalanx::parallel

@@ -11,6 +11,12 @@
 
 namespace phalanx::parallel {
 
+// Matrices of a layer, as a rank holds them. Of experts kGateUp and kDown stand for those of all.
+enum LayerMatrix { kQkv, kO, kGateUp, kDown, kSharedGateUp, kSharedDown, kNumLayerMatrices };
+// Some of a layer's: bit 1 << LayerMatrix.
+using LayerMatrices = uint8_t;
+inline constexpr LayerMatrices kAllLayerMatrices = (1 << kNumLayerMatrices) - 1;
+
 struct ModelSpec {
   std::string name;
   DecoderShape shape;
@@ -21,24 +27,28 @@ struct ModelSpec {
   bool mlp_bias = false;
   bool qk_norm = false;
   bool shared_expert_gate = false;
-  bool fp8_weights = false;   // the layers' matrices are kept as codes of one byte, all of them
-  bool fine_scales = false;   // with scales of F32
+  // What of each layer is kept as codes of one byte, [num_layers]; empty: nothing is.
+  std::vector<LayerMatrices> fp8_matrices = {};
+  bool fine_scales = false;   // codes have scales of F32
   bool fp8_kv = false;        // keys and values are
   bool tied_head = false;     // the head is the embedding's matrix: counts once as parameters
   int64_t max_positions = 0;  // context length in tokens
   // Attention window of each layer in tokens, 0: none. [num_layers]; empty: no layer has one.
   std::vector<int64_t> windows = {};
 
-  // Bytes of 32 values of a layer's matrix: with FP8 as many codes, and a scale.
-  int64_t layer_group_bytes() const {
-    return !fp8_weights ? 32 * element_bytes : fine_scales ? 36 : 34;
+  LayerMatrices fp8(int64_t layer) const { return fp8_matrices.empty() ? 0 : fp8_matrices[layer]; }
+  // Bytes of 32 values of a matrix, of one of a layer that has `fp8`: there as many codes, and a
+  // scale.
+  int64_t group_bytes(LayerMatrix matrix, LayerMatrices fp8) const {
+    return (fp8 >> matrix & 1) == 0 ? 32 * element_bytes : fine_scales ? 36 : 34;
   }
   // Bytes of a key's or a value's element, and of the two scales of a token and KV head.
   int64_t kv_element_bytes() const { return fp8_kv ? 1 : element_bytes; }
   int64_t kv_scale_bytes() const { return fp8_kv ? 2 : 0; }
   int64_t window(int64_t layer) const { return windows.empty() ? 0 : windows[layer]; }
-  // Weights of the model, norms and biases left out.
+  // Weights of the model, norms and biases left out; and their bytes.
   int64_t Parameters() const;
+  int64_t ParameterBytes() const;
 };
 
 // Granules of the kernels' own layouts (CPU: kernels/cpu/matmul_job.h, kv_layout.h; CUDA:

@@ -316,14 +316,12 @@ std::string Planner::Refusal() const {
       Bytes(needs), " (weights ", Bytes(best.memory.weight_bytes), ", KV cache of one sequence of ",
       tokens_, " tokens ", Bytes(best.kv_bytes), ", workspace ", Bytes(best.memory.workspace_bytes),
       ") and may hold ", Bytes(has), ": ", Bytes(needs - has), " too much on that rank");
-  const double all = static_cast<double>(options_.model.Parameters()) *
-                     static_cast<double>(options_.model.element_bytes);
   double total = 0;
   for (const NodeSpec& node : options_.cluster.nodes) {
     total += static_cast<double>(node.memory_bytes) * (node.shared ? 1 : node.devices) *
              options_.cluster.memory_share;
   }
-  absl::StrAppend(&out, ". The weights alone are ", Bytes(static_cast<int64_t>(all)),
+  absl::StrAppend(&out, ". The weights alone are ", Bytes(options_.model.ParameterBytes()),
                   ", all devices together may hold ", Bytes(static_cast<int64_t>(total)),
                   ". Use more or larger devices",
                   best.layout.tp >= options_.reduction_leaves && devices > best.layout.world_size()

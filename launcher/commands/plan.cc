@@ -199,7 +199,8 @@ void PrintJson(const PlanOptions& options, const LayoutPlan& plan, int top) {
   nlohmann::json out;
   out["model"] = {{"name", options.model.name},
                   {"parameters", options.model.Parameters()},
-                  {"bytes_per_weight", options.model.element_bytes}};
+                  {"bytes_per_weight", static_cast<double>(options.model.ParameterBytes()) /
+                                           static_cast<double>(options.model.Parameters())}};
   out["cluster"] = {{"devices", options.cluster.devices()},
                     {"nodes", options.cluster.nodes.size()},
                     {"measured", !options.cluster.nodes[0].measured.empty()}};

@@ -376,7 +376,10 @@ absl::StatusOr<ModelConfig> ParseModelConfig(absl::string_view text, absl::strin
   if (!reader.ok()) return reader.status();
   config.architecture = std::string(config.family->architecture);
   config.model_type = std::string(config.family->model_type);
-  config.fp8 = ReadQuantization(reader);
+  if (std::optional<Quantization> found = ReadQuantization(reader); found.has_value()) {
+    config.fp8 = found->scheme;
+    config.fp8_left_out = std::move(found->left_out);
+  }
   if (!reader.ok()) return reader.status();
 
   config.hidden_size = reader.RequiredInt("hidden_size", 1, kMaxWidth);

@@ -112,6 +112,9 @@ struct ModelConfig {
   // There where layers' matrices are codes of F8_E4M3 with scales, all or some of them.
   std::optional<Fp8Scheme> fp8;
   bool fine_scales = false;  // some of the scales are no BF16
+  // Modules whose weights config.json says are left as they are (quantization.h). What the tensors
+  // are decides; this is for those who don't read them.
+  std::vector<std::string> fp8_left_out;
 
   // Of the linear weights and the embedding: what the tensors are, not what config.json says. F32
   // until Checkpoint::Open has looked at the tensors.

@@ -2,7 +2,9 @@
 
 #include <algorithm>
 #include <nlohmann/json.hpp>
+#include <regex>
 #include <set>
+#include <utility>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -10,6 +12,7 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
+#include "absl/strings/strip.h"
 #include "runtime/checkpoint/elements.h"
 #include "runtime/checkpoint/json_file.h"
 #include "runtime/checkpoint/known_keys.h"
@@ -74,20 +77,31 @@ void RefuseOthers(ConfigReader& outer, const ConfigReader& inner,
   }
 }
 
-Fp8Scheme ReadFineGrained(ConfigReader& outer, const json& config) {
-  Fp8Scheme scheme;
+// A list of names of modules; what else may be there decides nothing.
+void ReadLeftOut(const json& config, const char* key, std::vector<std::string>& out) {
+  const auto list = config.find(key);
+  if (list == config.end() || !list->is_array()) return;
+  for (const json& name : *list) {
+    if (name.is_string()) out.push_back(name.get<std::string>());
+  }
+}
+
+Quantization ReadFineGrained(ConfigReader& outer, const json& config) {
+  Quantization out;
+  ReadLeftOut(config, "modules_to_not_convert", out.left_out);
+  ReadLeftOut(config, "ignored_layers", out.left_out);
   ConfigReader reader(config, absl::StrCat(outer.where(), ": ", kKey));
   const std::string format = reader.String("fmt").value_or("e4m3");
   if (format != "e4m3" && format != "float8_e4m3fn") {
     Refuse(outer, kKey, absl::StrCat("fmt ", Printable(format)));
   }
-  ReadBlock(reader, "weight_block_size", &scheme);
+  ReadBlock(reader, "weight_block_size", &out.scheme);
   if (!reader.ok()) outer.Fail(reader.status());
   RefuseOthers(
       outer, reader,
       {"quant_method", "activation_scheme", "activation_scale_ub", "modules_to_not_convert",
        "ignored_layers", "dequantize", "scale_fmt", "kv_cache_scheme"});
-  return scheme;
+  return out;
 }
 
 // A group of compressed-tensors' `config_groups`.
@@ -118,21 +132,22 @@ void ReadGroup(ConfigReader& outer, const std::string& where, const json& group,
   if (!reader.ok()) outer.Fail(reader.status());
 }
 
-Fp8Scheme ReadCompressedTensors(ConfigReader& outer, const json& config) {
-  Fp8Scheme scheme;
+Quantization ReadCompressedTensors(ConfigReader& outer, const json& config) {
+  Quantization out;
+  ReadLeftOut(config, "ignore", out.left_out);
   ConfigReader reader(config, absl::StrCat(outer.where(), ": ", kKey));
   const std::string format = reader.String("format").value_or("");
   if (format != "float-quantized" && format != "naive-quantized") {
     Refuse(outer, kKey, absl::StrCat("compressed-tensors of format ", Printable(format)));
-    return scheme;
+    return out;
   }
   const json* groups = reader.Get("config_groups");
   if (groups == nullptr || !groups->is_object() || groups->empty()) {
     Refuse(outer, kKey, "compressed-tensors without config_groups");
-    return scheme;
+    return out;
   }
   for (const auto& [name, group] : groups->items()) {
-    ReadGroup(outer, absl::StrCat(kKey, ".config_groups.", Printable(name)), group, &scheme);
+    ReadGroup(outer, absl::StrCat(kKey, ".config_groups.", Printable(name)), group, &out.scheme);
   }
   const json* sparsity = reader.Get("sparsity_config");
   const auto dense = [](const json& value) {
@@ -146,12 +161,28 @@ Fp8Scheme ReadCompressedTensors(ConfigReader& outer, const json& config) {
   RefuseOthers(outer, reader,
                {"quant_method", "ignore", "kv_cache_scheme", "quantization_status",
                 "global_compression_ratio", "version"});
-  return scheme;
+  return out;
 }
 
 }  // namespace
 
-std::optional<Fp8Scheme> ReadQuantization(ConfigReader& reader) {
+bool IsLeftOut(const std::vector<std::string>& modules, absl::string_view name) {
+  const std::string module(absl::StripSuffix(name, ".weight"));
+  const std::string parts = absl::StrCat(".", module, ".");
+  return std::any_of(modules.begin(), modules.end(), [&](absl::string_view left_out) {
+    if (!absl::ConsumePrefix(&left_out, "re:")) {
+      return !left_out.empty() && absl::StrContains(parts, absl::StrCat(".", left_out, "."));
+    }
+    try {
+      return std::regex_search(module, std::regex(std::string(left_out)),
+                               std::regex_constants::match_continuous);
+    } catch (const std::regex_error&) {
+      return false;
+    }
+  });
+}
+
+std::optional<Quantization> ReadQuantization(ConfigReader& reader) {
   const json* older = reader.Get("compression_config");
   if (older != nullptr) {
     Refuse(reader, "compression_config",

@@ -15,6 +15,7 @@
 #include <cstdint>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "absl/strings/string_view.h"
 #include "runtime/checkpoint/config_reader.h"
@@ -23,9 +24,18 @@
 
 namespace phalanx::checkpoint {
 
+struct Quantization {
+  Fp8Scheme scheme;
+  std::vector<std::string> left_out;  // modules, as the configuration writes them
+};
 // Nothing where the checkpoint isn't quantised. Any other quantisation, and a key that isn't known,
 // is a fault: UNIMPLEMENTED names it.
-std::optional<Fp8Scheme> ReadQuantization(ConfigReader& reader);
+std::optional<Quantization> ReadQuantization(ConfigReader& reader);
+
+// Whether one of `modules` stands for the weight `name` ("model.layers.3.mlp.up_proj.weight"): it
+// is a run of whole parts of that name ("self_attn", "model.layers.3"), or "re:" and a regular
+// expression that matches the module from its beginning.
+bool IsLeftOut(const std::vector<std::string>& modules, absl::string_view name);
 
 // What one scale of a tensor of shape `scales` is for, in a matrix of rows x columns. Nothing where
 // the shape fits no such matrix.

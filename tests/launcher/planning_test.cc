@@ -284,11 +284,64 @@ TEST(PlanningTest, MemoryOnAGpuIsWhatItsKernelsPack) {
         << c.dtype;
     if (c.type != kernels::DType::kBF16) continue;
     parallel::ModelSpec coded = *spec;
-    coded.fp8_weights = true;
+    coded.fp8_matrices = {parallel::kAllLayerMatrices};
     constexpr auto kFp8 = kernels::WeightFormat::kF8E4M3;
     EXPECT_EQ(parallel::MemoryModel(coded, CudaTraits(c.type), shards, 64).rank(0).weight_bytes,
               packed(3 * 120, 120, kFp8) + packed(120, 120, kFp8) + packed(2 * 424, 120, kFp8) +
                   packed(120, 424, kFp8) + packed(1013, 120) + vectors + embedding);
+    coded.fp8_matrices = {1 << parallel::kO};
+    EXPECT_EQ(parallel::MemoryModel(coded, CudaTraits(c.type), shards, 64).rank(0).weight_bytes,
+              memory.weight_bytes - packed(120, 120) + packed(120, 120, kFp8));
+  }
+}
+
+// Meta's FP8 checkpoint of 405B leaves attention, and the MLP of the first and the last layer,
+// alone.
+TEST(PlanningTest, MatricesThatAnFp8CheckpointLeavesAloneCountWhole) {
+  constexpr uint8_t kMlp = 1 << parallel::kGateUp | 1 << parallel::kDown;
+  ScratchDirectory scratch;
+  std::ifstream in(absl::StrCat(kModels, "llama-3.1-405b/config.json"));
+  std::string config{std::istreambuf_iterator<char>(in), {}};
+  config.insert(config.find('{') + 1, R"("quantization_config": {"quant_method": "fbgemm_fp8",
+      "modules_to_not_convert": ["self_attn", "lm_head", "model.layers.0.mlp",
+      "model.layers.125"]},)");
+  std::ofstream(scratch / "config.json") << config;
+  const auto spec = ReadModelSpec(scratch / "");
+  ASSERT_TRUE(spec.ok()) << spec.status();
+  ASSERT_EQ(spec->fp8_matrices.size(), 126u);
+  for (int layer = 0; layer < 126; ++layer) {
+    EXPECT_EQ(spec->fp8(layer), layer == 0 || layer == 125 ? 0 : kMlp) << layer;
+  }
+  const int64_t mlps = int64_t{124} * 3 * 16384 * 53248;
+  EXPECT_EQ(spec->ParameterBytes(), 2 * spec->Parameters() - 2 * mlps + mlps / 32 * 34);
+  // The largest of a step is read from memory: a layer with codes takes less time.
+  parallel::ModelSpec half = *spec;
+  for (int layer = 0; layer < 126; ++layer) half.fp8_matrices[layer] = layer < 63 ? kMlp : 0;
+  parallel::ClusterSpec cluster;
+  cluster.nodes = {parallel::GpuNode(*parallel::FindGpuType("h200"), 8)};
+  const parallel::Layout layout = *parallel::ParseLayout("pp=2,tp=4");
+  const parallel::DecoderShards shards(half.shape, layout, 8, 8);
+  const auto placement = parallel::Placement::Make(cluster, layout, /*split_tp=*/false);
+  const parallel::DeviceTraits traits = CudaTraits(kernels::DType::kBF16);
+  const parallel::CostModel cost(half, traits, cluster, shards, *placement);
+  const parallel::StepCost step = cost.Step({1, 1, 100, 1}, 0, 1, 1);
+  EXPECT_LT(step.stages[0].matmul, 0.8 * step.stages[1].matmul);
+}
+
+// Each leaves the second layer's down projection alone and says so in its own way.
+TEST(PlanningTest, TensorsAndConfigurationTellTheSameMatrices) {
+  constexpr parallel::LayerMatrices kAll = 0b1111;
+  for (const char* name : {"llama-fp8-row", "llama-fp8-tensor", "qwen3-fp8-block"}) {
+    const std::string model = absl::StrCat(PHALANX_SOURCE_DIR "/tests/goldens/models/", name);
+    ScratchDirectory scratch;
+    fs::copy_file(absl::StrCat(model, "/config.json"), scratch / "config.json");
+    for (const std::string& directory : {model, scratch / ""}) {
+      const auto spec = ReadModelSpec(directory);
+      ASSERT_TRUE(spec.ok()) << spec.status();
+      EXPECT_EQ(spec->fp8_matrices,
+                (std::vector<parallel::LayerMatrices>{kAll, kAll & ~(1 << parallel::kDown)}))
+          << directory;
+    }
   }
 }
 
