@@ -33,6 +33,8 @@ namespace phalanx::kernels {
 inline constexpr int64_t kDotGroup = 32;
 // Tokens in one KV block. The P.V product of one block is one dot group.
 inline constexpr int64_t kBlockTokens = 32;
+// The widest head that ops take.
+inline constexpr int64_t kMaxHeadDim = 1024;
 
 constexpr int64_t RoundUp(int64_t value, int64_t multiple) {
   return (value + multiple - 1) / multiple * multiple;
@@ -315,6 +317,8 @@ class Kernels {
   }
   // Returns when everything enqueued so far has finished.
   virtual void Synchronize() = 0;
+  // The widest head that attention over a cache of this type takes here.
+  virtual int64_t max_head_dim(DType /*cache*/) const { return kMaxHeadDim; }
   // Whether the host may read and write memory of Allocate, once Synchronize has returned.
   virtual bool host_accessible() const { return true; }
   // Bytes that one Allocate could still give. UNIMPLEMENTED where the device's memory is the

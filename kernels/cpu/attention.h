@@ -13,8 +13,6 @@ namespace phalanx::kernels::cpu {
 
 // Query rows (tokens x heads of a group) that share one pass over the keys and values.
 inline constexpr int64_t kTileRows = 64;
-// The widest head that the ops take.
-inline constexpr int64_t kMaxHeadDim = 1024;
 inline constexpr int kMaxStripes = 64;
 
 // Token rows of one task of a group of `heads` query heads.

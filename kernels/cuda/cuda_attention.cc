@@ -16,10 +16,8 @@ using cuda::Staged;
 // Partials of an attention call that are in memory at once.
 constexpr int64_t kPartialBytes = int64_t{64} << 20;
 
-void CheckArgs(const AttentionArgs& args) {
+void CheckArgs(const AttentionArgs& args, int64_t most) {
   const int64_t d = args.cache.shape.head_dim;
-  const int64_t most =
-      args.cache.shape.dtype == DType::kBF16 ? cuda::kMaxMmaHeadDim : cuda::kMaxHeadDim;
   PHALANX_CHECK(d > 0 && d <= most) << "head_dim " << d << ", at most " << most
                                     << " for a cache of " << Name(args.cache.shape.dtype);
   PHALANX_CHECK(args.scale > 0) << "scale " << args.scale;
@@ -48,6 +46,10 @@ TensorView Rows(TensorView t, int64_t begin, int64_t end) {
 }
 
 }  // namespace
+
+int64_t CudaKernels::max_head_dim(DType cache) const {
+  return cache == DType::kBF16 ? cuda::kMaxMmaHeadDim : kMaxHeadDim;
+}
 
 cuda::DeviceProgram CudaKernels::PutProgram(absl::Span<const int> program, int num_in) {
   cuda::DeviceProgram out;
@@ -213,7 +215,7 @@ void CudaKernels::MergeRows(const AttentionArgs& args, const float* partials, in
 }
 
 void CudaKernels::Attention(const AttentionArgs& given) {
-  CheckArgs(given);
+  CheckArgs(given, max_head_dim(given.cache.shape.dtype));
   Enter();
   AttentionArgs args = given;
   args.stripe_begin = 0;
@@ -252,7 +254,7 @@ void CudaKernels::Attention(const AttentionArgs& given) {
 }
 
 void CudaKernels::AttentionPartials(const AttentionArgs& given, float* partials) {
-  CheckArgs(given);
+  CheckArgs(given, max_head_dim(given.cache.shape.dtype));
   Enter();
   AttentionArgs args = given;
   if (args.cache.shape.dtype == DType::kBF16) args.q = AlignedRows(args.q);
@@ -261,7 +263,7 @@ void CudaKernels::AttentionPartials(const AttentionArgs& given, float* partials)
 }
 
 void CudaKernels::MergeAttention(const AttentionArgs& args, const float* partials) {
-  CheckArgs(args);
+  CheckArgs(args, max_head_dim(args.cache.shape.dtype));
   Enter();
   ClearOutput(args, /*all_rows_are_written=*/true);
   if (args.num_heads == 0) return;
@@ -273,8 +275,7 @@ void CudaKernels::MergeAttention(const AttentionArgs& args, const float* partial
 
 void CudaKernels::MergePartials(const float* partials, int64_t count, int64_t d, int num_in,
                                 absl::Span<const std::vector<int>> programs, float* out) {
-  PHALANX_CHECK(d > 0 && d <= cuda::kMaxHeadDim)
-      << "head_dim " << d << ", at most " << cuda::kMaxHeadDim;
+  PHALANX_CHECK(d > 0 && d <= kMaxHeadDim) << "head_dim " << d << ", at most " << kMaxHeadDim;
   PHALANX_CHECK(num_in > 0 && num_in <= cuda::kMaxPartials)
       << "num_in " << num_in << ", at most " << cuda::kMaxPartials;
   Enter();

@@ -32,7 +32,7 @@ struct ScaleRef {
 
 // A tensor in a mapped file; valid as long as its Checkpoint.
 struct TensorRef {
-  std::string name;
+  std::string name;  // of a part of a tensor with where it is: "experts.down_proj[3]"
   kernels::DType dtype = kernels::DType::kF32;
   Shape shape;
   const void* data = nullptr;  // row-major, as in the file; aligned to the element

@@ -27,7 +27,7 @@ using nlohmann::json;
 constexpr int64_t kMaxWidth = int64_t{1} << 24;
 constexpr int64_t kMaxLayers = 4096;
 constexpr int64_t kMaxHeads = 65536;
-constexpr int64_t kMaxHeadDim = 4096;
+using kernels::kMaxHeadDim;
 constexpr int64_t kMaxVocab = int64_t{1} << 28;
 
 std::string KnownArchitectures() {

@@ -248,6 +248,13 @@ absl::StatusOr<std::unique_ptr<Decoder>> Decoder::Load(const checkpoint::Checkpo
                                                             options.profile.reduction_leaves,
                                                             options.profile.sequence_stripes);
   if (!check.ok()) return check;
+  const int64_t widest = kernels.max_head_dim(config.weight_dtype);
+  if (config.head_dim > widest) {
+    return absl::UnimplementedError(
+        absl::StrCat(checkpoint.directory(), "/config.json: head_dim is ", config.head_dim,
+                     ", but on ", kernels.Describe(), " attention takes heads of at most ", widest,
+                     " for weights of this type; use --device cpu"));
+  }
   DecoderOptions filled = options;
   if (absl::Status held = filled.profile.HoldWeightsOf(config); !held.ok()) return held;
   if (filled.max_positions <= 0) filled.max_positions = config.max_position_embeddings;

@@ -144,6 +144,11 @@ TEST_F(CheckpointTest, ATiedHeadInTheFilesMustEqualTheEmbedding) {
   tensors.back().bytes = std::string(320, '\1');
   WriteModel(config, tensors);
   ExpectInvalid("tie_word_embeddings true, but lm_head.weight is there and differs");
+  // In one value of one row.
+  tensors.back().bytes = std::string(320, '\0');
+  tensors.back().bytes[7 * 8 * 4 + 3] = '\1';
+  WriteModel(config, tensors);
+  ExpectInvalid("tie_word_embeddings true, but lm_head.weight is there and differs");
 }
 
 // What safetensors' save_model writes: of two names of one tensor, the alphabetically first.

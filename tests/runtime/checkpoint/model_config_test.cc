@@ -271,6 +271,8 @@ TEST(ModelConfigTest, RefusesValuesOfWrongTypeOrSize) {
   ExpectInvalid(With(Mistral(), {{"sliding_window", 0}}), "sliding_window");
   ExpectInvalid(With(Llama(), {{"architectures", "LlamaForCausalLM"}}), "a list of strings");
   ExpectInvalid(With(Llama(), {{"head_dim", 0}}), "head_dim");
+  ExpectInvalid(With(Llama(), {{"head_dim", 1026}}), "head_dim");
+  EXPECT_EQ(Parsed(With(Llama(), {{"head_dim", 1024}})).head_dim, 1024);
 }
 
 TEST(ModelConfigTest, RefusesHeadsThatDoNotDivide) {

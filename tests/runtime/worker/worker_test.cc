@@ -338,6 +338,27 @@ TEST(SliceAgreement, EqualCopiesAgreeAndEveryLayoutHasTheSameContentDigest) {
   fs::remove_all(changed);
 }
 
+// Experts that the files hold in one tensor are slices of it, each its own.
+TEST(SliceAgreement, HoldsOfExpertsInOneTensor) {
+  const std::string goldens = PHALANX_SOURCE_DIR "/tests/goldens/models/";
+  for (const char* name : {"mixtral-fused", "qwen3-moe-mixed"}) {
+    const fs::path copy = fs::path(::testing::TempDir()) / "phalanx-worker-fused";
+    fs::remove_all(copy);
+    fs::copy(goldens + name, copy, fs::copy_options::recursive);
+    std::vector<std::string> one;
+    EXPECT_TRUE(LoadFrom({}, {goldens + name}, &one)[0].ok());
+    for (const parallel::Layout& layout :
+         {parallel::Layout{.tp = 2, .ep = 2}, {.tp = 2}, {.sp = 2}, {.pp = 2}}) {
+      std::vector<std::string> content;
+      for (const absl::Status& status : LoadFrom(layout, {goldens + name, copy}, &content)) {
+        EXPECT_TRUE(status.ok()) << name << ", " << layout.ToString() << ": " << status;
+      }
+      EXPECT_THAT(content, ::testing::Each(one[0])) << name << ", " << layout.ToString();
+    }
+    fs::remove_all(copy);
+  }
+}
+
 TEST(Worker, TellsItsStepsInOrder) {
   std::mutex mutex;
   std::vector<StepEvent> events;
