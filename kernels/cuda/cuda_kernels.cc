@@ -20,6 +20,7 @@ namespace {
 using cuda::CheckCuda;
 using cuda::Staged;
 
+static_assert(cuda::kMaxHeadDim == kMaxHeadDim);
 // What a decode step stages is a few KiB.
 constexpr int64_t kStagingHalf = int64_t{4} << 20;
 // Room for results from the start, more than most steps bring.
@@ -283,8 +284,7 @@ int64_t CudaKernels::KvBlockBytes(const KvShape& shape) const {
 
 void CudaKernels::QkvToCache(const QkvArgs& args) {
   const int64_t d = args.cache.shape.head_dim;
-  PHALANX_CHECK(d > 0 && d <= cuda::kMaxHeadDim)
-      << "head_dim " << d << ", at most " << cuda::kMaxHeadDim;
+  PHALANX_CHECK(d > 0 && d <= kMaxHeadDim) << "head_dim " << d << ", at most " << kMaxHeadDim;
   PHALANX_CHECK(args.rotary_dim % 2 == 0 && args.rotary_dim <= d)
       << "rotary_dim " << args.rotary_dim << " of head_dim " << d;
   Enter();

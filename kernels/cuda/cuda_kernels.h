@@ -77,6 +77,7 @@ class CudaKernels : public Kernels {
   void FreezeScratch() override { scratch_frozen_ = true; }
   bool host_accessible() const override { return false; }
   absl::StatusOr<int64_t> FreeBytes() const override;
+  int64_t max_head_dim(DType cache) const override;
   absl::StatusOr<Buffer> AllocateHost(int64_t bytes) override;
   std::string DeviceId() const override { return device_id_; }
   void* native_stream() override {
@@ -183,6 +184,8 @@ class CudaKernels : public Kernels {
   // Clears what MergeRows won't write.
   void ClearOutput(const AttentionArgs& args, bool all_rows_are_written);
   absl::Status FillPacked(const WeightSpec& spec, CudaPackedWeight& weight);
+  // Makes pack_buffers_ hold so much each. Nothing may be on its way from them.
+  void GrowPackBuffers(int64_t bytes);
   // `x` with rows aligned to 16 bytes: itself, or a copy.
   TensorView AlignedRows(TensorView x);
   // Fills the parts of `params` that a call brings and enqueues it.
@@ -248,6 +251,7 @@ class CudaKernels : public Kernels {
   std::vector<int32_t> cut_of_;                 // which of them is a choice's; -1: none
   std::vector<char> fetched_;                   // results of an op that brings several
   char* pack_buffers_[2] = {nullptr, nullptr};  // pinned, made when first needed
+  int64_t pack_buffer_bytes_ = 0;               // of each
   std::vector<cuda::MatMulTile> tiles_;         // of the GroupedMatMul at hand
   // The step's attention plans: as many as it has runs of rows, at most kMostPlans.
   std::vector<StagedPlan> plans_;

@@ -107,32 +107,35 @@ std::unique_ptr<PackedWeight> CudaKernels::WrapPacked(const WeightSpec& spec, Bu
   return weight;
 }
 
+void CudaKernels::GrowPackBuffers(int64_t bytes) {
+  if (bytes <= pack_buffer_bytes_) return;
+  for (char*& buffer : pack_buffers_) {
+    CheckCuda(cudaFreeHost(buffer), "freeing pinned host memory");
+    void* pinned = nullptr;
+    CheckCuda(cudaHostAlloc(&pinned, static_cast<size_t>(bytes), cudaHostAllocDefault),
+              "allocating pinned host memory");
+    buffer = static_cast<char*>(pinned);
+  }
+  pack_buffer_bytes_ = bytes;
+}
+
 absl::Status CudaKernels::FillPacked(const WeightSpec& spec, CudaPackedWeight& weight) {
   EnterStream();
   const int64_t unit_bytes = weight.unit_bytes();
   const int64_t units = weight.num_units();
   if (unit_bytes == 0) return absl::OkStatus();
-  const int64_t at_once = std::max<int64_t>(1, kPackBytes / unit_bytes);
-  // A unit wider than the buffers (k beyond 500,000) gets buffers of its own.
-  const int64_t buffer_bytes = std::max(kPackBytes, unit_bytes);
-  const bool own = buffer_bytes > kPackBytes;
-  char* buffers[2] = {pack_buffers_[0], pack_buffers_[1]};
+  const int64_t at_once = std::clamp<int64_t>(kPackBytes / unit_bytes, 1, units);
+  GrowPackBuffers(at_once * unit_bytes);
   cudaEvent_t copied[2];
-  for (int i = 0; i < 2; ++i) {
-    CheckCuda(cudaEventCreateWithFlags(&copied[i], cudaEventDisableTiming), "creating an event");
-    if (!own && buffers[i] != nullptr) continue;
-    void* pinned = nullptr;
-    CheckCuda(cudaHostAlloc(&pinned, static_cast<size_t>(buffer_bytes), cudaHostAllocDefault),
-              "allocating pinned host memory");
-    buffers[i] = static_cast<char*>(pinned);
-    if (!own) pack_buffers_[i] = buffers[i];
+  for (cudaEvent_t& event : copied) {
+    CheckCuda(cudaEventCreateWithFlags(&event, cudaEventDisableTiming), "creating an event");
   }
   std::atomic<int64_t> first_bad{units};
   int turn = 0;
   for (int64_t begin = 0; begin < units; begin += at_once, turn = 1 - turn) {
     const int64_t count = std::min(at_once, units - begin);
     CheckCuda(cudaEventSynchronize(copied[turn]), "waiting for a copy of weights");
-    char* to = buffers[turn];
+    char* to = pack_buffers_[turn];
     pack_pool_.ParallelFor(count, 1, [&](int64_t from, int64_t end) {
       for (int64_t i = from; i < end; ++i) {
         if (!cuda::PackUnit(spec, weight.plan, weight.params.layout, begin + i,
@@ -151,10 +154,7 @@ absl::Status CudaKernels::FillPacked(const WeightSpec& spec, CudaPackedWeight& w
     CheckCuda(cudaEventRecord(copied[turn], stream_), "recording an event");
   }
   CheckCuda(cudaStreamSynchronize(stream_), "copying weights");
-  for (int i = 0; i < 2; ++i) {
-    CheckCuda(cudaEventDestroy(copied[i]), "destroying an event");
-    if (own) CheckCuda(cudaFreeHost(buffers[i]), "freeing pinned host memory");
-  }
+  for (cudaEvent_t event : copied) CheckCuda(cudaEventDestroy(event), "destroying an event");
   if (first_bad.load() == units) return absl::OkStatus();
   const cuda::BadValue bad = cuda::FindBadValue(spec, weight.plan, first_bad.load());
   return UnfitWeight(spec, bad.row, bad.column);

@@ -283,6 +283,7 @@ class EngineTiming {
     for (int64_t i = 0; i < sequences; ++i) {
       requests.push_back(Request(i, options_.context, new_tokens, config_.vocab_size));
     }
+    if (absl::Status status = WarmUp(requests); !status.ok()) return status;
     absl::StatusOr<Ran> ran = engine_.Run(requests, /*on_clock=*/false);
     if (!ran.ok()) return ran.status();
     const auto steady = SteadyPlans(ran->plans, sequences, count);
@@ -323,6 +324,8 @@ class EngineTiming {
 
   absl::Status Prefill(int64_t tokens, EngineFigures& out) {
     std::vector<double> first_token, device;
+    absl::Status warm = WarmUp({Request(0, tokens, 1, config_.vocab_size)});
+    if (!warm.ok()) return warm;
     for (int i = 0; i < kWarmPrefills + options_.repeats; ++i) {
       const absl::StatusOr<Ran> ran =
           engine_.Run({Request(i, tokens, 1, config_.vocab_size)}, /*on_clock=*/true);
@@ -356,6 +359,16 @@ class EngineTiming {
   }
 
  private:
+  absl::Status WarmUp(const std::vector<GenerateRequest>& requests) {
+    const SteadyTime begin = std::chrono::steady_clock::now();
+    const std::chrono::duration<double> wanted(options_.warm_seconds);
+    while (std::chrono::steady_clock::now() - begin < wanted) {
+      const absl::StatusOr<Ran> ran = engine_.Run(requests, /*on_clock=*/false);
+      if (!ran.ok()) return ran.status();
+    }
+    return absl::OkStatus();
+  }
+
   const EngineTimingOptions& options_;
   const checkpoint::ModelConfig& config_;
   Engine& engine_;
@@ -370,6 +383,34 @@ int64_t Most(const std::vector<int64_t>& values, int64_t least) {
 }
 
 }  // namespace
+
+absl::Status CheckSameTokens(const EngineFigures& figures, const EngineFigures& in_turn) {
+  const auto compare = [](const std::vector<int32_t>& a, const std::vector<int32_t>& b,
+                          const std::string& what) {
+    const size_t both = std::min(a.size(), b.size());
+    const auto differs =
+        std::mismatch(a.begin(), a.begin() + static_cast<ptrdiff_t>(both), b.begin());
+    if (differs.first == a.begin() + static_cast<ptrdiff_t>(both)) return absl::OkStatus();
+    return absl::InternalError(absl::StrCat("token ", differs.first - a.begin(), " is ",
+                                            *differs.first, ", but ", *differs.second, " ", what,
+                                            ": in exact they must be the same"));
+  };
+  absl::Status status;
+  for (size_t i = 0; i < figures.tokens.size(); ++i) {
+    const std::vector<std::vector<int32_t>>& batch = figures.tokens[i];
+    const std::string of = absl::StrCat(" of ", batch.size(), " sequences");
+    for (size_t s = 0; s < batch.size() && i < figures.tokens_on_clock.size(); ++s) {
+      status.Update(compare(batch[s], figures.tokens_on_clock[i][s],
+                            absl::StrCat("with the device's clock, in sequence ", s, of)));
+    }
+    status.Update(compare(figures.tokens[0][0], batch[0], absl::StrCat("in a step", of)));
+  }
+  if (!figures.tokens.empty() && !in_turn.tokens.empty()) {
+    status.Update(
+        compare(figures.tokens[0][0], in_turn.tokens[0][0], "where kernels don't start early"));
+  }
+  return status;
+}
 
 absl::StatusOr<EngineFigures> TimeEngine(const EngineTimingOptions& wanted) {
   EngineTimingOptions options = wanted;

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "runtime/worker/worker.h"
 #include "tests/gpu/times.h"
@@ -24,6 +25,8 @@ struct EngineTimingOptions {
   int windows = 9;
   int64_t window_steps = 32;
   int64_t warm_steps = 16;
+  // Before each figure the same requests run for so long, so that the device's clocks are up.
+  double warm_seconds = 0;
   // Prefills of so many tokens, each in one step, alone, `repeats` times.
   std::vector<int64_t> prompts;
   int repeats = 9;
@@ -39,6 +42,11 @@ struct EngineFigures {
   std::vector<std::vector<std::vector<int32_t>>> tokens;
   std::vector<std::vector<std::vector<int32_t>>> tokens_on_clock;
 };
+
+// In `exact` tokens depend on none of this: whether the clock runs, how many sequences decode,
+// whether kernels start early (`in_turn`: without). Of models in their real size nothing else says
+// so. INTERNAL names the first pair that differs, and where.
+absl::Status CheckSameTokens(const EngineFigures& figures, const EngineFigures& in_turn);
 
 // The first error of the engine.
 absl::StatusOr<EngineFigures> TimeEngine(const EngineTimingOptions& options);

@@ -258,6 +258,42 @@ void ExpectTimes(const Json& times) {
   EXPECT_GE(times["most"].get<double>(), times["microseconds"].get<double>());
 }
 
+TEST(TimeEngine, RefusesHeadsThatAreTooWideForTheDevice) {
+  std::string wide(kTiny);
+  wide.replace(wide.find("float32"), 7, "bfloat16");
+  wide.replace(wide.find("\"head_dim\": 16"), 14, "\"head_dim\": 258");
+  const auto made = Make(wide);
+  ASSERT_NE(made, nullptr);
+  const absl::Status status = TimeEngine(OnDevice(made->directory())).status();
+  EXPECT_EQ(status.code(), absl::StatusCode::kUnimplemented) << status;
+  EXPECT_THAT(status.message(), ::testing::HasSubstr("config.json: head_dim is 258, but on "));
+}
+
+TEST(SameTokens, NamesTheFirstThatDiffers) {
+  EngineFigures figures;
+  figures.tokens = {{{1, 2, 3}}, {{1, 2}, {7, 8}}};
+  figures.tokens_on_clock = figures.tokens;
+  EngineFigures in_turn;
+  in_turn.tokens = {{{1, 2, 3, 4}}};
+  EXPECT_TRUE(CheckSameTokens(figures, in_turn).ok());
+  EXPECT_TRUE(CheckSameTokens({}, in_turn).ok()) << "nothing fitted";
+  const auto fault = [&](auto change) {
+    EngineFigures changed = figures;
+    EngineFigures other = in_turn;
+    change(changed, other);
+    return std::string(CheckSameTokens(changed, other).message());
+  };
+  EXPECT_THAT(
+      fault([](auto& f, auto&) { f.tokens_on_clock[1][1][1] = 9; }),
+      ::testing::HasSubstr("token 1 is 8, but 9 with the device's clock, in sequence 1 of 2"));
+  EXPECT_THAT(fault([](auto& f, auto&) {
+                f.tokens[1][0] = f.tokens_on_clock[1][0] = {5, 2};
+              }),
+              ::testing::HasSubstr("token 0 is 1, but 5 in a step of 2 sequences"));
+  EXPECT_THAT(fault([](auto&, auto& other) { other.tokens[0][0][2] = 0; }),
+              ::testing::HasSubstr("token 2 is 3, but 0 where kernels don't start early"));
+}
+
 class TimedEngine : public ::testing::TestWithParam<bool> {};
 
 TEST_P(TimedEngine, GivesTheCpusTokensAndFiguresOfSteadySteps) {

@@ -8,10 +8,11 @@
 
 namespace phalanx::timing {
 
-// Enqueues a kernel that reads `bytes` (a multiple of 16) once. `sums`: kReadBlocks words, hardly
-// ever written.
-inline constexpr int kReadBlocks = 4096;
-cudaError_t ReadOnce(const void* data, int64_t bytes, uint32_t* sums, cudaStream_t stream);
+// Enqueues a kernel of so many blocks that reads `bytes` (a multiple of 16) once. `sums`: a word
+// for each block, hardly ever written.
+inline constexpr int kMostReadBlocks = 8192;
+cudaError_t ReadOnce(const void* data, int64_t bytes, uint32_t* sums, int blocks,
+                     cudaStream_t stream);
 
 }  // namespace phalanx::timing
 

@@ -6,8 +6,8 @@
 //   gpu_timing [--models llama-3.2-1b,llama-3.1-8b] [--repeats 9] [--device 0] [--dir FOLDER]
 //
 // A model's checkpoint lies in FOLDER (the system's folder for temporary files) while it is
-// measured. Exit codes: 0 done, or no device (said on stderr); 1 failed, and what was measured
-// before is on stdout; 2 wrong usage.
+// measured. Exit codes: 0 done, or no device (said on stderr); 1 failed, or tokens differ that must
+// not, and what was measured is on stdout; 2 wrong usage.
 #include <cuda_runtime_api.h>
 
 #include <algorithm>
@@ -82,18 +82,30 @@ class Clock {
   cudaEvent_t end_ = nullptr;
 };
 
-double MeasureReads(kernels::Kernels& kernels, Clock& clock, Json& out) {
+double MeasureReads(kernels::Kernels& kernels, Clock& clock, int device, Json& out) {
   constexpr int64_t kBytes = int64_t{4} << 30;
   auto data = kernels.Allocate(kBytes);
-  auto sums = kernels.Allocate(kReadBlocks * 4);
+  auto sums = kernels.Allocate(kMostReadBlocks * 4);
   PHALANX_CHECK(data.ok() && sums.ok()) << data.status().message();
-  const Times times = clock.Measure([&] {
-    Check(ReadOnce(data->data(), kBytes, sums->as<uint32_t>(),
-                   static_cast<cudaStream_t>(kernels.native_stream())),
-          "reading");
-  });
+  cudaDeviceProp properties;
+  Check(cudaGetDeviceProperties(&properties, device), "asking for its properties");
+  // The best of some grids: as many blocks as run at once, and more.
+  Times times;
+  int best = 0;
+  for (const int each : {1, 2, 3, 4, 8, 16, 32}) {
+    const int blocks = std::min(each * properties.multiProcessorCount, kMostReadBlocks);
+    const Times found = clock.Measure([&] {
+      Check(ReadOnce(data->data(), kBytes, sums->as<uint32_t>(), blocks,
+                     static_cast<cudaStream_t>(kernels.native_stream())),
+            "reading");
+    });
+    if (best > 0 && found.median >= times.median) continue;
+    times = found;
+    best = blocks;
+  }
   const double bandwidth = static_cast<double>(kBytes) / times.median;
   out["read_bandwidth"] = Microseconds(times);
+  out["read_bandwidth"]["blocks"] = best;
   out["read_bandwidth"]["bytes"] = kBytes;
   out["read_bandwidth"]["bytes_per_second"] = bandwidth;
   return bandwidth;
@@ -158,6 +170,7 @@ EngineTimingOptions EngineOptions(const Wanted& wanted, const std::string& direc
   options.worker.device.cuda.device = wanted.device;
   options.worker.device.cuda.pack_threads =
       static_cast<int>(std::clamp(std::thread::hardware_concurrency(), 1u, 16u));
+  options.warm_seconds = 0.5;
   options.windows = wanted.repeats;
   options.repeats = wanted.repeats;
   options.read_bandwidth = bandwidth;
@@ -165,22 +178,20 @@ EngineTimingOptions EngineOptions(const Wanted& wanted, const std::string& direc
 }
 
 // Decode of one sequence in `exact`, each kernel started when the one before has ended.
-absl::StatusOr<Json> InTurn(const Wanted& wanted, const NamedShape& shape,
-                            const std::string& directory, double bandwidth) {
+absl::StatusOr<EngineFigures> InTurn(const Wanted& wanted, const NamedShape& shape,
+                                     const std::string& directory, double bandwidth) {
   std::cerr << shape.name << ": the engine, each kernel in its turn\n";
   EngineTimingOptions options = EngineOptions(wanted, directory, bandwidth);
   options.worker.device.cuda.early_starts = false;
   options.batches = {1};
-  absl::StatusOr<EngineFigures> engine = TimeEngine(options);
-  if (!engine.ok()) return engine.status();
-  return std::move(engine->json);
+  return TimeEngine(options);
 }
 
 // The figures of one model in one profile. One thing after the other, so that a card needn't hold
 // the weights twice.
-absl::StatusOr<Json> Profile(const Wanted& wanted, const NamedShape& shape,
-                             const std::string& directory, kernels::Kernels& kernels,
-                             kernels::Numerics numerics, double bandwidth) {
+absl::StatusOr<EngineFigures> Profile(const Wanted& wanted, const NamedShape& shape,
+                                      const std::string& directory, kernels::Kernels& kernels,
+                                      kernels::Numerics numerics, double bandwidth) {
   const std::string name = absl::StrCat(shape.name, ", ", std::string(Name(numerics)));
   std::cerr << name << ": the engine\n";
   EngineTimingOptions options = EngineOptions(wanted, directory, bandwidth);
@@ -189,13 +200,12 @@ absl::StatusOr<Json> Profile(const Wanted& wanted, const NamedShape& shape,
   options.prompts = {2048, 8192};
   absl::StatusOr<EngineFigures> engine = TimeEngine(options);
   if (!engine.ok()) return engine.status();
-  Json out = std::move(engine->json);
   const auto config = checkpoint::ParseModelConfig(shape.config, "config.json");
   if (!config.ok()) return config.status();
   if (config->num_experts == 0) {
-    out["ops"] = OpTables(kernels, name, *config, wanted.repeats, bandwidth);
+    engine->json["ops"] = OpTables(kernels, name, *config, wanted.repeats, bandwidth);
   }
-  return out;
+  return engine;
 }
 
 // Of steps, tokens per second in exact ÷ in fast.
@@ -268,30 +278,38 @@ absl::Status Measure(const Wanted& wanted, Json& out) {
          {"runtime", CUDART_VERSION},
          {"repeats", wanted.repeats}};
   Clock clock(**kernels, wanted.repeats);
-  const double bandwidth = MeasureReads(**kernels, clock, out);
+  const double bandwidth = MeasureReads(**kernels, clock, wanted.device, out);
   const EventTimes events = MeasureEvents(**kernels, /*bytes=*/int64_t{256} << 20);
   out["events"] = {{"pair", events.pair * 1e6}, {"with_copy", events.with_copy * 1e6}};
   if (fast.ok()) out["fast"] = (*fast)->Describe();
+  absl::Status all_same;
   for (const NamedShape& shape : wanted.shapes) {
     std::cerr << shape.name << ": making its checkpoint in " << wanted.folder << "\n";
     const auto made = MadeCheckpoint::Make(shape.config, wanted.folder);
     if (!made.ok()) return made.status();
     Json& model = out["models"].emplace_back(Json{{"model", std::string(shape.name)}});
-    absl::StatusOr<Json> exact = Profile(wanted, shape, (*made)->directory(), **kernels,
-                                         kernels::Numerics::kExact, bandwidth);
+    const absl::StatusOr<EngineFigures> exact = Profile(
+        wanted, shape, (*made)->directory(), **kernels, kernels::Numerics::kExact, bandwidth);
     if (!exact.ok()) return exact.status();
-    model.update(*exact);
-    absl::StatusOr<Json> in_turn = InTurn(wanted, shape, (*made)->directory(), bandwidth);
+    model.update(exact->json);
+    const absl::StatusOr<EngineFigures> in_turn =
+        InTurn(wanted, shape, (*made)->directory(), bandwidth);
     if (!in_turn.ok()) return in_turn.status();
-    model["in_turn"] = *std::move(in_turn);
+    model["in_turn"] = in_turn->json;
+    const absl::Status same = CheckSameTokens(*exact, *in_turn);
+    model["same_tokens"] = same.ok();
+    if (!same.ok()) {
+      std::cerr << "gpu_timing: " << shape.name << ": " << same.message() << "\n";
+      all_same = same;
+    }
     if (!fast.ok()) continue;
-    absl::StatusOr<Json> other =
+    const absl::StatusOr<EngineFigures> other =
         Profile(wanted, shape, (*made)->directory(), **fast, kernels::Numerics::kFast, bandwidth);
     if (!other.ok()) return other.status();
-    model["exact_over_fast"] = ExactOverFast(*exact, *other);
-    model["fast"] = *std::move(other);
+    model["exact_over_fast"] = ExactOverFast(exact->json, other->json);
+    model["fast"] = other->json;
   }
-  return absl::OkStatus();
+  return all_same;
 }
 
 int Main(int argc, char** argv) {

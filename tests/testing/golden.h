@@ -100,7 +100,12 @@ inline Errors LogprobDistance(const std::vector<int32_t>& ids, absl::Span<const 
 // Compares logits [inputs, vocab] with the golden's: F32 within `f32_error`, and the same most
 // likely token where its lead is above that; BF16 and F16 no further from float32 than
 // Transformers' own run in that type. Prints the distances.
-inline void ExpectParity(const Golden& golden, absl::Span<const float> logits, double f32_error) {
+// Of the distances the means, and where the sums are those of the processors that the golden was
+// looked at on, the largest: another matrix unit's sums draw the errors anew, and of two draws of
+// 64 either may have the largest (tests/goldens/README.md).
+enum class Largest { kCompared, kPrinted };
+inline void ExpectParity(const Golden& golden, absl::Span<const float> logits, double f32_error,
+                         Largest largest = Largest::kCompared) {
   const std::vector<int32_t> ids = golden.expected["input_ids"];
   const size_t inputs = ids.size() - 1;
   const int64_t vocab = static_cast<int64_t>(logits.size() / inputs);
@@ -154,7 +159,9 @@ inline void ExpectParity(const Golden& golden, absl::Span<const float> logits, d
   std::cout << "; Transformers' own run: max " << native_target.max << " mean "
             << native_target.mean() << ", top-5 max " << native_top.max << " mean "
             << native_top.mean() << "; argmax differs at " << argmax_differs << "\n";
-  EXPECT_LE(target.max, native_target.max);
+  if (largest == Largest::kCompared) {
+    EXPECT_LE(target.max, native_target.max);
+  }
   EXPECT_LE(target.mean(), native_target.mean());
   EXPECT_LE(top.mean(), native_top.mean());
 }
