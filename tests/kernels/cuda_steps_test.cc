@@ -563,6 +563,8 @@ TEST(CudaMemory, WhatADeviceHasNotGotIsRefusedAtTheStart) {
 }
 
 TEST(CudaMemory, ScratchThatIsNotThereEndsTheProcessSayingWhatFor) {
+  // The kernels start threads, which TSan allows no forked process.
+  GTEST_FLAG_SET(death_test_style, "threadsafe");
   CudaOptions options;
   options.memory_bytes = int64_t{32} << 20;
   EXPECT_DEATH(

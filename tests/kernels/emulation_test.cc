@@ -1,5 +1,6 @@
 // The emulated device catches what it is there to catch.
 #include <chrono>
+#include <cstdlib>
 #include <memory>
 
 #include "gtest/gtest.h"
@@ -26,7 +27,7 @@ Buffer Memory(Kernels& kernels, int64_t bytes) {
 
 void Write(int* data, int index) {
   cuda::BeginInTurn();
-  data[index] = 1;
+  if (threadIdx.x == 0) data[index] = 1;
 }
 void WriteWithoutAWait(int* data, int index) { data[index] = 1; }
 // Threads from `first` on.
@@ -39,12 +40,12 @@ void WriteBeforeItsTurn(int* data, int index) {
 }
 void CopyBeforeItsTurn(int* data, int pending) {
   PHALANX_DYNAMIC_SHARED(int, shared);
-  cuda::CopyAsync(shared, data, true);
+  if (threadIdx.x == 0) cuda::CopyAsync(shared, data, true);
   cuda::CommitCopies();
   if (pending == 0) cuda::WaitForCopies<0>();
   cuda::WaitForEarlier();
   cuda::WaitForCopies<0>();
-  data[1] = shared[0];
+  if (threadIdx.x == 0) data[4] = shared[0];
 }
 void LeaveALaneOut(int* /*data*/, int lane) {
   cuda::BeginInTurn();
@@ -202,6 +203,77 @@ TEST(Emulation, AnEventThatHasNotPassedLeavesAnErrorBehind) {
   EXPECT_EQ(cudaEventDestroy(event), cudaSuccess);
   EXPECT_EQ(cudaStreamDestroy(stream), cudaSuccess);
 }
+
+#if PHALANX_FINDS_RACES
+// Each pair of kernels does the same, with and without what it takes.
+
+void TurnRound(int* data, int with_barrier) {
+  cuda::BeginInTurn();
+  PHALANX_DYNAMIC_SHARED(int, shared);
+  const unsigned i = threadIdx.x;
+  shared[i] = static_cast<int>(i);
+  if (with_barrier != 0) __syncthreads();
+  data[blockIdx.x * blockDim.x + i] = shared[blockDim.x - 1 - i];
+}
+void TurnWarpRound(int* data, int with_barrier) {
+  cuda::BeginInTurn();
+  PHALANX_DYNAMIC_SHARED(int, shared);
+  const unsigned i = threadIdx.x;
+  shared[i] = static_cast<int>(i);
+  if (with_barrier != 0) __syncwarp();
+  // A shuffle isn't one.
+  data[blockIdx.x * blockDim.x + i] = shared[i ^ 31] + __shfl_xor_sync(~0u, 0, 1);
+}
+void CopyOverWhatIsRead(int* data, int with_barrier) {
+  cuda::BeginInTurn();
+  PHALANX_DYNAMIC_SHARED(int, shared);
+  const unsigned i = threadIdx.x;
+  shared[i] = 0;
+  __syncthreads();
+  const int sum = shared[0] + shared[blockDim.x - 1];
+  if (with_barrier != 0) __syncthreads();
+  if (i == 0) cuda::CopyAsync(shared, data, true);
+  cuda::CommitCopies();
+  cuda::WaitForCopies<0>();
+  __syncthreads();
+  data[16 + blockIdx.x * blockDim.x + i] = sum + shared[1];
+}
+// The same thread of each block, which is the hardest to tell apart.
+void CountBlocks(int* data, int atomic) {
+  cuda::BeginInTurn();
+  if (threadIdx.x != 0) return;
+  if (atomic != 0) {
+    atomicAdd(data, 1);
+  } else {
+    *data += 1;
+  }
+}
+
+class RacesDeathTest : public ::testing::TestWithParam<void (*)(int*, int)> {};
+
+TEST_P(RacesDeathTest, AreFoundBetweenThreadsThatNothingOrders) {
+  const auto kernels = Device();
+  Buffer memory = Memory(*kernels, 1 << 12);
+  const auto run = [&](int ordered) {
+    EXPECT_EQ(cuda::Launch(GetParam(), dim3(3), 64, 256, nullptr, memory.as<int>(), ordered),
+              cudaSuccess);
+    EXPECT_EQ(cudaDeviceSynchronize(), cudaSuccess);
+  };
+  // A report of these would end the test's process with TSan's code.
+  run(1);
+  run(1);
+  EXPECT_EXIT(
+      {
+        run(0);
+        std::exit(0);
+      },
+      ::testing::ExitedWithCode(66), "data race");
+}
+
+INSTANTIATE_TEST_SUITE_P(Kernels, RacesDeathTest,
+                         ::testing::Values(TurnRound, TurnWarpRound, CopyOverWhatIsRead,
+                                           CountBlocks));
+#endif
 
 }  // namespace
 }  // namespace phalanx::kernels

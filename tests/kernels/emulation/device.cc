@@ -26,13 +26,16 @@
 dim3 threadIdx, blockIdx, blockDim, gridDim;
 
 // Where the CPU has FMA, the compiler uses it; a function of the C library gives the same bits.
-#if defined(__x86_64__) && !defined(__SANITIZE_ADDRESS__)
+#if defined(__x86_64__) && !defined(__SANITIZE_ADDRESS__) && !PHALANX_FINDS_RACES
 #define PHALANX_FOR_FMA __attribute__((target_clones("arch=haswell", "default")))
 #else
 #define PHALANX_FOR_FMA
 #endif
 
 namespace phalanx::kernels::emulation {
+
+extern char shared_begin[], shared_end[];
+
 namespace {
 
 constexpr int kLanes = 32;
@@ -46,6 +49,7 @@ struct Copy {
 };
 
 struct Thread {
+  Fiber fiber = Fiber::New();
   ucontext_t context;  // how it is entered for the first time; then by jumps, which are no system
   jmp_buf at;          // calls
   bool begun = false;
@@ -64,6 +68,9 @@ struct Thread {
 struct Meeting {
   int arrived = 0;
   uint64_t round = 0;
+  // Of every other round: whoever is late for one picks up nothing of the next.
+  Handover handovers[2];
+  Handover& handover() { return handovers[round % 2]; }
 };
 
 struct Warp {
@@ -73,8 +80,11 @@ struct Warp {
 };
 
 struct Block {
-  std::vector<std::unique_ptr<Thread>> threads;
+  // Two sets where races are looked for: threads of one block and of the next are none the same.
+  std::vector<std::unique_ptr<Thread>> sets[2];
+  int set = 0;
   std::vector<Warp> warps;
+  Handover begin;
   Meeting barrier;
   Meeting turn;                          // of all threads, before the kernel's turn
   std::unique_ptr<ClosedMemory> closed;  // until then
@@ -82,6 +92,8 @@ struct Block {
 };
 
 jmp_buf scheduler;
+Fiber scheduler_fiber = Fiber::Running();
+Handover* grid_end = nullptr;
 thread_local int on_device = 0;
 Block block;
 Thread* running = nullptr;
@@ -125,6 +137,7 @@ void EnterThread(Thread& thread) {
   void* own = nullptr;
   BeforeEnter(&own, thread);
   if (_setjmp(scheduler) == 0) {
+    thread.fiber.Enter();
     if (thread.begun) _longjmp(thread.at, 1);
     thread.begun = true;
     setcontext(&thread.context);
@@ -134,7 +147,10 @@ void EnterThread(Thread& thread) {
 void LeaveThread(Thread& thread) {
   void* own = nullptr;
   BeforeLeave(&own);
-  if (_setjmp(thread.at) == 0) _longjmp(scheduler, 1);
+  if (_setjmp(thread.at) == 0) {
+    scheduler_fiber.Enter();
+    _longjmp(scheduler, 1);
+  }
   AfterLeave(own);
 }
 
@@ -157,6 +173,7 @@ void End() {
   if (!running->queued.empty()) Fail("a thread ends with copies that it hasn't committed");
   running->groups.clear();
   running->done = true;
+  grid_end->Leave();
   Warp& warp = block.warps[running->index / kLanes];
   if (warp.meeting.arrived > 0) Fail("a lane ends while others of its warp wait for it");
   --warp.live;
@@ -168,6 +185,7 @@ void End() {
 void FiberMain() {
   ThreadBegins();
   while (true) {
+    block.begin.PickUp();
     (*body)();
     End();
     LeaveThread(*running);
@@ -186,18 +204,24 @@ std::unique_ptr<Thread> NewThread(unsigned index) {
 }
 
 void RunBlock(int threads) {
-  while (static_cast<int>(block.threads.size()) < threads) {
-    block.threads.push_back(NewThread(static_cast<unsigned>(block.threads.size())));
+  if (PHALANX_FINDS_RACES) block.set = 1 - block.set;
+  auto& set = block.sets[block.set];
+  while (static_cast<int>(set.size()) < threads) {
+    set.push_back(NewThread(static_cast<unsigned>(set.size())));
   }
-  block.warps.assign(threads / kLanes, Warp{});
+  block.warps = std::vector<Warp>(threads / kLanes);
   block.barrier = {};
   block.turn = {};
+  block.begin = {};
   block.live = threads;
+  Renew(dynamic_shared.data(), dynamic_shared.data() + dynamic_shared.size());
+  Renew(shared_begin, shared_end);
   std::fill(dynamic_shared.begin(), dynamic_shared.end(), static_cast<char>(kPattern));
+  block.begin.Leave();
   for (int i = 0; i < threads; ++i) {
-    block.threads[i]->done = false;
-    block.threads[i]->had_turn = false;
-    block.threads[i]->waiting_for = nullptr;
+    set[i]->done = false;
+    set[i]->had_turn = false;
+    set[i]->waiting_for = nullptr;
   }
   std::vector<int> warps(threads / kLanes);
   for (size_t i = 0; i < warps.size(); ++i) warps[i] = static_cast<int>(i);
@@ -206,7 +230,7 @@ void RunBlock(int threads) {
     std::shuffle(warps.begin(), warps.end(), order);
     for (const int warp : warps) {
       for (int lane = 0; lane < kLanes; ++lane) {
-        Thread& thread = *block.threads[warp * kLanes + lane];
+        Thread& thread = *set[warp * kLanes + lane];
         if (thread.done) continue;
         if (thread.waiting_for != nullptr && *thread.waiting_for == thread.seen) continue;
         thread.waiting_for = nullptr;
@@ -286,6 +310,11 @@ void* DynamicShared() { return dynamic_shared.data(); }
 void RunGrid(dim3 grid, int threads, size_t shared_bytes, bool closed_at_first,
              const std::function<void()>& thread) {
   const ScopedFpEnvironment environment;
+  scheduler_fiber = Fiber::Running();
+  Handover end;
+  grid_end = &end;
+  if (std::less<>()(+shared_end, +shared_begin))
+    Fail("the kernels are not linked between their markers");
   if (threads % kLanes != 0 || threads < 1 || threads > 1024) Fail("an odd number of threads");
   // In 16 bytes' alignment, with nothing to spare behind the end.
   dynamic_shared.assign(shared_bytes, 0);
@@ -302,6 +331,7 @@ void RunGrid(dim3 grid, int threads, size_t shared_bytes, bool closed_at_first,
       }
     }
   }
+  end.PickUp();
 }
 
 void WaitForTurn() {
@@ -336,6 +366,8 @@ void QueueCopy(void* to, const void* from, bool valid) {
   if (reinterpret_cast<uintptr_t>(to) % 16 != 0 || reinterpret_cast<uintptr_t>(from) % 16 != 0) {
     Fail("an asynchronous copy of 16 bytes that isn't aligned to 16");
   }
+  // It may arrive at any time from now on.
+  Writes(to, 16);
   running->queued.push_back({to, from, valid});
 }
 
@@ -347,7 +379,9 @@ void CommitQueued() {
 void LandAllBut(int groups) {
   while (static_cast<int>(running->groups.size()) > groups) {
     for (const Copy& copy : running->groups.front()) {
+      Writes(copy.to, 16);
       if (copy.valid) {
+        Reads(copy.from, 16);
         std::memcpy(copy.to, copy.from, 16);
       } else {
         std::memset(copy.to, 0, 16);
@@ -365,11 +399,20 @@ void CheckPrefetch(const void* from) {
 
 void __syncthreads() {
   using namespace phalanx::kernels::emulation;
+  Handover& handover = block.barrier.handover();
+  handover.Leave();
   if (++block.barrier.arrived < block.live) {
     Wait(block.barrier);
-    return;
+  } else {
+    Open(block.barrier);
   }
-  Open(block.barrier);
+  handover.PickUp();
 }
 
-void __syncwarp() { phalanx::kernels::emulation::WarpStep(nullptr, nullptr); }
+void __syncwarp() {
+  using namespace phalanx::kernels::emulation;
+  Handover& handover = block.warps[running->index / kLanes].meeting.handover();
+  handover.Leave();
+  WarpStep(nullptr, nullptr);
+  handover.PickUp();
+}

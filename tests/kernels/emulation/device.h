@@ -6,6 +6,8 @@
 #include <cstdint>
 #include <functional>
 
+#include "tests/kernels/emulation/races.h"
+
 // The names are CUDA's.
 // NOLINTBEGIN(bugprone-reserved-identifier)
 #define __global__
@@ -107,7 +109,7 @@ T __shfl_xor_sync(unsigned /*mask*/, T value, int step) {
     T out;
     int step;
   } lane = {value, T{}, step};
-  phalanx::kernels::emulation::WarpStep(&lane, [](void* const* lanes) {
+  phalanx::kernels::emulation::WarpStep(&lane, [](void* const* lanes) PHALANX_UNSEEN {
     for (int i = 0; i < 32; ++i) {
       auto* mine = static_cast<Lane*>(lanes[i]);
       mine->out = static_cast<Lane*>(lanes[i ^ mine->step])->in;
@@ -120,7 +122,7 @@ inline unsigned __ballot_sync(unsigned /*mask*/, bool vote) {
     bool vote;
     unsigned all;
   } lane = {vote, 0};
-  phalanx::kernels::emulation::WarpStep(&lane, [](void* const* lanes) {
+  phalanx::kernels::emulation::WarpStep(&lane, [](void* const* lanes) PHALANX_UNSEEN {
     unsigned all = 0;
     for (int i = 0; i < 32; ++i) all |= unsigned{static_cast<Lane*>(lanes[i])->vote} << i;
     for (int i = 0; i < 32; ++i) static_cast<Lane*>(lanes[i])->all = all;
@@ -128,17 +130,17 @@ inline unsigned __ballot_sync(unsigned /*mask*/, bool vote) {
   return lane.all;
 }
 inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
-// Fibers take turns at barriers and warp steps alone.
+// Fibers take turns at barriers and warp steps alone; TSan is to know what is atomic.
 template <typename T>
 T atomicAdd(T* to, T value) {
-  const T before = *to;
-  *to += value;
+  T before = __atomic_load_n(to, __ATOMIC_RELAXED);
+  __atomic_store_n(to, static_cast<T>(before + value), __ATOMIC_RELAXED);
   return before;
 }
 template <typename T>
 T atomicMin(T* to, T value) {
-  const T before = *to;
-  if (value < before) *to = value;
+  const T before = __atomic_load_n(to, __ATOMIC_RELAXED);
+  if (value < before) __atomic_store_n(to, value, __ATOMIC_RELAXED);
   return before;
 }
 template <typename T>

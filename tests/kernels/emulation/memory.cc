@@ -25,7 +25,8 @@
 namespace phalanx::kernels::emulation {
 namespace {
 
-constexpr size_t kRangeBytes = size_t{1} << 40;
+// TSan has addresses for so much.
+constexpr size_t kRangeBytes = size_t{1} << (PHALANX_FINDS_RACES ? 37 : 40);
 constexpr size_t kPage = 4096;
 constexpr size_t kAlignment = 256;
 constexpr int kPattern = 0xC3;

@@ -65,7 +65,7 @@ inline uint32_t PackBf16(float low, float high) {
 inline void Mma(float (&c)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0,
                 uint32_t b1) {
   emulation::MmaLane lane = {c, {a0, a1, a2, a3}, {b0, b1}};
-  emulation::WarpStep(&lane, [](void* const* lanes) {
+  emulation::WarpStep(&lane, [](void* const* lanes) PHALANX_UNSEEN {
     const emulation::MmaLane* all[32];
     for (int i = 0; i < 32; ++i) all[i] = static_cast<const emulation::MmaLane*>(lanes[i]);
     emulation::MultiplyTile(all);
