@@ -1,5 +1,6 @@
 #include "launcher/calibration.h"
 
+#include <filesystem>
 #include <fstream>
 #include <utility>
 #include <vector>
@@ -161,6 +162,16 @@ std::string ToYaml(const v1::Calibration& c) {
     }
   }
   return out;
+}
+
+absl::Status CheckCalibrationCanBeWritten(const std::string& path) {
+  std::error_code ignored;
+  const bool is_new = !std::filesystem::exists(path, ignored);
+  const bool can = std::ofstream(path, std::ios::binary | std::ios::app).good();
+  if (can && is_new) std::filesystem::remove(path, ignored);
+  if (can) return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrCat(
+      "--calibrate ", path, ": can't be written; name a file in a folder that is there"));
 }
 
 absl::Status WriteCalibration(const v1::Calibration& calibration, const std::string& path) {

@@ -19,6 +19,8 @@ absl::StatusOr<v1::Calibration> ParseCalibration(const std::string& text, const 
 absl::StatusOr<v1::Calibration> ReadCalibration(const std::string& path);
 // The YAML that ParseCalibration() reads back to the same values.
 std::string ToYaml(const v1::Calibration& calibration);
+// To be asked before minutes of measuring. INVALID_ARGUMENT names the path.
+absl::Status CheckCalibrationCanBeWritten(const std::string& path);
 // Replaces the file. UNAVAILABLE names the path.
 absl::Status WriteCalibration(const v1::Calibration& calibration, const std::string& path);
 

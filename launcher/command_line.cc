@@ -2,6 +2,7 @@
 
 #include <google/protobuf/stubs/logging.h>
 
+#include <algorithm>
 #include <string>
 #include <vector>
 
@@ -19,7 +20,7 @@ int RunCommandLine(int argc, char** argv, const WorkerHooks& hooks) {
   CLI::App app{
       "Phalanx: distributed LLM inference on MPI and Slurm clusters.\n"
       "Results go to stdout, logs to stderr. Exit codes: 0 done, 1 failed while running, 2 wrong\n"
-      "usage, configuration or model.",
+      "usage, configuration or model; of serve 75, stopped before the end (run it again).",
       "phalanx"};
   app.set_version_flag("--version", std::string("phalanx ") + kVersion);
   app.require_subcommand(1);
@@ -38,6 +39,13 @@ int RunCommandLine(int argc, char** argv, const WorkerHooks& hooks) {
     const std::vector<std::string> unknown = top->remaining();
     if (commands.empty() && !unknown.empty()) {
       message = absl::StrCat("unknown command or flag \"", unknown[0], "\"");
+    } else if (error.get_exit_code() == static_cast<int>(CLI::ExitCodes::ExtrasError)) {
+      // The library lists what follows an unknown flag, too, and from the end.
+      const std::vector<std::string> rest = top->remaining(/*recurse=*/true);
+      const auto flag = std::find_if(rest.begin(), rest.end(),
+                                     [](const std::string& word) { return word[0] == '-'; });
+      message =
+          absl::StrCat("unknown flag or argument \"", flag == rest.end() ? rest[0] : *flag, "\"");
     }
     return absl::StrCat(name, ": ", message, " (", name, " --help shows what there is)\n");
   });

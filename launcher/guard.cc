@@ -11,6 +11,7 @@
 #include <sys/resource.h>
 #include <sys/signalfd.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -230,6 +231,25 @@ absl::StatusOr<std::unique_ptr<Leash>> Leash::Listen(bool other_hosts) {
 
 Leash::~Leash() { close(fd_); }
 
+namespace {
+
+// Where Open MPI keeps its files, shared memory among them: neither a killed rank nor a killed
+// mpirun removes its own. mpirun hands the name to all its ranks, so it is the same on every host,
+// and no two groups have it: the leash is this group's. Empty: Open MPI's own places.
+std::string MakeDirectory(const GuardOptions& options) {
+  std::string path = "/dev/shm/phalanx-XXXXXX";
+  if (options.deaf) return mkdtemp(path.data()) == nullptr ? "" : path;
+  path = absl::StrCat("/dev/shm/phalanx-", options.leash);
+  for (char& c : path) {
+    if (c == ':' || c == '[' || c == ']' || c == '%') c = '-';
+  }
+  // It may be there: hosts that are namespaces of one machine.
+  if (mkdir(path.c_str(), 0700) == 0 || errno == EEXIST) return path;
+  return "";
+}
+
+}  // namespace
+
 absl::StatusOr<int> RunGuard(const GuardOptions& options) {
   if (options.command.empty()) {
     return absl::InvalidArgumentError("guard: no command; write guard --leash HOST:PORT COMMAND");
@@ -237,12 +257,10 @@ absl::StatusOr<int> RunGuard(const GuardOptions& options) {
   absl::StatusOr<Descriptor> leash = Connect(options.leash);
   if (!leash.ok()) return leash.status();
 
-  // A killed rank can't remove the shared-memory files of Open MPI's; nor does Slurm, as mpirun
-  // does.
-  std::string shared_memory = "/dev/shm/phalanx-XXXXXX";
-  if (!options.deaf || mkdtemp(shared_memory.data()) == nullptr) shared_memory.clear();
-  if (!shared_memory.empty()) {
-    setenv("OMPI_MCA_btl_vader_backing_directory", shared_memory.c_str(), /*overwrite=*/1);
+  const std::string own_files = MakeDirectory(options);
+  if (!own_files.empty()) {
+    setenv("OMPI_MCA_btl_vader_backing_directory", own_files.c_str(), /*overwrite=*/1);
+    setenv("OMPI_MCA_orte_tmpdir_base", own_files.c_str(), /*overwrite=*/1);
   }
   prctl(PR_SET_CHILD_SUBREAPER, 1);
   sigset_t handled;
@@ -287,7 +305,7 @@ absl::StatusOr<int> RunGuard(const GuardOptions& options) {
 
   const int status = Guard(*std::move(leash), std::move(signals), child, options.deaf).Run();
   std::error_code ignored;
-  if (!shared_memory.empty()) std::filesystem::remove_all(shared_memory, ignored);
+  if (!own_files.empty()) std::filesystem::remove_all(own_files, ignored);
   if (WIFEXITED(status)) return WEXITSTATUS(status);
   const rlimit no_core = {0, 0};
   setrlimit(RLIMIT_CORE, &no_core);

@@ -21,6 +21,13 @@ std::string CheckFraction(const std::string& text) {
   return absl::StrCat("expected a number above 0 and at most 1, found ", text);
 }
 
+// CLI11 takes -1 for the largest number that there is.
+std::string CheckUnsigned(const std::string& text) {
+  uint64_t value = 0;
+  if (absl::SimpleAtoi(text, &value)) return "";
+  return absl::StrCat("expected a whole number from 0 to ", UINT64_MAX, ", found ", text);
+}
+
 }  // namespace
 
 void AddDeviceOptions(CLI::App& app, RankOptions& o) {
@@ -259,6 +266,7 @@ void AddRequestOptions(CLI::App& app, RequestOptions& o) {
       ->group(group)
       ->allow_extra_args(false);
   app.add_option("--seed", o.seed, "Decides all randomness (default: drawn and shown)")
+      ->check(CheckUnsigned)
       ->group(group);
   app.add_option("--stop", o.stop, "Text that ends the answer; may be repeated")
       ->group(group)

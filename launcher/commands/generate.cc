@@ -16,6 +16,7 @@
 #include "launcher/json_output.h"
 #include "launcher/options.h"
 #include "launcher/request_builder.h"
+#include "spdlog/spdlog.h"
 
 namespace phalanx::launcher {
 namespace {
@@ -49,13 +50,13 @@ absl::Status GenerateOne(const GenerateOptions& options, const Prompt& prompt) {
   const bool stream = !options.json && options.request.n == 1;
   std::map<int, Answer> answers;
   Answer shared;
+  if (options.request.n == 1) shared.request_id = prompt.id;
   const auto reader = client.stub->Generate(&context, *request);
   v1::GenerateResponse response;
   while (reader->Read(&response)) {
     switch (response.event_case()) {
       case v1::GenerateResponse::kStarted: {
         const v1::Started& started = response.started();
-        if (!options.request.n || options.request.n == 1) shared.request_id = prompt.id;
         shared.prompt_token_ids.assign(started.prompt_token_ids().begin(),
                                        started.prompt_token_ids().end());
         shared.seed = started.seed();
@@ -106,6 +107,8 @@ absl::Status GenerateOne(const GenerateOptions& options, const Prompt& prompt) {
     if (!shared.prompt_token_ids.empty()) std::cout << std::endl;  // something was printed
     return status;
   }
+  // One that was refused has an answer, too.
+  if (!status.ok() && options.json && answers.empty()) answers[0] = {};
   for (auto& [index, part] : answers) {
     Answer answer = shared;
     answer.token_ids = part.token_ids;
@@ -127,10 +130,16 @@ absl::Status GenerateOne(const GenerateOptions& options, const Prompt& prompt) {
 absl::Status Generate(const GenerateOptions& options) {
   const absl::StatusOr<std::vector<Prompt>> prompts = ReadPrompts(options.prompts);
   if (!prompts.ok()) return prompts.status();
-  for (const Prompt& prompt : *prompts) {
-    if (absl::Status status = GenerateOne(options, prompt); !status.ok()) return status;
+  absl::Status first;
+  for (size_t i = 0; i < prompts->size(); ++i) {
+    const absl::Status status = GenerateOne(options, (*prompts)[i]);
+    if (status.ok()) continue;
+    if (first.ok()) first = status;
+    // Nobody would answer the others either.
+    if (absl::IsUnavailable(status) || prompts->size() == 1) break;
+    spdlog::error("prompt {} of {}: {}", i + 1, prompts->size(), std::string(status.message()));
   }
-  return absl::OkStatus();
+  return first;
 }
 
 }  // namespace

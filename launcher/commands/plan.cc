@@ -259,6 +259,7 @@ absl::Status RunPlan(const CLI::App& flags, PlanCommandOptions& options) {
           "--calibrate measures CPUs; leave it out with --device cuda and describe the GPUs in a "
           "--cluster file under cluster.nodes");
     }
+    if (absl::Status can = CheckCalibrationCanBeWritten(options.calibrate); !can.ok()) return can;
     options.measure.cpu_path = options.service.rank.cpu_path;
     options.measure.threads = options.service.rank.threads;
     options.measure.hosts = options.service.hosts;

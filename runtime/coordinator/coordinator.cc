@@ -425,6 +425,9 @@ CoordinatorStatus Coordinator::Impl::GetStatus() const {
   status.layout = layout();
   for (const auto& replica : replicas_) {
     status.replicas.push_back(replica->GetStatus());
+    // What is lost holds no blocks.
+    if (status.replicas.back().state == CoordinatorState::kFailed)
+      status.replicas.back().blocks = {};
     status.Add(status.replicas.back());
   }
   status.group = status.replicas[0].group;

@@ -302,6 +302,10 @@ void Replica::DeliverOne(LiveRequest& live, scheduler::RequestOutput output) {
     return;
   }
   event.status = std::move(output.status);
+  if (!event.status.ok() && options_.log &&
+      (absl::IsInternal(event.status) || absl::IsUnavailable(event.status))) {
+    options_.log(absl::StrCat("request ", live.request.id, " failed: ", event.status.message()));
+  }
   live.usage.preemptions = output.preemptions;
   live.usage.total_time = now - live.submitted;
   event.usage = live.usage;

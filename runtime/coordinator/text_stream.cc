@@ -9,12 +9,14 @@ TextStream::TextStream(std::unique_ptr<TextDecoder> decoder, std::vector<std::st
     : decoder_(std::move(decoder)), stops_(std::move(stops)) {}
 
 TextStream::Delta TextStream::Append(const std::string& text, bool search) {
-  if (stops_.empty() || !search) return {std::exchange(held_, {}) + text, {}};
+  if (stops_.empty()) return {text, {}};
   held_ += text;
+  if (!search) unsearched_ = held_.size();
   const std::string* first = nullptr;
   size_t first_end = std::string::npos;
   for (const std::string& stop : stops_) {
-    const size_t at = held_.find(stop);
+    const size_t from = unsearched_ < stop.size() ? 0 : unsearched_ - stop.size() + 1;
+    const size_t at = held_.find(stop, from);
     if (at == std::string::npos) continue;
     const size_t end = at + stop.size();
     if (end < first_end || (end == first_end && stop.size() > first->size())) {
@@ -35,6 +37,7 @@ TextStream::Delta TextStream::Append(const std::string& text, bool search) {
   }
   std::string shown = held_.substr(0, held_.size() - keep);
   held_.erase(0, shown.size());
+  unsearched_ -= std::min(unsearched_, shown.size());
   return {std::move(shown), {}};
 }
 

@@ -23,8 +23,8 @@ class TextStream {
     std::string text;         // to be shown now
     std::string stop_string;  // not empty: it was found, the text ends before it
   };
-  // `search`: stop strings count (min_tokens is reached). After a stop string was found the stream
-  // is at its end.
+  // `search`: stop strings that this token completes count (min_tokens is reached). After a stop
+  // string was found the stream is at its end.
   Delta Push(int32_t token_id, bool search);
   // The sample has ended otherwise: what the decoder and the stream still hold.
   Delta Finish(bool search);
@@ -34,7 +34,8 @@ class TextStream {
 
   std::unique_ptr<TextDecoder> decoder_;
   std::vector<std::string> stops_;
-  std::string held_;  // the longest tail so far that begins a stop string
+  std::string held_;       // the longest tail so far that begins a stop string
+  size_t unsearched_ = 0;  // bytes of held_: a stop string that is complete in them doesn't count
 };
 
 }  // namespace phalanx::coordinator

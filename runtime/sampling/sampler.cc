@@ -83,6 +83,10 @@ void Sampler::FillLogprobs(const RawRow& row, int32_t k, TokenLogprobs& out) con
   out.logprob = logprob(out.id);
   out.top.clear();
   for (const int32_t id : kernels::BestIds(row.logits, k)) out.top.push_back({id, logprob(id)});
+  // Different logits may have one logprob; then the lower id is first.
+  std::stable_sort(out.top.begin(), out.top.end(), [](const auto& a, const auto& b) {
+    return a.logprob > b.logprob || (a.logprob == b.logprob && a.id < b.id);
+  });
 }
 
 TokenLogprobs Sampler::Logprobs(absl::Span<const float> logits, int32_t target, int32_t k) {

@@ -182,7 +182,10 @@ void FillStatus(const coordinator::CoordinatorStatus& status, v1::GetStatusRespo
     to->set_recoveries(replica.recoveries);
     if (replica.last_recovery.has_value()) FillRecovery(replica, to->mutable_last_recovery());
     // Those of a group that has died are gone.
-    if (replica.state == coordinator::CoordinatorState::kRecovering) continue;
+    if (replica.state == coordinator::CoordinatorState::kRecovering ||
+        replica.state == coordinator::CoordinatorState::kFailed) {
+      continue;
+    }
     for (const coordinator::RankInfo& rank : replica.group.ranks) {
       v1::RankStatus* rank_status = response->add_ranks();
       rank_status->set_replica(replica.replica);

@@ -141,6 +141,17 @@ class Cli(unittest.TestCase):
             self.assertEqual(refused.stdout, b"")
             self.assertRegex(refused.stderr.decode(), r'^phalanx generate: NOT_FOUND: .*"another"')
 
+            # One that is refused keeps nobody else from an answer.
+            file = harness.scratch() / "refused.jsonl"
+            file.write_text('{"prompt": "One", "id": "a"}\n{"token_ids": [5000], "id": "b"}\n"Two"\n')
+            some = harness.run("generate", "--endpoint", server.endpoint, "--prompts-file",
+                               str(file), "--max-tokens", "3", "--json")
+            self.assertEqual(some.returncode, 2)
+            answers = [json.loads(line) for line in some.stdout.splitlines()]
+            self.assertEqual([a.get("id", "") for a in answers], ["a", "b", ""])
+            self.assertEqual([a["finish_reason"] == "error" for a in answers], [False, True, False])
+            self.assertIn("5000", answers[1]["error"])
+
     def test_tokenize_round_trip(self):
         text = "Once upon a time, naïve 日本 🙂\n\tTwo  spaces.\n"
         ids = self.succeed("tokenize", "--model", DEMO, "--no-special-tokens",

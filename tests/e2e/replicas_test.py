@@ -91,6 +91,9 @@ class Replicas(unittest.TestCase):
         status = client.status()
         self.assertEqual([r.state for r in status.replicas],
                          [client.pb.SERVER_STATE_SERVING, client.pb.SERVER_STATE_FAILED])
+        self.assertEqual([(r.replica, r.pid) for r in status.ranks], [(0, pids[0, 0])])
+        self.assertEqual(status.engine.kv_blocks_total,
+                         status.replicas[0].engine.kv_blocks_total)
         for stream in streams:  # both go on, on the replica that is left
             next(stream)
         self.assertEqual(client.status().replicas[0].engine.running_requests, 2)

@@ -79,6 +79,22 @@ TEST(TextStream, DoesNotSearchBeforeMinTokens) {
   EXPECT_EQ(seen.stop, "END");
 }
 
+TEST(TextStream, FindsWhatBeganBeforeMinTokensAndIsCompleteAfter) {
+  Seen seen = Feed({"a EN", "D b"}, {"END"}, "", 1);
+  EXPECT_EQ(seen.text, "a ");
+  EXPECT_EQ(seen.stop, "END");
+  // What is complete before doesn't count, also where it lies in what begins another one.
+  seen = Feed({"xab", "c"}, {"ab", "xabz"}, "", 1);
+  EXPECT_EQ(seen.text, "xabc");
+  EXPECT_EQ(seen.stop, "");
+  seen = Feed({"xab", "zab"}, {"ab", "xabz"}, "", 1);
+  EXPECT_EQ(seen.text, "");
+  EXPECT_EQ(seen.stop, "xabz");
+  seen = Feed({"aa", "a"}, {"aa"}, "", 1);
+  EXPECT_EQ(seen.text, "a");
+  EXPECT_EQ(seen.stop, "aa");
+}
+
 TEST(TextStream, GivesNoTextWithoutADecoder) {
   TextStream stream(nullptr, {});
   EXPECT_EQ(stream.Push(5, true).text, "");

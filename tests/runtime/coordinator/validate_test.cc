@@ -107,6 +107,12 @@ TEST(ValidateRequest, ChecksSampling) {
   });
 }
 
+std::vector<int32_t> Ids(int32_t count) {
+  std::vector<int32_t> ids(count);
+  for (int32_t i = 0; i < count; ++i) ids[i] = i;
+  return ids;
+}
+
 TEST(ValidateRequest, ChecksCountsAndStops) {
   Check({
       {"", [](auto& r) { r.max_tokens = 2147483647; }},
@@ -119,6 +125,9 @@ TEST(ValidateRequest, ChecksCountsAndStops) {
       {"n", [](auto& r) { r.n = 129; }},
       {"stop_token_ids", [](auto& r) { r.stop_token_ids = {100}; }},
       {"stop_token_ids", [](auto& r) { r.stop_token_ids.assign(1025, 1); }},
+      {"stop_token_ids", [](auto& r) { r.min_tokens = 1, r.stop_token_ids = Ids(100); }},
+      {"", [](auto& r) { r.min_tokens = 1, r.stop_token_ids = Ids(99); }},
+      {"", [](auto& r) { r.stop_token_ids = Ids(100); }},
       {"",
        [](auto& r) {
          r.stop = {"a", "\n\n"};

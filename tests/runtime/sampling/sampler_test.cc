@@ -272,6 +272,16 @@ TEST(Sampler, TopLogprobsBreakTiesByIdAndEndWithTheVocabulary) {
   for (const scheduler::RankedToken& t : got.top) ids.push_back(t.id);
   EXPECT_THAT(ids, ElementsAre(1, 3, 0, 2, 4));
   EXPECT_TRUE(sampler.Logprobs({{1, 2, 1, 2, 1}}, 0, 0).top.empty());
+  // Logits that differ, logprobs that are the same number.
+  const scheduler::TokenLogprobs close = sampler.Logprobs({{-1e-9f, -5, 0, 1e-9f, -5}}, 0, 4);
+  ids.clear();
+  for (const scheduler::RankedToken& t : close.top) {
+    ids.push_back(t.id);
+    if (t.id != 1) {
+      EXPECT_EQ(t.logprob, close.logprob);
+    }
+  }
+  EXPECT_THAT(ids, ElementsAre(0, 2, 3, 1));
 }
 
 TEST(Sampler, TopKKeepsTheLowestIdsAmongTies) {
