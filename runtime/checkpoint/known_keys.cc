@@ -1,6 +1,7 @@
 #include "runtime/checkpoint/known_keys.h"
 
 #include <algorithm>
+#include <iterator>
 
 #include "absl/strings/str_cat.h"
 #include "absl/types/span.h"
@@ -102,12 +103,17 @@ bool Contains(absl::Span<const absl::string_view> keys, absl::string_view key) {
   return std::find(keys.begin(), keys.end(), key) != keys.end();
 }
 
+// Null: no such key.
+const NeutralValue* FindNeutral(const std::string& key) {
+  const auto* found = std::find_if(std::begin(kNeutralValues), std::end(kNeutralValues),
+                                   [&](const NeutralValue& neutral) { return neutral.key == key; });
+  return found == std::end(kNeutralValues) ? nullptr : found;
+}
+
 bool IsNeutral(const std::string& key, const json& value) {
-  for (const NeutralValue& neutral : kNeutralValues) {
-    if (neutral.key != key) continue;
-    return value.is_null() || (value.is_number() && value.get<double>() == neutral.value);
-  }
-  return IsUnset(value);
+  const NeutralValue* neutral = FindNeutral(key);
+  if (neutral == nullptr) return IsUnset(value);
+  return value.is_null() || (value.is_number() && value.get<double>() == neutral->value);
 }
 
 }  // namespace
@@ -125,10 +131,16 @@ void RefuseUnknownKeys(ConfigReader& reader, const FamilySpec& family) {
         Contains(family.harmless_keys, key) || IsNeutral(key, value)) {
       continue;
     }
+    const NeutralValue* neutral = FindNeutral(key);
     reader.Fail(absl::UnimplementedError(absl::StrCat(
         reader.where(), ": key \"", Printable(key), "\" is ", PrintableJson(value), ", which ",
-        family.architecture,
-        " here does not know and which may change the arithmetic; if it does not, remove it")));
+        neutral != nullptr
+            ? absl::StrCat("changes the arithmetic and is not supported; ", neutral->value,
+                           ", which changes nothing, is")
+            : absl::StrCat(
+                  family.architecture,
+                  " here does not know and which may change the arithmetic; if it does not, remove "
+                  "it"))));
     return;
   }
 }

@@ -418,7 +418,7 @@ absl::Status ApplyGenerationConfig(absl::string_view text, absl::string_view fil
   GenerationDefaults& defaults = config->generation;
   defaults.do_sample = reader.Bool("do_sample");
   defaults.temperature = reader.Number("temperature", 0, 1e6);
-  defaults.top_p = reader.Number("top_p", 0, 1);
+  defaults.top_p = reader.Positive("top_p", 1);
   defaults.top_k = reader.Int("top_k", -1, kMaxVocab);
   if (defaults.top_k == -1) defaults.top_k = 0;  // two spellings of "all"
   defaults.min_p = reader.Number("min_p", 0, 1);
@@ -444,8 +444,13 @@ absl::StatusOr<ModelConfig> LoadModelConfig(const std::string& directory, Config
   const std::string path = absl::StrCat(directory, "/config.json");
   const auto text = ReadTextFile(path, kMaxConfigBytes);
   if (absl::IsNotFound(text.status())) {
-    return absl::NotFoundError(
-        absl::StrCat(path, ": no such file; a Hugging Face model directory has one"));
+    const std::string snapshots = absl::StrCat(directory, "/snapshots");
+    return absl::NotFoundError(absl::StrCat(
+        path, ": no such file; ",
+        stat(snapshots.c_str(), &info) == 0
+            ? absl::StrCat("this is a folder of the Hub's cache, the model is in one of ",
+                           snapshots)
+            : "a Hugging Face model directory has one"));
   }
   if (!text.ok()) return text.status();
   auto config = ParseModelConfig(*text, path);

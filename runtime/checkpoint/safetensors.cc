@@ -16,6 +16,7 @@
 #include "absl/cleanup/cleanup.h"
 #include "absl/container/flat_hash_set.h"
 #include "absl/status/status.h"
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "runtime/checkpoint/json_file.h"
@@ -297,6 +298,11 @@ std::string ShapeString(const Shape& shape) {
 absl::StatusOr<SafetensorsHeader> ParseSafetensorsHeader(absl::string_view prefix,
                                                          int64_t file_size,
                                                          absl::string_view file) {
+  if (absl::StartsWith(prefix, "version https://git-lfs.github.com/")) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        file,
+        ": is a pointer of Git LFS, which stands for the file; fetch the file with git lfs pull"));
+  }
   if (file_size < 8 || prefix.size() < 8) {
     return absl::InvalidArgumentError(
         absl::StrCat(file, ": ", file_size,

@@ -353,7 +353,9 @@ TEST_F(CheckpointTest, NamesATruncatedShard) {
 }
 
 TEST_F(CheckpointTest, SaysWhatADirectoryLacks) {
-  ExpectRefused(absl::StatusCode::kNotFound, "config.json: no such file");
+  ExpectRefused(absl::StatusCode::kNotFound, "config.json: no such file; a Hugging Face");
+  std::filesystem::create_directory(dir_.file("snapshots"));
+  ExpectRefused(absl::StatusCode::kNotFound, "the Hub's cache, the model is in one of");
   dir_.Write("config.json", TinyConfig().dump());
   ExpectRefused(absl::StatusCode::kNotFound, "has neither model.safetensors nor");
   dir_.Write("pytorch_model.bin", "x");

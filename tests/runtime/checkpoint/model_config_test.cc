@@ -358,6 +358,9 @@ TEST(ModelConfigTest, RefusesKeysThatChangeTheArithmetic) {
     ExpectUnsupported(With(Llama(), {{key, value}}), std::string("key \"") + key + "\" is ");
   }
   ExpectUnsupported(With(Llama(), {{"hidden_act", "gelu"}}), "hidden_act");
+  // A key that is known isn't to be removed.
+  ExpectUnsupported(With(Llama(), {{"partial_rotary_factor", 0.5}}),
+                    "is 0.5, which changes the arithmetic and is not supported; 1, which");
 }
 
 TEST(ModelConfigTest, AcceptsKeysThatChangeNothing) {
@@ -434,8 +437,8 @@ TEST(GenerationConfigTest, OverridesTokenIdsAndGivesDefaults) {
 }
 
 TEST(GenerationConfigTest, RefusesBadValuesNamingTheFile) {
-  for (const char* text :
-       {"{\"eos_token_id\": 320}", "{\"temperature\": -1}", "{\"top_p\": \"x\"}", "[]"}) {
+  for (const char* text : {"{\"eos_token_id\": 320}", "{\"temperature\": -1}", "{\"top_p\": \"x\"}",
+                           "{\"top_p\": 0}", "[]"}) {
     ModelConfig config = Parsed(Llama());
     const absl::Status status = ApplyGenerationConfig(text, "generation_config.json", &config);
     EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument) << text;

@@ -77,6 +77,11 @@ TEST(SafetensorsTest, RefusesHeaderLengthBeyondTheLimitOfTheFormat) {
   EXPECT_THAT(std::string(header.status().message()), HasSubstr("limit of 100000000"));
 }
 
+TEST(SafetensorsTest, KnowsAPointerOfGitLfs) {
+  ExpectRefused("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 7\n",
+                "git lfs pull");
+}
+
 TEST(SafetensorsTest, RefusesFilesWithoutHeader) {
   ExpectRefused("", "0 bytes");
   ExpectRefused("1234567", "7 bytes");
