@@ -3,6 +3,7 @@
 #include <memory>
 #include <utility>
 
+#include "kernels/check.h"
 #include "kernels/cuda/cuda_memory.h"
 #include "kernels/cuda/shared_memory.h"
 
@@ -73,17 +74,13 @@ CudaGraphApi::CudaGraphApi(cudaStream_t stream, std::function<void()> before_lau
       before_launch_(std::move(before_launch)),
       early_starts_(early_starts && kCanStartEarly) {}
 
-void CudaGraphApi::Prepare(const Segment& segment, const KernelNode& node) {
+cudaKernelNodeParams CudaGraphApi::ParamsOf(const Segment& segment, const KernelNode& node) {
   CheckCuda(AllowShared(node.kernel, node.shared_bytes), "asking for shared memory");
   arguments_.clear();
   for (uint32_t i = 0; i < node.num_arguments; ++i) {
     // The driver copies them; its interface has no const.
     arguments_.push_back(const_cast<void*>(segment.argument(node, i)));
   }
-}
-
-cudaKernelNodeParams CudaGraphApi::ParamsOf(const Segment& segment, const KernelNode& node) {
-  Prepare(segment, node);
   cudaKernelNodeParams params = {};
   params.func = const_cast<void*>(node.kernel);
   params.gridDim = GridOf(node);
@@ -93,66 +90,69 @@ cudaKernelNodeParams CudaGraphApi::ParamsOf(const Segment& segment, const Kernel
   return params;
 }
 
+cudaKernelNodeParams CudaGraphApi::ParamsOf(const Upload& upload) {
+  PHALANX_CHECK(upload.bytes % 16 == 0) << "an upload of " << upload.bytes << " bytes";
+  upload_ = LaunchOf(upload);
+  arguments_ = {&upload_.to, &upload_.from, &upload_.words};
+  cudaKernelNodeParams params = {};
+  params.func = const_cast<void*>(upload_.kernel);
+  params.gridDim = upload_.grid;
+  params.blockDim = upload_.threads;
+  params.kernelParams = arguments_.data();
+  return params;
+}
+
 void CudaGraphApi::Launch(const Segment& segment) {
   before_launch_();
-  const Upload& upload = segment.upload;
-  if (upload.bytes > 0) {
-    CheckCuda(cudaMemcpyAsync(upload.to, upload.from, static_cast<size_t>(upload.bytes),
-                              cudaMemcpyHostToDevice, stream_),
-              "staging a step's arguments");
-  }
-  for (const KernelNode& node : segment.kernels()) {
-    Prepare(segment, node);
-    const bool early = early_starts_ && &node != segment.kernels().data();
-    cudaError_t error = LaunchKernel(node, early);
+  bool first = true;
+  const auto launch = [&](const cudaKernelNodeParams& params) {
+    const bool early = early_starts_ && !first;
+    first = false;
+    cudaError_t error = LaunchKernel(params, early);
     if (early && Refused(error)) {
       (void)cudaGetLastError();
       early_starts_ = false;
-      error = LaunchKernel(node, /*early=*/false);
+      error = LaunchKernel(params, /*early=*/false);
     }
     CheckCuda(error, "launching a kernel");
-  }
+  };
+  if (segment.upload.bytes > 0) launch(ParamsOf(segment.upload));
+  for (const KernelNode& node : segment.kernels()) launch(ParamsOf(segment, node));
 }
 
-cudaError_t CudaGraphApi::LaunchKernel(const KernelNode& node, bool early) {
+cudaError_t CudaGraphApi::LaunchKernel(const cudaKernelNodeParams& params, bool early) {
   cudaLaunchAttribute attribute = {};
   attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
   attribute.val.programmaticStreamSerializationAllowed = 1;
   cudaLaunchConfig_t config = {};
-  config.gridDim = GridOf(node);
-  config.blockDim = dim3(node.threads);
-  config.dynamicSmemBytes = node.shared_bytes;
+  config.gridDim = params.gridDim;
+  config.blockDim = params.blockDim;
+  config.dynamicSmemBytes = params.sharedMemBytes;
   config.stream = stream_;
   config.attrs = &attribute;
   config.numAttrs = early ? 1 : 0;
-  return cudaLaunchKernelExC(&config, node.kernel, arguments_.data());
+  return cudaLaunchKernelExC(&config, params.func, params.kernelParams);
 }
 
 cudaError_t CudaGraphApi::BuildChain(const Segment& segment, bool early_starts, Chain& chain) {
   CheckCuda(cudaGraphCreate(&chain.graph, 0), "creating a graph");
-  const Upload& upload = segment.upload;
-  if (upload.bytes > 0) {
-    CheckCuda(
-        cudaGraphAddMemcpyNode1D(&chain.upload, chain.graph, nullptr, 0, upload.to, upload.from,
-                                 static_cast<size_t>(upload.bytes), cudaMemcpyHostToDevice),
-        "adding a copy to a graph");
-  }
-  cudaGraphNode_t before = chain.upload;
-  for (const KernelNode& node : segment.kernels()) {
-    const cudaKernelNodeParams params = ParamsOf(segment, node);
-    const bool early = early_starts && !chain.kernels.empty();
-    cudaGraphNode_t kernel = nullptr;
+  cudaGraphNode_t before = nullptr;
+  const auto add = [&](const cudaKernelNodeParams& params, cudaGraphNode_t& kernel) {
+    const bool early = early_starts && before != nullptr;
     CheckCuda(cudaGraphAddKernelNode(&kernel, chain.graph, &before,
                                      early || before == nullptr ? 0 : 1, &params),
               "adding a kernel to a graph");
-    if (early) {
-      const cudaError_t error = AddEarlyEdge(chain.graph, before, kernel);
-      if (error != cudaSuccess) return error;
-    }
-    chain.kernels.push_back(kernel);
+    const cudaError_t error = early ? AddEarlyEdge(chain.graph, before, kernel) : cudaSuccess;
     before = kernel;
+    return error;
+  };
+  cudaError_t error = cudaSuccess;
+  if (segment.upload.bytes > 0) error = add(ParamsOf(segment.upload), chain.upload);
+  for (const KernelNode& node : segment.kernels()) {
+    if (error != cudaSuccess) return error;
+    error = add(ParamsOf(segment, node), chain.kernels.emplace_back());
   }
-  const cudaError_t error = cudaGraphInstantiate(&chain.exec, chain.graph, 0);
+  if (error == cudaSuccess) error = cudaGraphInstantiate(&chain.exec, chain.graph, 0);
   // Where the device has no room for it, that shows now and not at its first launch.
   return error != cudaSuccess ? error : cudaGraphUpload(chain.exec, stream_);
 }
@@ -176,10 +176,8 @@ GraphApi::Graph CudaGraphApi::Build(const Segment& segment) {
 
 bool CudaGraphApi::UpdateUpload(Graph graph, const Segment& segment) {
   auto* chain = static_cast<Chain*>(graph);
-  const Upload& upload = segment.upload;
-  return Updated(cudaGraphExecMemcpyNodeSetParams1D(chain->exec, chain->upload, upload.to,
-                                                    upload.from, static_cast<size_t>(upload.bytes),
-                                                    cudaMemcpyHostToDevice));
+  const cudaKernelNodeParams params = ParamsOf(segment.upload);
+  return Updated(cudaGraphExecKernelNodeSetParams(chain->exec, chain->upload, &params));
 }
 
 bool CudaGraphApi::UpdateKernel(Graph graph, const Segment& segment, size_t index) {

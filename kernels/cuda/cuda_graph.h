@@ -9,6 +9,7 @@
 #include <functional>
 #include <vector>
 
+#include "kernels/cuda/moves.h"
 #include "kernels/cuda/step_graphs.h"
 
 namespace phalanx::kernels::cuda {
@@ -33,18 +34,20 @@ class CudaGraphApi : public GraphApi {
  private:
   struct Chain;
 
-  // One launch; `early`: it may be started while the kernel before it runs.
-  cudaError_t LaunchKernel(const KernelNode& node, bool early);
+  // One launch with arguments_; `early`: it may be started while the kernel before it runs.
+  cudaError_t LaunchKernel(const cudaKernelNodeParams& params, bool early);
   // Fills `chain`, as far as the driver accepts it.
   cudaError_t BuildChain(const Segment& segment, bool early_starts, Chain& chain);
   // Lets `node`'s kernel have its dynamic shared memory and points `arguments_` at its arguments.
-  void Prepare(const Segment& segment, const KernelNode& node);
   cudaKernelNodeParams ParamsOf(const Segment& segment, const KernelNode& node);
+  // The upload's, a kernel like the others (moves.h). Until the next call.
+  cudaKernelNodeParams ParamsOf(const Upload& upload);
 
   const cudaStream_t stream_;
   const std::function<void()> before_launch_;
   bool early_starts_;
   std::vector<void*> arguments_;
+  UploadLaunch upload_;
 };
 
 }  // namespace phalanx::kernels::cuda

@@ -175,7 +175,12 @@ void CudaKernels::CopyOut(void* host, const void* device, int64_t bytes) {
 
 void CudaKernels::CopyOutLater(void* host, const void* device, int64_t bytes) {
   if (bytes <= 0) return;
-  EnterStream();
+  Enter();
+  if (recording_) {
+    // Pinned memory is the device's to write, too. A copy engine would have the next step wait.
+    CheckCuda(cuda::CopyBytes(device, bytes, cuda::OneRun(host, bytes), stream_), "CopyOutLater");
+    return;
+  }
   CheckCuda(
       cudaMemcpyAsync(host, device, static_cast<size_t>(bytes), cudaMemcpyDeviceToHost, stream_),
       "copying to the host");

@@ -19,6 +19,12 @@
 
 namespace phalanx::kernels::cuda {
 
+// For launches that are made of parts (cuda_graph.h).
+template <typename... Parameters>
+const void* AddressOf(void (*kernel)(Parameters...)) {
+  return reinterpret_cast<const void*>(kernel);
+}
+
 // grid: blocks, `threads` a block. `arguments` become the kernel's parameters.
 template <typename... Parameters, typename... Arguments>
 cudaError_t Launch(void (*kernel)(Parameters...), dim3 grid, int threads, size_t shared_bytes,

@@ -47,7 +47,29 @@ cudaError_t MoveRows(const void* in, int64_t in_pitch, const ByteRows& out, cuda
   return Move<uint8_t>(in, in_pitch, out, stream);
 }
 
+__global__ void __launch_bounds__(kThreads)
+    UploadKernel(uint4* to, const uint4* from, int64_t words) {
+  LetNextStart();
+  const int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x;
+  uint4 word = {};
+  // The host doesn't touch it any more. Not from a cache: the host wrote other words there once.
+  if (i < words) word = __ldcv(from + i);
+  WaitForEarlier();
+  if (i < words) to[i] = word;
+}
+
 }  // namespace
+
+UploadLaunch LaunchOf(const Upload& upload) {
+  UploadLaunch launch;
+  launch.kernel = AddressOf(UploadKernel);
+  launch.to = upload.to;
+  launch.from = upload.from;
+  launch.words = upload.bytes / 16;
+  launch.grid = dim3(static_cast<unsigned>((launch.words + kThreads - 1) / kThreads));
+  launch.threads = dim3(kThreads);
+  return launch;
+}
 
 ByteRows BytesOf(TensorView t) {
   const int64_t size = SizeOf(t.dtype);

@@ -7,6 +7,7 @@
 
 #include <cstdint>
 
+#include "kernels/cuda/recorder.h"
 #include "kernels/tensor.h"
 
 namespace phalanx::kernels::cuda {
@@ -26,6 +27,20 @@ ByteRows BytesOf(TensorView t);
 cudaError_t CopyBytes(const void* in, int64_t in_pitch, ByteRows out, cudaStream_t stream);
 // What is between the runs stays.
 cudaError_t ZeroBytes(ByteRows out, cudaStream_t stream);
+
+// An upload as the launch of a kernel that reads the host's memory: its arguments are `to`, `from`
+// and `words`. A copy engine does the same, but it and the kernels before and after wait for each
+// other, microseconds each time, and no kernel can be started early behind it.
+struct UploadLaunch {
+  const void* kernel = nullptr;
+  dim3 grid;
+  dim3 threads;
+  void* to = nullptr;
+  const void* from = nullptr;
+  int64_t words = 0;  // of 16 bytes
+};
+// Precondition: a multiple of 16 bytes, aligned to 16 on both sides, from pinned memory.
+UploadLaunch LaunchOf(const Upload& upload);
 
 }  // namespace phalanx::kernels::cuda
 

@@ -11,7 +11,7 @@
 
 namespace phalanx::kernels::cuda {
 
-// A copy from pinned host memory to the device.
+// A copy from pinned host memory to the device, aligned to 16 bytes on both sides.
 struct Upload {
   void* to = nullptr;
   const void* from = nullptr;

@@ -214,18 +214,18 @@ absl::Status Worker::Start(const StepPlan& plan) {
         }
       });
   if (!status.ok()) return status;
-  m.kernels->EndStep();
-  m.last_plan = plan.number;
-  m.last_slots = slots;
-  m.turn = 1 - m.turn;
   if (samples) {
     const int64_t bytes = slots * static_cast<int64_t>(sizeof(kernels::Choice));
     m.kernels->CopyOutLater(room.host.data(), room.device.data(), bytes);
     started.choices = room.host.as<kernels::Choice>();
     m.decoder->CopyOutExpertTokens(room.expert_tokens.as<int64_t>());
     started.expert_tokens = room.expert_tokens.as<int64_t>();
-    started.done = m.kernels->Mark();
   }
+  m.kernels->EndStep();
+  m.last_plan = plan.number;
+  m.last_slots = slots;
+  m.turn = 1 - m.turn;
+  if (samples) started.done = m.kernels->Mark();
   const std::lock_guard<std::mutex> lock(m.mutex);
   m.started.push_back(std::move(started));
   ++m.unfinished;

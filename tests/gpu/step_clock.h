@@ -65,9 +65,9 @@ class StepClock : public kernels::StepObserver {
 // to do: medians, in seconds.
 struct EventTimes {
   double pair = 0;  // between two events with nothing between them
-  // The same with a copy of 16 bytes to the host and an event without a time between them: a gap in
-  // which nobody was waited for.
-  double with_copy = 0;
+  // The same with two events without a time between them, as an engine marks a step's end and the
+  // end of what its arguments were read from: a gap in which nobody was waited for.
+  double with_marks = 0;
 };
 // `bytes`: enough that zeroing them takes the device longer than enqueueing takes the host.
 EventTimes MeasureEvents(kernels::Kernels& kernels, int64_t bytes);

@@ -280,7 +280,7 @@ absl::Status Measure(const Wanted& wanted, Json& out) {
   Clock clock(**kernels, wanted.repeats);
   const double bandwidth = MeasureReads(**kernels, clock, wanted.device, out);
   const EventTimes events = MeasureEvents(**kernels, /*bytes=*/int64_t{256} << 20);
-  out["events"] = {{"pair", events.pair * 1e6}, {"with_copy", events.with_copy * 1e6}};
+  out["events"] = {{"pair", events.pair * 1e6}, {"with_marks", events.with_marks * 1e6}};
   if (fast.ok()) out["fast"] = (*fast)->Describe();
   absl::Status all_same;
   for (const NamedShape& shape : wanted.shapes) {

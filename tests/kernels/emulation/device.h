@@ -147,6 +147,10 @@ template <typename T>
 T __ldg(const T* from) {
   return *from;
 }
+template <typename T>
+T __ldcv(const T* from) {
+  return *from;
+}
 // NOLINTEND(bugprone-reserved-identifier)
 
 #endif  // PHALANX_TESTS_KERNELS_EMULATION_DEVICE_H_

@@ -33,7 +33,6 @@ struct EmulatedEvent {
 
 struct EmulatedNode {
   size_t index;
-  bool is_kernel;
   bool chained;  // after the node before
 };
 struct EmulatedGraph {
@@ -146,19 +145,13 @@ std::function<void()> LaunchOf(const void* kernel, dim3 grid, dim3 block, void**
   };
 }
 
-// What a copy of pinned memory to the device does; null where it isn't one.
-std::function<void()> UploadOf(void* to, const void* from, size_t bytes) {
-  if (!IsDeviceMemory(to, bytes) || !IsPinned(from, bytes)) return nullptr;
-  return [=] { std::memcpy(to, from, bytes); };
-}
-
 // Chains alone: after the node before, or with an edge to come.
 cudaError_t AddNode(cudaGraphNode_t* node, cudaGraph_t graph, const cudaGraphNode_t* before,
-                    size_t num_before, bool is_kernel, std::function<void()> work) {
+                    size_t num_before, std::function<void()> work) {
   const size_t index = graph->nodes.size();
   const bool chained = num_before == 1 && index > 0 && before[0] == graph->nodes.back().get();
   if (work == nullptr || (num_before > 0 && !chained)) return cudaErrorInvalidValue;
-  graph->nodes.push_back(std::make_unique<EmulatedNode>(EmulatedNode{index, is_kernel, chained}));
+  graph->nodes.push_back(std::make_unique<EmulatedNode>(EmulatedNode{index, chained}));
   graph->work.push_back(std::move(work));
   *node = graph->nodes.back().get();
   return cudaSuccess;
@@ -473,17 +466,11 @@ cudaError_t cudaGraphDestroy(cudaGraph_t graph) {
   --State().graphs;
   return cudaSuccess;
 }
-cudaError_t cudaGraphAddMemcpyNode1D(cudaGraphNode_t* node, cudaGraph_t graph,
-                                     const cudaGraphNode_t* before, size_t num_before, void* to,
-                                     const void* from, size_t bytes, cudaMemcpyKind /*kind*/) {
-  const std::lock_guard<std::mutex> lock(Lock());
-  return AddNode(node, graph, before, num_before, /*is_kernel=*/false, UploadOf(to, from, bytes));
-}
 cudaError_t cudaGraphAddKernelNode(cudaGraphNode_t* node, cudaGraph_t graph,
                                    const cudaGraphNode_t* before, size_t num_before,
                                    const cudaKernelNodeParams* params) {
   const std::lock_guard<std::mutex> lock(Lock());
-  return AddNode(node, graph, before, num_before, /*is_kernel=*/true,
+  return AddNode(node, graph, before, num_before,
                  LaunchOf(params->func, params->gridDim, params->blockDim, params->kernelParams,
                           params->sharedMemBytes));
 }
@@ -495,8 +482,7 @@ cudaError_t cudaGraphAddDependencies(cudaGraph_t /*graph*/, const cudaGraphNode_
   for (size_t i = 0; i < count; ++i) {
     const bool early = edges[i].type == cudaGraphDependencyTypeProgrammatic &&
                        edges[i].from_port == cudaGraphKernelNodePortProgrammatic;
-    if (!early || !from[i]->is_kernel || !to[i]->is_kernel || to[i]->chained ||
-        from[i]->index + 1 != to[i]->index) {
+    if (!early || to[i]->chained || from[i]->index + 1 != to[i]->index) {
       return cudaErrorInvalidValue;
     }
     to[i]->chained = true;
@@ -522,12 +508,6 @@ cudaError_t cudaGraphExecDestroy(cudaGraphExec_t exec) {
   delete exec;
   --State().graphs;
   return cudaSuccess;
-}
-cudaError_t cudaGraphExecMemcpyNodeSetParams1D(cudaGraphExec_t exec, cudaGraphNode_t node, void* to,
-                                               const void* from, size_t bytes,
-                                               cudaMemcpyKind /*kind*/) {
-  const std::lock_guard<std::mutex> lock(Lock());
-  return SetNode(exec, node, UploadOf(to, from, bytes));
 }
 cudaError_t cudaGraphExecKernelNodeSetParams(cudaGraphExec_t exec, cudaGraphNode_t node,
                                              const cudaKernelNodeParams* params) {

@@ -28,11 +28,17 @@ std::function<void()> BindArguments(const void* kernel, void** arguments) {
   (std::index_sequence_for<Parameters...>());
 }
 
+template <typename... Parameters>
+const void* AddressOf(void (*kernel)(Parameters...)) {
+  const auto* address = reinterpret_cast<const void*>(kernel);
+  emulation::Know(address, BindArguments<Parameters...>);
+  return address;
+}
+
 template <typename... Parameters, typename... Arguments>
 cudaError_t Launch(void (*kernel)(Parameters...), dim3 grid, int threads, size_t shared_bytes,
                    cudaStream_t stream, const Arguments&... arguments) {
-  const auto* address = reinterpret_cast<const void*>(kernel);
-  emulation::Know(address, BindArguments<Parameters...>);
+  const void* const address = AddressOf(kernel);
   if (Recorder* const recorder = Recorder::Of(stream); recorder != nullptr) {
     recorder->Record(kernel, {grid.x, grid.y, grid.z}, threads, shared_bytes, arguments...);
     return cudaSuccess;
