@@ -46,7 +46,7 @@ bool HasEdits(const scheduler::SequenceStep& step) {
 }  // namespace
 
 Sampler::Sampler(kernels::Kernels* kernels, int64_t vocab_size, int num_leaves)
-    : kernels_(kernels), vocab_size_(vocab_size), leaf_sums_(num_leaves) {
+    : kernels_(kernels), vocab_size_(vocab_size) {
   PHALANX_CHECK(vocab_size >= 1 && num_leaves >= 1) << vocab_size << " ids, leaves " << num_leaves;
   const parallel::LeafPartition partition(vocab_size, kVocabularyGranule, num_leaves);
   for (int i = 0; i < num_leaves; ++i) {
@@ -56,24 +56,61 @@ Sampler::Sampler(kernels::Kernels* kernels, int64_t vocab_size, int num_leaves)
   program_ = parallel::LeafProgram({0, num_leaves}, 0);
 }
 
-Sampler::Normalizer Sampler::Normalize(kernels::TensorView row) {
-  kernels_->LogSumExpLeaves(row, leaves_, absl::MakeSpan(leaf_sums_));
-  const MaxSum merged = parallel::RunTree<MaxSum>(
-      program_, [this](int i) { return leaf_sums_[i]; }, Merge);
-  return {merged.max, kernels::LogScalar(merged.sum)};
+std::vector<Sampler::Normalizer> Sampler::Normalize(kernels::TensorView rows) {
+  const size_t leaves = leaves_.size();
+  leaf_sums_.resize(static_cast<size_t>(rows.rows) * leaves);
+  kernels_->LogSumExpLeaves(rows, leaves_, absl::MakeSpan(leaf_sums_));
+  std::vector<Normalizer> out;
+  for (const MaxSum* sums = leaf_sums_.data(); out.size() < static_cast<size_t>(rows.rows);
+       sums += leaves) {
+    const MaxSum merged = parallel::RunTree<MaxSum>(
+        program_, [sums](int i) { return sums[i]; }, Merge);
+    out.push_back({merged.max, kernels::LogScalar(merged.sum)});
+  }
+  return out;
 }
 
-Sampler::RawRow Sampler::Keep(kernels::TensorView logits, int64_t row, bool is_edited) {
-  float* const data = logits.f32() + row * logits.stride;
-  RawRow raw;
-  raw.normalizer = Normalize({data, kernels::DType::kF32, 1, vocab_size_, vocab_size_});
-  raw.logits = absl::MakeConstSpan(data, vocab_size_);
-  if (is_edited || !kernels_->host_accessible()) {
-    raw.copy.resize(vocab_size_);
-    kernels_->CopyOut(raw.copy.data(), data, vocab_size_ * static_cast<int64_t>(sizeof(float)));
-    raw.logits = raw.copy;
+float* Sampler::HostRows(int64_t floats) {
+  const auto bytes = static_cast<size_t>(floats) * sizeof(float);
+  if (host_rows_.bytes() < bytes) {
+    host_rows_ = {};
+    absl::StatusOr<kernels::Buffer> host = kernels_->AllocateHost(static_cast<int64_t>(bytes));
+    if (host.ok()) host_rows_ = *std::move(host);
   }
-  return raw;
+  if (host_rows_.bytes() >= bytes) return host_rows_.as<float>();
+  plain_host_rows_.resize(static_cast<size_t>(floats));
+  return plain_host_rows_.data();
+}
+
+void Sampler::KeepRows(kernels::TensorView logits, absl::Span<const Wanted> wanted,
+                       std::vector<RawRow>& raw) {
+  const bool near = kernels_->host_accessible();
+  const auto kept =
+      std::count_if(wanted.begin(), wanted.end(), [](Wanted row) { return row != Wanted::kNo; });
+  if (kept == 0) return;
+  float* host = near ? nullptr : HostRows(kept * logits.stride);
+  for (size_t begin = 0, end = 0; begin < wanted.size(); begin = end) {
+    end = begin + 1;
+    if (wanted[begin] == Wanted::kNo) continue;
+    while (end < wanted.size() && wanted[end] != Wanted::kNo) ++end;
+    const auto rows = static_cast<int64_t>(end - begin);
+    float* const data = logits.f32() + static_cast<int64_t>(begin) * logits.stride;
+    const std::vector<Normalizer> normalizers =
+        Normalize({data, kernels::DType::kF32, rows, vocab_size_, logits.stride});
+    const float* from = data;
+    if (!near) {
+      const int64_t floats = (rows - 1) * logits.stride + vocab_size_;
+      kernels_->CopyOut(host, data, floats * static_cast<int64_t>(sizeof(float)));
+      from = std::exchange(host, host + rows * logits.stride);
+    }
+    for (size_t i = begin; i < end; ++i, from += logits.stride) {
+      raw[i].normalizer = normalizers[i - begin];
+      raw[i].logits = absl::MakeConstSpan(from, static_cast<size_t>(vocab_size_));
+      if (!near || wanted[i] != Wanted::kCopy) continue;
+      raw[i].copy.assign(raw[i].logits.begin(), raw[i].logits.end());
+      raw[i].logits = raw[i].copy;
+    }
+  }
 }
 
 void Sampler::FillLogprobs(const RawRow& row, int32_t k, TokenLogprobs& out) const {
@@ -98,7 +135,7 @@ TokenLogprobs Sampler::Logprobs(absl::Span<const float> logits, int32_t target, 
                                  vocab_size_, vocab_size_};
   TokenLogprobs out;
   out.id = target;
-  FillLogprobs(Keep(view, 0, /*is_edited=*/false), k, out);
+  FillLogprobs({Normalize(view)[0], logits, {}}, k, out);
   return out;
 }
 
@@ -146,17 +183,24 @@ void Sampler::SampleRows(kernels::TensorView logits, absl::Span<const LogitUse> 
       << " uses, vocabulary " << vocab_size_;
   edits_.clear();
   rows_.clear();
+  std::vector<Wanted> wanted(uses.size(), Wanted::kNo);
+  for (size_t i = 0; i < uses.size(); ++i) {
+    const scheduler::SequenceStep& step = *uses[i].step;
+    if (uses[i].target >= 0) {
+      wanted[i] = Wanted::kRow;
+    } else if (step.sampling.logprobs >= 0) {
+      wanted[i] = HasEdits(step) ? Wanted::kCopy : Wanted::kRow;
+    }
+  }
   std::vector<RawRow> raw(uses.size());
+  KeepRows(logits, wanted, raw);
   bool wants_ids = false;
   for (size_t i = 0; i < uses.size(); ++i) {
     const scheduler::SequenceStep& step = *uses[i].step;
     const auto row = static_cast<int64_t>(i);
-    const bool is_target = uses[i].target >= 0;
-    const bool is_edited = !is_target && HasEdits(step);
-    if (is_target || step.sampling.logprobs >= 0) raw[i] = Keep(logits, row, is_edited);
-    if (is_target) continue;
+    if (uses[i].target >= 0) continue;
     wants_ids |= step.sampling.logprobs >= 0;
-    if (is_edited) AddEdits(step, row);
+    if (HasEdits(step)) AddEdits(step, row);
     for (const scheduler::SampleSlot& slot : step.samples) {
       rows_.push_back(ChoiceOf(step, row, slot.sample_index));
     }

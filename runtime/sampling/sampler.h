@@ -69,9 +69,15 @@ class Sampler {
     absl::Span<const float> logits;
     std::vector<float> copy;  // what `logits` names, where that isn't the device's own
   };
-  // Row `row` as it is now. `is_edited`: it is about to change.
-  RawRow Keep(kernels::TensorView logits, int64_t row, bool is_edited);
-  Normalizer Normalize(kernels::TensorView row);
+  enum class Wanted : uint8_t { kNo, kRow, kCopy };  // kCopy: the row is about to change
+  // raw[i] is row i as it is now, where it is wanted; until the next call. Rows that lie side by
+  // side are waited for together.
+  void KeepRows(kernels::TensorView logits, absl::Span<const Wanted> wanted,
+                std::vector<RawRow>& raw);
+  // Of every row, at least one.
+  std::vector<Normalizer> Normalize(kernels::TensorView rows);
+  // Memory of the host that the device copies to fast.
+  float* HostRows(int64_t floats);
   void FillLogprobs(const RawRow& row, int32_t k, scheduler::TokenLogprobs& out) const;
   // Adds to edits_ what bias, penalties and suppressed ids make of row `row`.
   void AddEdits(const scheduler::SequenceStep& step, int64_t row);
@@ -83,6 +89,8 @@ class Sampler {
   std::vector<std::pair<int64_t, int64_t>> leaves_;
   std::vector<int> program_;
   std::vector<kernels::MaxSum> leaf_sums_;
+  kernels::Buffer host_rows_;
+  std::vector<float> plain_host_rows_;  // where there is no more memory of that kind
   std::vector<kernels::LogitEdit> edits_;
   std::vector<int32_t> edit_of_;  // [vocab_size] index in edits_ of the row at hand, or -1
   std::vector<kernels::ChoiceRow> rows_;

@@ -370,7 +370,9 @@ class FarKernels : public kernels::CpuKernels {
 
 TEST(Sampler, RowsTogetherGiveWhatEachGivesAlone) {
   constexpr int64_t kVocab = 777;
+  constexpr int64_t kStride = kVocab + 3;
   constexpr int kRows = 32;
+  const auto is_target = [](int i) { return i % 8 >= 6; };
   std::mt19937 rng(21);
   std::vector<float> logits;
   std::vector<scheduler::SequenceStep> steps(kRows);
@@ -379,6 +381,7 @@ TEST(Sampler, RowsTogetherGiveWhatEachGivesAlone) {
   for (int i = 0; i < kRows; ++i) {
     const std::vector<float> row = RandomRow(rng, kVocab, 1, i % 5 == 0);
     logits.insert(logits.end(), row.begin(), row.end());
+    logits.resize((i + 1) * kStride, NAN);
     scheduler::SequenceStep& step = steps[i];
     step.sequence_id = i;
     step.token_ids.assign(1 + i % 3, 7);
@@ -404,14 +407,17 @@ TEST(Sampler, RowsTogetherGiveWhatEachGivesAlone) {
       case 5:
         step.sampling.logit_bias = {{9, 4.0f}};
         break;
-      case 6:
+      case 6:  // it and the next one leave together
         step.sampling.prompt_logprobs = 2;
-        bytes_that_leave += kVocab * 4;
+        bytes_that_leave += (kStride + kVocab) * 4;
+        break;
+      case 7:
+        step.sampling.prompt_logprobs = 2;
         break;
       default:
         break;
     }
-    if (i % 8 != 6) slots += static_cast<int64_t>(step.samples.size());
+    if (!is_target(i)) slots += static_cast<int64_t>(step.samples.size());
   }
   auto near = MakeKernels();
   FarKernels far;
@@ -421,10 +427,11 @@ TEST(Sampler, RowsTogetherGiveWhatEachGivesAlone) {
     std::vector<scheduler::SequenceResult> results(kRows);
     std::vector<LogitUse> uses;
     uses.reserve(kRows);
-    for (int i = 0; i < kRows; ++i) uses.push_back({&steps[i], i % 8 == 6 ? 11 : -1, &results[i]});
+    for (int i = 0; i < kRows; ++i)
+      uses.push_back({&steps[i], is_target(i) ? 11 : -1, &results[i]});
     std::vector<float> edited = logits;
     std::vector<kernels::Choice> choices(slots);
-    together.SampleRows({edited.data(), kernels::DType::kF32, kRows, kVocab, kVocab}, uses,
+    together.SampleRows({edited.data(), kernels::DType::kF32, kRows, kVocab, kStride}, uses,
                         choices.data());
     const kernels::Choice* choice = choices.data();
     for (int i = 0; i < kRows; ++i) {
@@ -433,7 +440,8 @@ TEST(Sampler, RowsTogetherGiveWhatEachGivesAlone) {
         EXPECT_EQ(sample.token.id, is_known ? choice->id : -1);
         sample.token.id = (choice++)->id;
       }
-      const std::vector<float> row(logits.begin() + i * kVocab, logits.begin() + (i + 1) * kVocab);
+      const auto begin = logits.begin() + i * kStride;
+      const std::vector<float> row(begin, begin + kVocab);
       scheduler::SequenceResult expected;
       if (uses[i].target >= 0) {
         expected.prompt_logprobs = {alone.Logprobs(row, 11, 2)};
