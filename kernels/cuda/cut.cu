@@ -15,7 +15,7 @@
 namespace phalanx::kernels::cuda {
 namespace {
 
-constexpr int kThreads = 512;
+constexpr int kThreads = 1024;
 constexpr int kBins = 256;
 using Amount = unsigned long long;  // NOLINT(google-runtime-int): atomicAdd's
 
@@ -47,9 +47,20 @@ struct CutRow {
   Amount* bins;  // [kBins][kWarp]: a lane adds to its own, for most logits share their first byte
   RowMemory* memory;
 
+  // All loads of a round are under way together: one block hasn't the threads to hide a cache's
+  // latency for each.
   template <typename Body>
   __device__ void ForEach(const Body& body) const {
-    for (int64_t j = threadIdx.x; j < n; j += kThreads) body(x[j]);
+    constexpr int kTogether = 8;
+    int64_t j = threadIdx.x;
+    for (; j + (kTogether - 1) * kThreads < n; j += kTogether * kThreads) {
+      float logits[kTogether];
+#pragma unroll
+      for (int i = 0; i < kTogether; ++i) logits[i] = x[j + i * kThreads];
+#pragma unroll
+      for (int i = 0; i < kTogether; ++i) body(logits[i]);
+    }
+    for (; j < n; j += kThreads) body(x[j]);
   }
   __device__ Amount UnitsOf(float logit) const {
     const float scaled = Div(logit, temperature);

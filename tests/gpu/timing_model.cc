@@ -242,6 +242,13 @@ void TimingModel::EachOp(const StepShape& step,
           });
   measure("choose", count * shape_.vocab_size * 4, 0,
           [&] { kernels_.ChooseRows(logits, samples_, chosen_.as<kernels::Choice>()); });
+  std::vector<kernels::ChoiceRow> cut = samples_;
+  for (kernels::ChoiceRow& row : cut) {
+    row.temperature = 0.8f;
+    row.top_p = 0.95f;
+  }
+  measure("choose_top_p", count * shape_.vocab_size * 4, 0,
+          [&] { kernels_.ChooseRows(logits, cut, chosen_.as<kernels::Choice>()); });
 }
 
 }  // namespace phalanx::timing
