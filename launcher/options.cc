@@ -364,9 +364,6 @@ absl::StatusOr<Prompt> ParsePromptLine(const std::string& line) {
   if (!json.is_object()) {
     return absl::InvalidArgumentError("expected a string, an array of token ids or an object");
   }
-  if (json.contains("prompt") == json.contains("token_ids")) {
-    return absl::InvalidArgumentError("expected either \"prompt\" or \"token_ids\"");
-  }
   for (const auto& [key, value] : json.items()) {
     if (key == "prompt" && value.is_string()) {
       prompt.text = value.get<std::string>();
@@ -384,6 +381,9 @@ absl::StatusOr<Prompt> ParsePromptLine(const std::string& line) {
                        "\" is unknown or of the wrong type; the keys are prompt (a string), "
                        "token_ids (an array), id (a string), seed and max_tokens (integers)"));
     }
+  }
+  if (json.contains("prompt") == json.contains("token_ids")) {
+    return absl::InvalidArgumentError("expected either \"prompt\" or \"token_ids\"");
   }
   return prompt;
 }
