@@ -166,7 +166,7 @@ std::string ToYaml(const v1::Calibration& c) {
 
 absl::Status CheckCalibrationCanBeWritten(const std::string& path) {
   std::error_code ignored;
-  const bool is_new = !std::filesystem::exists(path, ignored);
+  const bool is_new = !std::filesystem::exists(std::filesystem::symlink_status(path, ignored));
   const bool can = std::ofstream(path, std::ios::binary | std::ios::app).good();
   if (can && is_new) std::filesystem::remove(path, ignored);
   if (can) return absl::OkStatus();

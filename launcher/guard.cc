@@ -11,7 +11,6 @@
 #include <sys/resource.h>
 #include <sys/signalfd.h>
 #include <sys/socket.h>
-#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -20,8 +19,8 @@
 #include <cerrno>
 #include <cstdlib>
 #include <cstring>
-#include <filesystem>
 #include <fstream>
+#include <memory>
 #include <string>
 #include <system_error>
 #include <utility>
@@ -30,6 +29,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/strip.h"
 #include "launcher/descriptor.h"
+#include "launcher/group_files.h"
 #include "launcher/process.h"
 
 namespace phalanx::launcher {
@@ -231,25 +231,6 @@ absl::StatusOr<std::unique_ptr<Leash>> Leash::Listen(bool other_hosts) {
 
 Leash::~Leash() { close(fd_); }
 
-namespace {
-
-// Where Open MPI keeps its files, shared memory among them: neither a killed rank nor a killed
-// mpirun removes its own. mpirun hands the name to all its ranks, so it is the same on every host,
-// and no two groups have it: the leash is this group's. Empty: Open MPI's own places.
-std::string MakeDirectory(const GuardOptions& options) {
-  std::string path = "/dev/shm/phalanx-XXXXXX";
-  if (options.deaf) return mkdtemp(path.data()) == nullptr ? "" : path;
-  path = absl::StrCat("/dev/shm/phalanx-", options.leash);
-  for (char& c : path) {
-    if (c == ':' || c == '[' || c == ']' || c == '%') c = '-';
-  }
-  // It may be there: hosts that are namespaces of one machine.
-  if (mkdir(path.c_str(), 0700) == 0 || errno == EEXIST) return path;
-  return "";
-}
-
-}  // namespace
-
 absl::StatusOr<int> RunGuard(const GuardOptions& options) {
   if (options.command.empty()) {
     return absl::InvalidArgumentError("guard: no command; write guard --leash HOST:PORT COMMAND");
@@ -257,10 +238,12 @@ absl::StatusOr<int> RunGuard(const GuardOptions& options) {
   absl::StatusOr<Descriptor> leash = Connect(options.leash);
   if (!leash.ok()) return leash.status();
 
-  const std::string own_files = MakeDirectory(options);
-  if (!own_files.empty()) {
-    setenv("OMPI_MCA_btl_vader_backing_directory", own_files.c_str(), /*overwrite=*/1);
-    setenv("OMPI_MCA_orte_tmpdir_base", own_files.c_str(), /*overwrite=*/1);
+  const std::string name = options.deaf ? GroupFiles::NewName() : options.files;
+  auto files = name.empty() ? nullptr : std::make_unique<GroupFiles>(name);
+  if (files != nullptr && !files->path().empty()) {
+    setenv("OMPI_MCA_btl_vader_backing_directory", files->path().c_str(), /*overwrite=*/1);
+    // A site may have its own.
+    setenv("OMPI_MCA_orte_tmpdir_base", files->path().c_str(), /*overwrite=*/0);
   }
   prctl(PR_SET_CHILD_SUBREAPER, 1);
   sigset_t handled;
@@ -304,8 +287,7 @@ absl::StatusOr<int> RunGuard(const GuardOptions& options) {
   }
 
   const int status = Guard(*std::move(leash), std::move(signals), child, options.deaf).Run();
-  std::error_code ignored;
-  if (!own_files.empty()) std::filesystem::remove_all(own_files, ignored);
+  files.reset();
   if (WIFEXITED(status)) return WEXITSTATUS(status);
   const rlimit no_core = {0, 0};
   setrlimit(RLIMIT_CORE, &no_core);

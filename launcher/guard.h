@@ -61,13 +61,15 @@ struct GuardOptions {
   // them to every process of a job at once, but when ranks end is for the coordinator to say.
   // Without it the guard hands these signals on. A deaf command is a rank under srun.
   bool deaf = false;
+  // Of mpirun and orted: the directory for Open MPI's files (launcher/group_files.h), the same name
+  // in all guards of a group; empty: Open MPI's own places. A deaf command has one of its own.
+  std::string files;
   std::vector<std::string> command;
 };
 
-// Runs the command (looked up in PATH) as a child, with a directory in /dev/shm for Open MPI's
-// files, and waits for its end; then removes that, and returns the command's exit code. If a signal
-// ended the command, the same signal ends this process. INVALID_ARGUMENT, UNAVAILABLE (nobody holds
-// the leash) or NOT_FOUND: nothing was started.
+// Runs the command (looked up in PATH) as a child and waits for its end; returns its exit code. If
+// a signal ended the command, the same signal ends this process. INVALID_ARGUMENT, UNAVAILABLE
+// (nobody holds the leash) or NOT_FOUND: nothing was started.
 absl::StatusOr<int> RunGuard(const GuardOptions& options);
 
 }  // namespace phalanx::launcher

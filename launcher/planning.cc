@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <filesystem>
-#include <functional>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <optional>
@@ -18,14 +17,13 @@
 #include "kernels/cuda/cuda_device.h"
 #include "kernels/kernels.h"
 #include "launcher/calibration.h"
+#include "launcher/fp8_matrices.h"
 #include "launcher/gpus.h"
 #include "launcher/machine.h"
 #include "launcher/placement.h"
 #include "parallel/gpu_types.h"
 #include "runtime/checkpoint/checkpoint.h"
-#include "runtime/checkpoint/families.h"
 #include "runtime/checkpoint/json_file.h"
-#include "runtime/checkpoint/quantization.h"
 #include "runtime/model/profile.h"
 #include "runtime/model/shape.h"
 #include "spdlog/spdlog.h"
@@ -55,31 +53,6 @@ std::optional<kernels::DType> DTypeNamed(const std::string& name) {
   if (name == "float16") return kernels::DType::kF16;
   if (name == "float32") return kernels::DType::kF32;
   return std::nullopt;
-}
-
-// What of each layer is kept in FP8, of a checkpoint that has some. `coded`: whether the tensor is.
-std::vector<parallel::LayerMatrices> Fp8Matrices(
-    const checkpoint::ModelConfig& config,
-    const std::function<bool(checkpoint::Role, int64_t)>& coded) {
-  using checkpoint::Role;
-  constexpr std::pair<Role, parallel::LayerMatrix> kFirst[] = {
-      {Role::kQ, parallel::kQkv},
-      {Role::kO, parallel::kO},
-      {Role::kGate, parallel::kGateUp},
-      {Role::kExpertGate, parallel::kGateUp},
-      {Role::kDown, parallel::kDown},
-      {Role::kExpertDown, parallel::kDown},
-      {Role::kSharedGate, parallel::kSharedGateUp},
-      {Role::kSharedDown, parallel::kSharedDown}};
-  std::vector<parallel::LayerMatrices> out(config.num_layers);
-  for (int64_t layer = 0; layer < config.num_layers; ++layer) {
-    for (const auto& [role, matrix] : kFirst) {
-      if (checkpoint::HasRole(config, role, layer) && coded(role, layer)) {
-        out[layer] |= 1 << matrix;
-      }
-    }
-  }
-  return out;
 }
 
 // From the index's own figure: bytes of all tensors.
@@ -312,21 +285,13 @@ absl::StatusOr<parallel::ModelSpec> ReadModelSpec(const std::string& directory) 
   if (opened.ok()) {
     const checkpoint::ModelConfig& found = (*opened)->config();
     parallel::ModelSpec spec = MakeModelSpec(found, found.weight_dtype, name);
-    if (found.fp8.has_value()) {
-      spec.fp8_matrices = Fp8Matrices(found, [&](checkpoint::Role role, int64_t layer) {
-        const auto tensor = (*opened)->Find(role, layer);
-        return tensor.ok() && tensor->dtype == kernels::DType::kF8E4M3;
-      });
-    }
+    spec.fp8_matrices = Fp8Matrices(**opened);
     return spec;
   }
   // FP8 is read beside BF16 alone.
   if (config->fp8.has_value()) {
     parallel::ModelSpec spec = MakeModelSpec(*config, weights, name);
-    spec.fp8_matrices = Fp8Matrices(*config, [&](checkpoint::Role role, int64_t layer) {
-      return !checkpoint::IsLeftOut(config->fp8_left_out,
-                                    checkpoint::TensorName(*config, role, layer));
-    });
+    spec.fp8_matrices = Fp8Matrices(*config);
     return spec;
   }
   if (const auto declared = DTypeNamed(config->declared_dtype); declared.has_value()) {

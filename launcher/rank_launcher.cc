@@ -13,6 +13,7 @@
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_replace.h"
 #include "launcher/env.h"
+#include "launcher/group_files.h"
 #include "launcher/machine.h"
 #include "spdlog/spdlog.h"
 
@@ -129,17 +130,20 @@ RankLauncher::RankLauncher(const ServiceOptions& options, const std::string& coo
 RankLauncher::~RankLauncher() { End(absl::ZeroDuration()); }
 
 std::vector<std::string> RankLauncher::Arguments(const RankLaunch& launch,
-                                                 const std::string& leash) const {
-  std::vector<std::string> guard;
-  if (!leash.empty()) guard = {OwnPath(), "guard", "--leash", leash};
+                                                 const std::vector<std::string>& guard) const {
   return srun() ? SrunArguments(options_, launch, guard) : MpirunArguments(options_, launch, guard);
 }
 
 absl::StatusOr<std::unique_ptr<Process>> RankLauncher::StartHeld(const RankLaunch& launch,
                                                                  const Leash& leash) const {
-  std::vector<std::string> command = {OwnPath(), "guard", "--leash",
-                                      absl::StrCat("127.0.0.1:", leash.port())};
-  Append(command, Arguments(launch, absl::StrCat(coordinator_host_, ":", leash.port())));
+  const auto guard = [&, files = GroupFiles::NewName()](const std::string& host) {
+    std::vector<std::string> words = {OwnPath(), "guard", "--leash",
+                                      absl::StrCat(host, ":", leash.port())};
+    if (!srun()) Append(words, {"--files", files});
+    return words;
+  };
+  std::vector<std::string> command = guard("127.0.0.1");
+  Append(command, Arguments(launch, guard(coordinator_host_)));
   spdlog::debug("starting epoch {} of replica {} on {}: {}", launch.epoch, launch.replica,
                 Joined(launch), absl::StrJoin(command, " "));
   return Process::Start(command, WholeEnvironment(launch));
@@ -184,7 +188,7 @@ std::string RankLauncher::CommandLine(const RankLaunch& launch) const {
   for (const auto& [name, value] : launch.environment) {
     words.push_back(absl::StrCat(name, "=", ShellQuoted(value)));
   }
-  for (const std::string& word : Arguments(launch, "")) words.push_back(ShellQuoted(word));
+  for (const std::string& word : Arguments(launch, {})) words.push_back(ShellQuoted(word));
   return absl::StrJoin(words, " ");
 }
 

@@ -66,7 +66,9 @@ class RankLauncher {
 
  private:
   bool srun() const { return options_.workers == "srun"; }
-  std::vector<std::string> Arguments(const RankLaunch& launch, const std::string& leash) const;
+  // `guard`: what precedes orted or ranks, empty: nothing.
+  std::vector<std::string> Arguments(const RankLaunch& launch,
+                                     const std::vector<std::string>& guard) const;
   // mpirun or srun of `launch`, held by `leash` here and wherever it starts processes.
   absl::StatusOr<std::unique_ptr<Process>> StartHeld(const RankLaunch& launch,
                                                      const Leash& leash) const;

@@ -200,10 +200,11 @@ absl::StatusOr<std::unique_ptr<Service>> Service::Create(const ServiceOptions& o
   coordinator::CoordinatorOptions coordinator;
   service->limits_.vocab_size = service->config_.vocab_size;
   service->limits_.max_context = service->max_context_;
-  coordinator.limits = service->limits_;
   for (const int64_t id : service->config_.eos_token_ids) {
-    coordinator.eos_token_ids.push_back(static_cast<int32_t>(id));
+    service->limits_.eos_token_ids.push_back(static_cast<int32_t>(id));
   }
+  coordinator.limits = service->limits_;
+  coordinator.eos_token_ids = service->limits_.eos_token_ids;
   coordinator.scheduler.max_batch_tokens = options.rank.max_step_tokens;
   coordinator.scheduler.max_batch_sequences =
       std::min<int64_t>(options.max_sequences, options.rank.max_step_tokens);

@@ -178,6 +178,10 @@ void CudaKernels::CopyOutLater(void* host, const void* device, int64_t bytes) {
   Enter();
   if (recording_) {
     // Pinned memory is the device's to write, too. A copy engine would have the next step wait.
+    cudaPointerAttributes attributes;
+    CheckCuda(cudaPointerGetAttributes(&attributes, host), "asking for memory's kind");
+    PHALANX_CHECK(attributes.type == cudaMemoryTypeHost)
+        << "CopyOutLater to memory that isn't pinned";
     CheckCuda(cuda::CopyBytes(device, bytes, cuda::OneRun(host, bytes), stream_), "CopyOutLater");
     return;
   }

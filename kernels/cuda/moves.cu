@@ -49,13 +49,10 @@ cudaError_t MoveRows(const void* in, int64_t in_pitch, const ByteRows& out, cuda
 
 __global__ void __launch_bounds__(kThreads)
     UploadKernel(uint4* to, const uint4* from, int64_t words) {
-  LetNextStart();
+  BeginInTurn();
   const int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x;
-  uint4 word = {};
-  // The host doesn't touch it any more. Not from a cache: the host wrote other words there once.
-  if (i < words) word = __ldcv(from + i);
-  WaitForEarlier();
-  if (i < words) to[i] = word;
+  // Not from a cache: the host wrote other words there once.
+  if (i < words) to[i] = __ldcv(from + i);
 }
 
 }  // namespace

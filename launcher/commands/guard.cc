@@ -20,6 +20,7 @@ void AddGuardCommand(CLI::App& parent, Command* run) {
   app->prefix_command();
   app->add_option("--leash", options->leash, "HOST:PORT of the coordinator")->required();
   app->add_flag("--deaf", options->deaf, "COMMAND ignores SIGTERM, SIGINT, SIGUSR1 and SIGUSR2");
+  app->add_option("--files", options->files, "Directory for Open MPI's files, of this name");
   app->group("");  // not in --help
   app->callback([app, options, run] {
     *run = [app, options] {

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <nlohmann/json.hpp>
-#include <regex>
 #include <set>
 #include <utility>
 #include <vector>
@@ -12,7 +11,6 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
-#include "absl/strings/strip.h"
 #include "runtime/checkpoint/elements.h"
 #include "runtime/checkpoint/json_file.h"
 #include "runtime/checkpoint/known_keys.h"
@@ -165,22 +163,6 @@ Quantization ReadCompressedTensors(ConfigReader& outer, const json& config) {
 }
 
 }  // namespace
-
-bool IsLeftOut(const std::vector<std::string>& modules, absl::string_view name) {
-  const std::string module(absl::StripSuffix(name, ".weight"));
-  const std::string parts = absl::StrCat(".", module, ".");
-  return std::any_of(modules.begin(), modules.end(), [&](absl::string_view left_out) {
-    if (!absl::ConsumePrefix(&left_out, "re:")) {
-      return !left_out.empty() && absl::StrContains(parts, absl::StrCat(".", left_out, "."));
-    }
-    try {
-      return std::regex_search(module, std::regex(std::string(left_out)),
-                               std::regex_constants::match_continuous);
-    } catch (const std::regex_error&) {
-      return false;
-    }
-  });
-}
 
 std::optional<Quantization> ReadQuantization(ConfigReader& reader) {
   const json* older = reader.Get("compression_config");

@@ -32,11 +32,6 @@ struct Quantization {
 // is a fault: UNIMPLEMENTED names it.
 std::optional<Quantization> ReadQuantization(ConfigReader& reader);
 
-// Whether one of `modules` stands for the weight `name` ("model.layers.3.mlp.up_proj.weight"): it
-// is a run of whole parts of that name ("self_attn", "model.layers.3"), or "re:" and a regular
-// expression that matches the module from its beginning.
-bool IsLeftOut(const std::vector<std::string>& modules, absl::string_view name);
-
 // What one scale of a tensor of shape `scales` is for, in a matrix of rows x columns. Nothing where
 // the shape fits no such matrix.
 std::optional<Fp8Scheme> ScaleBlock(const Fp8Scheme& scheme, int64_t rows, int64_t columns,

@@ -12,6 +12,7 @@
 #include <unordered_map>
 #include <utility>
 
+#include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "kernels/check.h"
@@ -391,8 +392,9 @@ void Coordinator::Impl::Rehome(int replica, std::vector<Orphan>& orphans) {
     Place& place = live_ids_.at(orphans[i].live->request.id);
     place.replica = home.index();
     if (options_.log) {
-      options_.log(absl::StrCat("request ", orphans[i].live->request.id, " goes on with replica ",
-                                home.index(), ": replica ", replica, " is lost"));
+      options_.log(absl::StrCat("request ", absl::Utf8SafeCEscape(orphans[i].live->request.id),
+                                " goes on with replica ", home.index(), ": replica ", replica,
+                                " is lost"));
     }
     home.Adopt(std::move(orphans[i]));
   }

@@ -4,6 +4,7 @@
 #include <string>
 #include <utility>
 
+#include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
 #include "runtime/coordinator/replica.h"
 
@@ -304,7 +305,8 @@ void Replica::DeliverOne(LiveRequest& live, scheduler::RequestOutput output) {
   event.status = std::move(output.status);
   if (!event.status.ok() && options_.log &&
       (absl::IsInternal(event.status) || absl::IsUnavailable(event.status))) {
-    options_.log(absl::StrCat("request ", live.request.id, " failed: ", event.status.message()));
+    options_.log(absl::StrCat("request ", absl::Utf8SafeCEscape(live.request.id),
+                              " failed: ", event.status.message()));
   }
   live.usage.preemptions = output.preemptions;
   live.usage.total_time = now - live.submitted;

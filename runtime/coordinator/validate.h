@@ -3,6 +3,7 @@
 #define PHALANX_RUNTIME_COORDINATOR_VALIDATE_H_
 
 #include <cstdint>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "runtime/coordinator/request.h"
@@ -17,7 +18,8 @@ struct ModelLimits {
   int64_t max_stop_strings = 64;
   int64_t max_stop_string_bytes = 1024;  // of each
   int64_t max_stop_token_ids = 1024;
-  int64_t max_logit_bias = 4096;  // entries
+  std::vector<int32_t> eos_token_ids = {};  // the model's
+  int64_t max_logit_bias = 4096;            // entries
 };
 
 // INVALID_ARGUMENT whose message begins with the field's name as in GenerateRequest or

@@ -120,10 +120,21 @@ void Sampler::FillLogprobs(const RawRow& row, int32_t k, TokenLogprobs& out) con
   out.logprob = logprob(out.id);
   out.top.clear();
   for (const int32_t id : kernels::BestIds(row.logits, k)) out.top.push_back({id, logprob(id)});
-  // Different logits may have one logprob; then the lower id is first.
-  std::stable_sort(out.top.begin(), out.top.end(), [](const auto& a, const auto& b) {
+  // Different logits may have one logprob, and the lower id is first: also where that is the last
+  // place, for which others then stand.
+  const auto before = [](const scheduler::RankedToken& a, const scheduler::RankedToken& b) {
     return a.logprob > b.logprob || (a.logprob == b.logprob && a.id < b.id);
-  });
+  };
+  const size_t size = out.top.size();
+  if (size > 0 && size < row.logits.size()) {
+    const scheduler::RankedToken last = out.top.back();
+    const kernels::BetterId better = {row.logits.data()};
+    for (int32_t id = 0; id < static_cast<int32_t>(row.logits.size()); ++id) {
+      if (logprob(id) == last.logprob && better(last.id, id)) out.top.push_back({id, last.logprob});
+    }
+  }
+  std::sort(out.top.begin(), out.top.end(), before);
+  out.top.resize(size);
 }
 
 TokenLogprobs Sampler::Logprobs(absl::Span<const float> logits, int32_t target, int32_t k) {

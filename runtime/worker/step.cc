@@ -215,7 +215,11 @@ absl::Status Worker::Start(const StepPlan& plan) {
       });
   if (!status.ok()) return status;
   if (samples) {
-    const int64_t bytes = slots * static_cast<int64_t>(sizeof(kernels::Choice));
+    // Rounded up to what any number of slots is copied by, so that a graph fits all. Rooms are
+    // twice as large and more.
+    const int64_t bytes =
+        kernels::RoundUp(slots, 2) * static_cast<int64_t>(sizeof(kernels::Choice));
+    static_assert(2 * sizeof(kernels::Choice) == 16 && kLeastSlots % 2 == 0);
     m.kernels->CopyOutLater(room.host.data(), room.device.data(), bytes);
     started.choices = room.host.as<kernels::Choice>();
     m.decoder->CopyOutExpertTokens(room.expert_tokens.as<int64_t>());

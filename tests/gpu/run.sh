@@ -76,8 +76,11 @@ if ((tests)); then
   shards=$(($(nproc) < 8 ? $(nproc) : 8))
   ((device)) || shards=1
   pids=()
+  # Jobs behind a script's back don't hear Ctrl-C.
+  trap 'kill "${pids[@]}" 2>/dev/null || true' EXIT INT TERM
+  rm -f "$build"/decoder.*.log
   for ((i = 0; i < shards; ++i)); do
-    GTEST_TOTAL_SHARDS=$shards GTEST_SHARD_INDEX=$i "$build/gpu_decoder_test" \
+    GTEST_TOTAL_SHARDS=$shards GTEST_SHARD_INDEX=$i timeout -k 30 3600 "$build/gpu_decoder_test" \
       >"$build/decoder.$i.log" 2>&1 &
     pids+=($!)
   done
@@ -85,6 +88,7 @@ if ((tests)); then
     wait "${pids[i]}" || failed+=("decoder.$i")
     grep -E '^\[  (PASSED|FAILED)|^skipped: ' "$build/decoder.$i.log" || true
   done
+  trap - EXIT INT TERM
 fi
 
 if ((sanitize)); then

@@ -80,8 +80,10 @@ struct Warp {
 };
 
 struct Block {
-  // Two sets where races are looked for: threads of one block and of the next are none the same.
-  std::vector<std::unique_ptr<Thread>> sets[2];
+  // Several sets where races are looked for: TSan takes what a fiber does in one block to be before
+  // what it does in another.
+  static constexpr int kSets = PHALANX_FINDS_RACES ? 4 : 1;
+  std::vector<std::unique_ptr<Thread>> sets[kSets];
   int set = 0;
   std::vector<Warp> warps;
   Handover begin;
@@ -204,7 +206,7 @@ std::unique_ptr<Thread> NewThread(unsigned index) {
 }
 
 void RunBlock(int threads) {
-  if (PHALANX_FINDS_RACES) block.set = 1 - block.set;
+  block.set = (block.set + 1) % Block::kSets;
   auto& set = block.sets[block.set];
   while (static_cast<int>(set.size()) < threads) {
     set.push_back(NewThread(static_cast<unsigned>(set.size())));

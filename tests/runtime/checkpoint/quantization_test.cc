@@ -178,19 +178,6 @@ class Fp8Checkpoint : public testing::Test {
   std::vector<TestTensor> tensors_;
 };
 
-TEST(LeftOut, IsAnyRunOfWholePartsOrARegularExpression) {
-  const std::string weight = "model.layers.1.mlp.down_proj.weight";
-  for (const char* module : {"model.layers.1.mlp.down_proj", "model.layers.1", "mlp", "down_proj",
-                             "re:.*down_proj$", "re:model\\.layers\\.[12]\\."}) {
-    EXPECT_TRUE(IsLeftOut({"lm_head", module}, weight)) << module;
-  }
-  for (const char* module : {"", "model.layers.11", "layers.1.m", "down_proj.weight",
-                             "re:down_proj", "re:.*up_proj", "re:(", "re:.*weight$"}) {
-    EXPECT_FALSE(IsLeftOut({"lm_head", module}, weight)) << module;
-  }
-  EXPECT_FALSE(IsLeftOut({}, weight));
-}
-
 TEST_F(Fp8Checkpoint, GivesCodesWithTheirScales) {
   const auto opened = Open();
   ASSERT_TRUE(opened.ok()) << opened.status();

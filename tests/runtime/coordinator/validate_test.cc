@@ -17,6 +17,7 @@ using ::testing::StartsWith;
 ModelLimits Limits() {
   ModelLimits limits;
   limits.vocab_size = 100;
+  limits.eos_token_ids = {99};
   limits.max_context = 32;
   return limits;
 }
@@ -126,7 +127,9 @@ TEST(ValidateRequest, ChecksCountsAndStops) {
       {"stop_token_ids", [](auto& r) { r.stop_token_ids = {100}; }},
       {"stop_token_ids", [](auto& r) { r.stop_token_ids.assign(1025, 1); }},
       {"stop_token_ids", [](auto& r) { r.min_tokens = 1, r.stop_token_ids = Ids(100); }},
-      {"", [](auto& r) { r.min_tokens = 1, r.stop_token_ids = Ids(99); }},
+      {"", [](auto& r) { r.min_tokens = 1, r.ignore_eos = true, r.stop_token_ids = Ids(99); }},
+      {"stop_token_ids", [](auto& r) { r.min_tokens = 1, r.stop_token_ids = Ids(99); }},
+      {"", [](auto& r) { r.min_tokens = 1, r.stop_token_ids = Ids(98); }},
       {"", [](auto& r) { r.stop_token_ids = Ids(100); }},
       {"",
        [](auto& r) {

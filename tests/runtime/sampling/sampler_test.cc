@@ -282,6 +282,9 @@ TEST(Sampler, TopLogprobsBreakTiesByIdAndEndWithTheVocabulary) {
     }
   }
   EXPECT_THAT(ids, ElementsAre(0, 2, 3, 1));
+  const scheduler::TokenLogprobs first = sampler.Logprobs({{-1e-9f, -5, 0, 1e-9f, -5}}, 0, 1);
+  ASSERT_EQ(first.top.size(), 1u);
+  EXPECT_EQ(first.top[0].id, 0);
 }
 
 TEST(Sampler, TopKKeepsTheLowestIdsAmongTies) {
