@@ -77,7 +77,8 @@ if ((tests)); then
   ((device)) || shards=1
   pids=()
   # Jobs behind a script's back don't hear Ctrl-C.
-  trap 'kill "${pids[@]}" 2>/dev/null || true' EXIT INT TERM
+  trap 'kill "${pids[@]}" 2>/dev/null || true' EXIT
+  trap 'exit 130' INT TERM
   rm -f "$build"/decoder.*.log
   for ((i = 0; i < shards; ++i)); do
     GTEST_TOTAL_SHARDS=$shards GTEST_SHARD_INDEX=$i timeout -k 30 3600 "$build/gpu_decoder_test" \
