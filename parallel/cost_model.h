@@ -81,7 +81,8 @@ class CostModel {
     bool moe = false;
     int64_t window = 0;
     LayerMatrices fp8 = 0;
-    friend auto operator<=>(const LayerClass&, const LayerClass&) = default;
+    // clang-tidy 14 takes the operator for a null pointer.
+    friend auto operator<=>(const LayerClass&, const LayerClass&) = default;  // NOLINT(*-nullptr)
   };
   StagePlace Place(int replica, int stage, double running_share) const;
   // Layers of a stage by kind.

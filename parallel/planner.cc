@@ -23,7 +23,7 @@ std::string Bytes(int64_t bytes) {
 }
 
 std::string Milliseconds(double seconds) {
-  return absl::StrFormat(seconds < 0.01 ? "%.2f ms" : "%.1f ms", seconds * 1e3);
+  return absl::StrFormat("%.*f ms", seconds < 0.01 ? 2 : 1, seconds * 1e3);
 }
 
 // Memory of one layout.
@@ -77,7 +77,7 @@ absl::Status Planner::CheckOptions() const {
   Layout settled;
   settled.tp = std::max(1, options_.tp);
   settled.sp = std::max(1, options_.sp);
-  const absl::Status axes =
+  absl::Status axes =
       DecoderShards::CheckAxes(settled, options_.reduction_leaves, options_.sequence_stripes);
   if (!axes.ok()) return axes;
   if (options_.cluster.nodes.empty() || options_.cluster.devices() < 1) {
@@ -96,6 +96,7 @@ Fit Planner::CheckMemory(const MemoryModel& memory, const Layout& layout,
   int64_t least_tokens = std::numeric_limits<int64_t>::max();
   int64_t most_missing = std::numeric_limits<int64_t>::min();
   std::vector<RankMemory> ranks;
+  ranks.reserve(size);
   for (int r = 0; r < size; ++r) ranks.push_back(memory.rank(r));
   for (int i = 0; i < layout.world_size(); ++i) {
     const int r = i % size;

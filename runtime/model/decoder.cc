@@ -39,8 +39,7 @@ absl::Status Decoder::Impl::Embed(const Batch& batch) {
   kernels.GatherRows(table, batch.ids, shard.vocab.begin, batch.chosen,
                      F32(buffer, rows.count, hidden()));
   if (groups.stage == nullptr) return absl::OkStatus();
-  const absl::Status status =
-      groups.stage->AllReduceOr(buffer.as<uint32_t>(), rows.count * hidden());
+  absl::Status status = groups.stage->AllReduceOr(buffer.as<uint32_t>(), rows.count * hidden());
   if (!status.ok() || !rows.sharded) return status;
   kernels.CopyRows(RowsFrom(F32(embedded, rows.count, hidden()), rows.own.begin),
                    F32(residual, rows.own.size(), hidden()));
@@ -61,7 +60,7 @@ absl::Status Decoder::Impl::ReceiveFromPreviousStage() {
   const int peer = groups.at.p - 1;
   const int64_t bytes = rows.own.size() * hidden() * static_cast<int64_t>(sizeof(float));
   if (bytes > 0) {
-    const absl::Status status = groups.pp->Recv(residual.data(), bytes, peer, /*tag=*/0);
+    absl::Status status = groups.pp->Recv(residual.data(), bytes, peer, /*tag=*/0);
     if (!status.ok()) return status;
   }
   if (config.num_experts == 0) return absl::OkStatus();
@@ -75,7 +74,7 @@ absl::Status Decoder::Impl::SendToNextStage() {
   const int peer = groups.at.p + 1;
   const int64_t bytes = rows.own.size() * hidden() * static_cast<int64_t>(sizeof(float));
   if (bytes > 0) {
-    const absl::Status status = groups.pp->Send(residual.data(), bytes, peer, /*tag=*/0);
+    absl::Status status = groups.pp->Send(residual.data(), bytes, peer, /*tag=*/0);
     if (!status.ok()) return status;
   }
   if (config.num_experts == 0) return absl::OkStatus();
@@ -201,8 +200,7 @@ absl::Status Decoder::Impl::Logits(absl::Span<const int32_t> wanted,
     }
     kernels.GatherTokens(F32(residual, rows.own.size(), n), own_rows, F32(gathered_rows, count, n));
     if (rows.sharded) {
-      const absl::Status status =
-          groups.stage->AllReduceOr(gathered_rows.as<uint32_t>(), count * n);
+      absl::Status status = groups.stage->AllReduceOr(gathered_rows.as<uint32_t>(), count * n);
       if (!status.ok()) return status;
     }
     kernels.RmsNorm(F32(gathered_rows, count, n), final_norm.as<float>(), config.rms_norm_eps,
@@ -214,10 +212,11 @@ absl::Status Decoder::Impl::Logits(absl::Span<const int32_t> wanted,
       continue;
     }
     std::vector<int64_t> bytes;
+    bytes.reserve(groups.stage_size());
     for (int g = 0; g < groups.stage_size(); ++g) {
       bytes.push_back(count * shards.vocab(g).size() * static_cast<int64_t>(sizeof(float)));
     }
-    const absl::Status status =
+    absl::Status status =
         groups.stage->Gather(local_logits.data(), gathered_logits.data(), bytes, /*root=*/0);
     if (!status.ok()) return status;
     if (groups.stage_rank() != 0) continue;
