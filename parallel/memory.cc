@@ -120,11 +120,12 @@ MemoryModel::Member MemoryModel::MakeMember(int g) const {
   if (spec_.mlp_bias) out.dense_layer.bytes += 2 * channels * kF32Bytes + vector;
 
   int64_t expert_channels = 0;
+  int64_t expert_k = 0;
   if (shape.num_experts > 0) {
     const Range expert_leaves = shards_.expert_cut().run(g % shards_.etp());
     expert_channels = shards_.expert_leaves().elements(expert_leaves).size();
     const int64_t experts = shards_.experts(g).size();
-    const int64_t expert_k = PaddedK(shards_.expert_leaves(), expert_leaves, 1);
+    expert_k = PaddedK(shards_.expert_leaves(), expert_leaves, 1);
     out.moe_layer = attention;
     out.moe_layer.bytes += Packed(shape.num_experts, padded_hidden);
     out.moe_layer.groups[kGateUp] = experts * Groups(2 * expert_channels, padded_hidden);
@@ -179,8 +180,6 @@ MemoryModel::Member MemoryModel::MakeMember(int g) const {
     const int64_t k = shape.experts_per_token;
     const int64_t slots = max_rows_ * std::min(k, shards_.experts(g).size());
     const int own_parts = static_cast<int>(shards_.expert_cut().parts(g % shards_.etp()).size());
-    const int64_t expert_k =
-        PaddedK(shards_.expert_leaves(), shards_.expert_cut().run(g % shards_.etp()), 1);
     work +=
         slice * shape.num_experts * kF32Bytes +
         slots * (normed + 2 * expert_channels * kF32Bytes + expert_k * act + own_parts * vector);

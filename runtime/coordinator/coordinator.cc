@@ -426,11 +426,10 @@ CoordinatorStatus Coordinator::Impl::GetStatus() const {
   }
   status.layout = layout();
   for (const auto& replica : replicas_) {
-    status.replicas.push_back(replica->GetStatus());
+    ReplicaStatus& of = status.replicas.emplace_back(replica->GetStatus());
     // What is lost holds no blocks.
-    if (status.replicas.back().state == CoordinatorState::kFailed)
-      status.replicas.back().blocks = {};
-    status.Add(status.replicas.back());
+    if (of.state == CoordinatorState::kFailed) of.blocks = {};
+    status.Add(of);
   }
   status.group = status.replicas[0].group;
   return status;

@@ -98,14 +98,17 @@ absl::Status CheckStops(const GenerateRequest& request, const ModelLimits& limit
   for (size_t i = 0; i < request.stop_token_ids.size() && status.ok(); ++i) {
     status = CheckId("stop_token_ids", i, request.stop_token_ids[i], limits.vocab_size);
   }
-  std::set<int32_t> banned(request.stop_token_ids.begin(), request.stop_token_ids.end());
-  if (!request.ignore_eos) banned.insert(limits.eos_token_ids.begin(), limits.eos_token_ids.end());
-  if (status.ok() && request.min_tokens > 0 &&
-      static_cast<int64_t>(banned.size()) >= limits.vocab_size) {
-    status = Invalid("stop_token_ids", "with the end-of-sequence ids, all ", limits.vocab_size,
-                     " ids of the vocabulary are there, which leaves none to choose below "
-                     "min_tokens = ",
-                     request.min_tokens);
+  if (status.ok() && request.min_tokens > 0) {
+    std::set<int32_t> banned(request.stop_token_ids.begin(), request.stop_token_ids.end());
+    if (!request.ignore_eos) {
+      banned.insert(limits.eos_token_ids.begin(), limits.eos_token_ids.end());
+    }
+    if (static_cast<int64_t>(banned.size()) >= limits.vocab_size) {
+      status = Invalid("stop_token_ids", "with the end-of-sequence ids, all ", limits.vocab_size,
+                       " ids of the vocabulary are there, which leaves none to choose below "
+                       "min_tokens = ",
+                       request.min_tokens);
+    }
   }
   status.Update(CheckCount("stop", request.stop.size(), limits.max_stop_strings));
   if (status.ok() && !request.stop.empty() && !has_text) {
