@@ -24,8 +24,8 @@ struct MatrixLayout;
 struct Preference;
 
 enum Status : int { kSuccess = 0, kNotInitialized = 1, kInvalidValue = 7, kNotSupported = 15 };
-enum DataType : int { kF32 = 0, kBF16 = 14 };  // cudaDataType_t
-enum ComputeType : int { kCompute32F = 68 };   // no TF32
+enum DataType : int { kF32 = 0, kF16 = 2, kBF16 = 14 };  // cudaDataType_t
+enum ComputeType : int { kCompute32F = 68 };             // no TF32
 enum Operation : int32_t { kNone = 0, kTransposed = 1 };
 enum MatmulDescAttribute : int { kTransA = 3 };  // an Operation
 enum PreferenceAttribute : int {

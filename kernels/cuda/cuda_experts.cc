@@ -16,8 +16,8 @@ namespace {
 using cuda::CheckCuda;
 using cuda::Staged;
 
-// No product of several rows has lower tiles (ChainRows), so no list is longer than of these.
-constexpr int64_t kLowestTile = 4;
+// No product of several rows has lower tiles, so no list is longer than of these.
+constexpr int64_t kLowestTile = cuda::kChainFewRows;
 
 int64_t SlotsOf(TensorView logits, int64_t top_k) {
   static_assert(kMaxExperts == cuda::kMaxRouterWidth);
@@ -176,16 +176,15 @@ void CudaKernels::RunExperts(const ExpertsArgs& args) {
   CheckCuda(cuda::ListTiles(placed.begin, num_experts, std::max(tiles[0].count, tiles[1].count),
                             lists, stream_),
             "listing tiles");
-  const bool mma = gate_up.dtype() == DType::kBF16;
   TensorView x = FirstRows(room.x, slots);
   CheckCuda(cuda::GatherTokens(args.x, placed.row, x, stream_), "gathering rows");
-  if (mma) x = AlignedRows(x);
+  x = AlignedRows(x);
   const TensorView gate_up_out = FirstRows(room.gate_up, slots);
   RunTiles(x, gate_up, {&gate_up_out, 1}, plans[0], tiles[0]);
   TensorView activated = FirstRows(room.activated, slots);
   CheckCuda(cuda::SiluMul(gate_up_out, nullptr, gate_up_out.cols / 2, activated, stream_),
             "SiluMul");
-  if (mma) activated = AlignedRows(activated);
+  activated = AlignedRows(activated);
   RunTiles(activated, down, room.parts, plans[1], tiles[1]);
 
   std::vector<const float*> bases;

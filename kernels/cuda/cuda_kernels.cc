@@ -52,6 +52,7 @@ CudaKernels::CudaKernels(const CudaOptions& options, std::shared_ptr<cuda::Devic
       staging_(device_, stream_, memory_, kStagingHalf, [this] { Flush(); }),
       matmul_scratch_(memory_, "matmuls"),
       aligned_x_(memory_, "rows that aren't aligned to 16 bytes"),
+      f16_terms_(memory_, "rows as sums of two F16"),
       partials_(memory_, "partial softmaxes"),
       choices_(memory_, "choices"),
       slots_(memory_, "slots of experts"),

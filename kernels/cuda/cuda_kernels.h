@@ -192,15 +192,16 @@ class CudaKernels : public Kernels {
   void RunMatMul(TensorView x, const CudaPackedWeight& w, absl::Span<const TensorView> outs,
                  absl::Span<const ExpertRows> groups);
   // What of that doesn't depend on where rows are: the plan of `rows` rows in `num_runs` runs of at
-  // most (or, for a plan by expectation, about) `most_rows`, of which F32 and F16 weights need
-  // tile_rows alone; and the launch, of rows that are aligned where products are BF16's.
+  // most (or, for a plan by expectation, about) `most_rows`, and the launch, of
+  // rows that are aligned.
   cuda::MatMulPlan PlanRows(const CudaPackedWeight& w, int64_t rows, int64_t most_rows,
                             int64_t num_runs) const;
   void RunTiles(TensorView x, const CudaPackedWeight& w, absl::Span<const TensorView> outs,
                 const cuda::MatMulPlan& plan, const Tiles& tiles);
   static void CheckMatMul(TensorView x, const CudaPackedWeight& w,
                           absl::Span<const TensorView> outs);
-  // RunMatMul by the library; false where it can't, and then nothing was enqueued.
+  // RunMatMul by the library; false where it can't, and then nothing was enqueued. Of F16 weights a
+  // part is two products (f16_terms.h).
   bool RunGemm(TensorView x, const CudaPackedWeight& w, absl::Span<const TensorView> outs);
   // All of an attention call's parameters but `partials`.
   cuda::AttentionParams ParamsOf(const AttentionArgs& args, const StagedPlan& plan,
@@ -243,6 +244,7 @@ class CudaKernels : public Kernels {
   std::unique_ptr<cuda::Gemm> gemm_;  // of `fast`; its workspace is the matmuls' scratch
   cuda::DeviceScratch matmul_scratch_;
   cuda::DeviceScratch aligned_x_;
+  cuda::DeviceScratch f16_terms_;  // of `fast`
   cuda::DeviceScratch partials_;
   cuda::DeviceScratch choices_;                 // of pieces of rows, and where rows are cut
   cuda::DeviceScratch slots_;                   // of RunExperts: routes, places, tiles
@@ -253,6 +255,7 @@ class CudaKernels : public Kernels {
   char* pack_buffers_[2] = {nullptr, nullptr};  // pinned, made when first needed
   int64_t pack_buffer_bytes_ = 0;               // of each
   std::vector<cuda::MatMulTile> tiles_;         // of the GroupedMatMul at hand
+  std::vector<cuda::Product> gemms_;            // of the MatMul at hand, by the library
   // The step's attention plans: as many as it has runs of rows, at most kMostPlans.
   std::vector<StagedPlan> plans_;
   size_t num_plans_ = 0;

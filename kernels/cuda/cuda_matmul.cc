@@ -9,6 +9,7 @@
 #include "absl/strings/str_cat.h"
 #include "kernels/check.h"
 #include "kernels/cuda/cuda_kernels.h"
+#include "kernels/cuda/f16_terms.h"
 #include "kernels/cuda/fragment.h"
 #include "kernels/cuda/moves.h"
 #include "kernels/cuda/pack.h"
@@ -36,9 +37,9 @@ CudaPackedWeight::CudaPackedWeight(WeightPlan weight_plan, Numerics numerics)
   k_ = plan.k;
   num_parts_ = plan.num_parts();
   params.weight_type = plan.dtype;
-  // cuBLASLt has no product of F16 weights and F32 rows, nor of FP8 weights and BF16 rows.
+  // cuBLASLt has no product of FP8 weights and BF16 rows.
   const bool fp8 = IsFp8(plan.format);
-  const bool by_rows = numerics == Numerics::kFast && plan.dtype != DType::kF16 && !fp8;
+  const bool by_rows = numerics == Numerics::kFast && !fp8;
   params.layout = fp8       ? cuda::Fp8LayoutOf(plan.format)
                   : by_rows ? cuda::WeightLayout::kRows
                             : cuda::WeightLayout::kTiles;
@@ -200,7 +201,13 @@ absl::Status CudaKernels::UseLibrary(std::shared_ptr<const cuda::cublas::Library
 bool CudaKernels::RunGemm(TensorView x, const CudaPackedWeight& w,
                           absl::Span<const TensorView> outs) {
   if (gemm_ == nullptr || x.rows <= kFewRows || w.part_runs.empty() || w.n() == 0) return false;
-  const auto product = [&](size_t part) {
+  const bool f16 = w.dtype() == DType::kF16;
+  cuda::F16Terms terms;
+  if (f16) {
+    void* const memory = AtLeast(f16_terms_, cuda::F16TermsBytes(x.rows, x.cols));
+    terms = cuda::F16TermsIn(memory, x.rows, x.cols);
+  }
+  const auto product = [&](size_t part, const void* rows, int64_t stride) {
     const PlacedLeaf& run = w.part_runs[part];
     const int64_t offset = run.begin * SizeOf(w.dtype());
     cuda::Product p;
@@ -208,33 +215,44 @@ bool CudaKernels::RunGemm(TensorView x, const CudaPackedWeight& w,
     p.m = x.rows;
     p.n = w.n();
     p.k = run.end - run.begin;
-    p.x = static_cast<const char*>(x.data) + offset;
-    p.x_stride = x.stride;
+    p.x = static_cast<const char*>(rows) + offset;
+    p.x_stride = stride;
     p.w = w.data.as<const char>() + offset;
     p.w_stride = w.k();
     p.out = outs[part].f32();
     p.out_stride = outs[part].stride;
     return p;
   };
+  gemms_.clear();
+  for (size_t part = 0; part < outs.size(); ++part) {
+    if (!f16) {
+      gemms_.push_back(product(part, x.data, x.stride));
+      continue;
+    }
+    gemms_.push_back(product(part, terms.high, terms.stride));
+    gemms_.back().factor = cuda::kHighTermFactor;
+    gemms_.push_back(product(part, terms.low, terms.stride));
+    gemms_.back().factor = cuda::kLowTermFactor;
+    gemms_.back().adds = true;
+  }
   // The library looks at the device when it is asked.
   CheckCuda(cudaSetDevice(device_), "choosing the device");
-  for (size_t part = 0; part < outs.size(); ++part) {
-    if (!gemm_->CanRun(product(part))) return false;
+  for (const cuda::Product& p : gemms_) {
+    if (!gemm_->CanRun(p)) return false;
   }
+  if (f16) CheckCuda(cuda::SplitToF16(x, terms, stream_), "rows as sums of two F16");
   EnterStream();
-  for (size_t part = 0; part < outs.size(); ++part) {
-    gemm_->Run(product(part), matmul_scratch_.data(), stream_);
+  for (const cuda::Product& p : gemms_) gemm_->Run(p, matmul_scratch_.data(), stream_);
+  if (!f16) return true;
+  Enter();
+  for (const TensorView& out : outs) {
+    CheckCuda(cuda::ScaleRows(out, terms.row_factors, stream_), "scaling rows");
   }
   return true;
 }
 
 cuda::MatMulPlan CudaKernels::PlanRows(const CudaPackedWeight& w, int64_t rows, int64_t most_rows,
                                        int64_t num_runs) const {
-  cuda::MatMulPlan plan;
-  if (w.dtype() != DType::kBF16) {
-    plan.tile_rows = cuda::ChainRows(most_rows);
-    return plan;
-  }
   cuda::MatMulShape shape;
   shape.rows = rows;
   shape.most_rows = most_rows;
@@ -243,12 +261,16 @@ cuda::MatMulPlan CudaKernels::PlanRows(const CudaPackedWeight& w, int64_t rows, 
   shape.num_leaves = w.params.num_leaves;
   shape.num_chunks = w.params.num_chunks;
   shape.depth = w.params.depth;
+  if (w.dtype() != DType::kBF16) {
+    shape.group_bytes = cuda::ChainGroupBytes(w.params.layout, static_cast<int>(SizeOf(w.dtype())));
+    return cuda::PlanChain(shape, max_shared_);
+  }
   shape.group_bytes = cuda::TileGroupBytes(w.params.layout);
   if (scratch_frozen_) {
     return cuda::PlanMatMul(shape, num_sms_, max_shared_, matmul_scratch_.bytes());
   }
   // The first steps, which may be any, ask at once for what all of as many rows can need.
-  plan = cuda::PlanMatMul(shape, num_sms_, max_shared_);
+  cuda::MatMulPlan plan = cuda::PlanMatMul(shape, num_sms_, max_shared_);
   plan.scratch_bytes = cuda::MostScratchBytes(shape, num_sms_, max_shared_);
   return plan;
 }
@@ -267,7 +289,7 @@ void CudaKernels::RunMatMul(TensorView x, const CudaPackedWeight& w,
                             absl::Span<const ExpertRows> groups) {
   Enter();
   CheckMatMul(x, w, outs);
-  if (w.dtype() == DType::kBF16) x = AlignedRows(x);
+  x = AlignedRows(x);
   if (groups.empty()) {
     if (RunGemm(x, w, outs)) return;
     const cuda::MatMulPlan plan = PlanRows(w, x.rows, x.rows, 1);
@@ -311,7 +333,7 @@ void CudaKernels::RunTiles(TensorView x, const CudaPackedWeight& w,
     void* const scratch = AtLeast(matmul_scratch_, plan.scratch_bytes);
     CheckCuda(cuda::MatMulMma(p, plan, scratch, stream_), "MatMul");
   } else {
-    CheckCuda(cuda::MatMulChain(p, p.tile_rows, stream_), "MatMul");
+    CheckCuda(cuda::MatMulChain(p, plan, stream_), "MatMul");
   }
 }
 

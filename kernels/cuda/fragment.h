@@ -104,6 +104,11 @@ PHALANX_SHARED int64_t ChainOffset(int64_t row, int64_t k, int64_t padded_k) {
   return (row / kChainColumns * padded_k + k) * kChainColumns + row % kChainColumns;
 }
 
+// Bytes of one group of 32 columns; rows have 16 bytes between them in shared memory.
+PHALANX_HOST_DEVICE constexpr int ChainGroupBytes(WeightLayout layout, int element_bytes) {
+  return kChainColumns * (kGroupK * element_bytes + (layout == WeightLayout::kRows ? 16 : 0));
+}
+
 }  // namespace phalanx::kernels::cuda
 
 #endif  // PHALANX_KERNELS_CUDA_FRAGMENT_H_

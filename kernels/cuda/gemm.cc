@@ -19,8 +19,7 @@ uint32_t AlignmentOf(const void* address) {
 }
 
 cublas::DataType TypeOf(DType type) {
-  PHALANX_CHECK(type != DType::kF16) << "cuBLASLt isn't asked for products of F16";
-  return type == DType::kBF16 ? cublas::kBF16 : cublas::kF32;
+  return type == DType::kBF16 ? cublas::kBF16 : type == DType::kF16 ? cublas::kF16 : cublas::kF32;
 }
 
 }  // namespace
@@ -129,9 +128,8 @@ void Gemm::Run(const Product& p, void* workspace, void* stream) {
   const Choice& choice = Find(p);
   PHALANX_CHECK(choice.exists) << "cuBLASLt has no kernel for " << p.m << " x " << p.n << " x "
                                << p.k;
-  const float one = 1.0f;
-  const float zero = 0.0f;
-  Check(library_->Matmul(context_, desc_, &one, p.w, choice.w, p.x, choice.x, &zero, p.out,
+  const float kept = p.adds ? 1.0f : 0.0f;
+  Check(library_->Matmul(context_, desc_, &p.factor, p.w, choice.w, p.x, choice.x, &kept, p.out,
                          choice.out, p.out, choice.out, &choice.algorithm, workspace,
                          static_cast<size_t>(kWorkspaceBytes), stream),
         "the product", p);

@@ -16,7 +16,8 @@
 
 namespace phalanx::kernels::cuda {
 
-// out[m, n] (F32) = x[m, k] w[n, k]^T, added in F32. BF16 x BF16, or F32 x F32 without TF32.
+// out[m, n] (F32) = factor x[m, k] w[n, k]^T, added in F32, or that added to what out holds. BF16 x
+// BF16, F16 x F16, or F32 x F32 without TF32.
 struct Product {
   DType type = DType::kBF16;  // of x and w
   int64_t m = 0;
@@ -28,6 +29,8 @@ struct Product {
   int64_t w_stride = 0;
   float* out = nullptr;
   int64_t out_stride = 0;
+  float factor = 1;
+  bool adds = false;
 };
 
 // Belongs to one thread at a time.

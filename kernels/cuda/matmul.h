@@ -28,10 +28,10 @@ struct MatMulTile {
 
 // By value in the kernels' arguments (about 1.8 KB of the 4 KB that there are).
 struct MatMulParams {
-  const void* x = nullptr;  // BF16 (rows aligned to 16 bytes) or F32
+  const void* x = nullptr;  // BF16 or F32, rows aligned to 16 bytes
   int64_t x_stride = 0;
   DType weight_type = DType::kBF16;
-  WeightLayout layout = WeightLayout::kTiles;  // of F16 always
+  WeightLayout layout = WeightLayout::kTiles;
   int32_t n = 0;
   int32_t k = 0;  // padded
   int32_t num_leaves = 0;
@@ -59,8 +59,8 @@ struct MatMulParams {
 // `scratch`: plan.scratch_bytes.
 cudaError_t MatMulMma(const MatMulParams& params, const MatMulPlan& plan, void* scratch,
                       cudaStream_t stream);
-// F32 and F16 weights. `rows_at_once`: ChainRows() of tiling.h, tile_rows of the tiles.
-cudaError_t MatMulChain(const MatMulParams& params, int rows_at_once, cudaStream_t stream);
+// F32 and F16 weights, a plan of PlanChain.
+cudaError_t MatMulChain(const MatMulParams& params, const MatMulPlan& plan, cudaStream_t stream);
 
 // The two kernels of MatMulMma.
 cudaError_t MatMulFew(const MatMulParams& params, const MatMulPlan& plan, cudaStream_t stream);

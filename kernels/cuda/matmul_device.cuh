@@ -56,6 +56,49 @@ __device__ __forceinline__ GroupRange ChunkGroups(const MatMulParams& p, int chu
   return {begin, begin + kChunkGroups < groups.end ? begin + kChunkGroups : groups.end};
 }
 
+// What a warp walks group by group: segments `first`, first + step, ...
+struct Leaves {
+  __device__ static int Count(const MatMulParams& p) { return p.num_leaves; }
+  __device__ static GroupRange Groups(const MatMulParams& p, int leaf) {
+    return LeafGroups(p, leaf);
+  }
+};
+struct Chunks {
+  __device__ static int Count(const MatMulParams& p) { return p.num_chunks; }
+  __device__ static GroupRange Groups(const MatMulParams& p, int chunk) {
+    return ChunkGroups(p, chunk);
+  }
+};
+template <typename Segments>
+struct GroupWalk {
+  int segment;
+  int step;
+  int group;
+  int end;
+
+  __device__ void Begin(const MatMulParams& p, int first, int every) {
+    segment = first;
+    step = every;
+    Enter(p);
+  }
+  __device__ bool done(const MatMulParams& p) const { return segment >= Segments::Count(p); }
+  // To the next group; whether that ended a segment. Empty ones are passed over.
+  __device__ bool Next(const MatMulParams& p) {
+    if (++group < end) return false;
+    segment += step;
+    Enter(p);
+    return true;
+  }
+  __device__ void Enter(const MatMulParams& p) {
+    for (; !done(p); segment += step) {
+      const GroupRange range = Segments::Groups(p, segment);
+      group = range.begin;
+      end = range.end;
+      if (group < end) return;
+    }
+  }
+};
+
 // Runs part `part`'s program for one output; `leaf_sum(leaf)` gives a leaf's sum. `stack`: this
 // thread's levels, `step` floats apart.
 template <typename LeafSum>

@@ -27,34 +27,6 @@ constexpr int kMaxWarps = kFewWarps;
 // Words between two rows of x in shared memory: one more than columns, against bank conflicts.
 constexpr int kPitch = kTileRows + 1;
 
-// The groups of a warp's chunks: chunk `first`, first + step, ...
-struct ChunkWalk {
-  int chunk;
-  int step;
-  int group;
-  int end;
-
-  __device__ void Begin(const MatMulParams& p, int first, int every) {
-    chunk = first;
-    step = every;
-    Enter(p);
-  }
-  __device__ bool done(const MatMulParams& p) const { return chunk >= p.num_chunks; }
-  // To the next group; whether that ended a chunk. No chunk is empty.
-  __device__ bool Next(const MatMulParams& p) {
-    if (++group < end) return false;
-    chunk += step;
-    Enter(p);
-    return true;
-  }
-  __device__ void Enter(const MatMulParams& p) {
-    if (done(p)) return;
-    const GroupRange range = ChunkGroups(p, chunk);
-    group = range.begin;
-    end = range.end;
-  }
-};
-
 template <WeightLayout kLayout>
 struct WeightSlot {
   Words a[2][kWarp];  // by step; of row-major weights: of the lower and the upper eight rows
@@ -131,13 +103,13 @@ __global__ void __launch_bounds__(kMaxWarps* kWarp)
   const bool ahead = TilesAreKnownAtLaunch(p);
   LetNextStart();
   if (ahead) {
-    ChunkWalk first;
+    GroupWalk<Chunks> first;
     first.Begin(p, warp, num_warps);
     for (int i = 0; i < kSlots - 1 && !first.done(p); ++i) {
       copy_weights(p.weight, first.group, slots[i]);
       first.Next(p);
     }
-    if (!first.done(p) && first.chunk == warp) {
+    if (!first.done(p) && first.segment == warp) {
       prefetch_weights(p.weight, first.group, first.end);
     }
   }
@@ -155,7 +127,7 @@ __global__ void __launch_bounds__(kMaxWarps* kWarp)
            (tile.first_row + (valid[t] ? row : 0)) * p.x_stride + OperandK(lane);
   }
 
-  ChunkWalk fetch;
+  GroupWalk<Chunks> fetch;
   fetch.Begin(p, warp, num_warps);
   int fetch_slot = 0;
   const auto copy_next = [&](bool with_weights) {
@@ -175,7 +147,7 @@ __global__ void __launch_bounds__(kMaxWarps* kWarp)
   for (int i = 0; i < kSlots - 1; ++i) copy_next(!ahead);
 
   float sum[kRowTiles][4] = {};
-  ChunkWalk walk;
+  GroupWalk<Chunks> walk;
   walk.Begin(p, warp, num_warps);
   int slot_index = 0;
   while (!walk.done(p)) {
@@ -213,7 +185,7 @@ __global__ void __launch_bounds__(kMaxWarps* kWarp)
         Mma(sum[t], a[s].w[0], a[s].w[1], a[s].w[2], a[s].w[3], b.w[2 * s], b.w[2 * s + 1]);
       }
     }
-    const int chunk = walk.chunk;
+    const int chunk = walk.segment;
     if (!walk.Next(p)) continue;
 #pragma unroll
     for (int t = 0; t < kRowTiles; ++t) {

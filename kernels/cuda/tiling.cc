@@ -99,7 +99,32 @@ int64_t MostTiles(int64_t rows, int64_t num_runs, int64_t tile_rows) {
   return std::min(rows, rows / tile_rows + num_runs);
 }
 
-int ChainRows(int64_t most_rows) { return most_rows <= 1 ? 1 : 4; }
+MatMulPlan PlanChain(const MatMulShape& shape, int64_t max_shared) {
+  MatMulPlan plan;
+  plan.kernel = MatMulKernel::kChain;
+  // Warps that fit beside the leaves' sums: as few as take no more turns at the leaves.
+  const auto warps_for = [&](int tile_rows) {
+    const int64_t warp_bytes =
+        ChainSlots(shape.group_bytes, tile_rows) * ChainSlotBytes(shape.group_bytes, tile_rows);
+    const int64_t room = max_shared - ChainSumBytes(shape.num_leaves, tile_rows);
+    const int64_t most = std::clamp<int64_t>(room / warp_bytes, 0, kChainWarps);
+    return most == 0 ? 0 : Ceil(shape.num_leaves, Ceil(shape.num_leaves, most));
+  };
+  plan.tile_rows = shape.most_rows <= 1               ? 1
+                   : shape.most_rows <= kChainFewRows ? kChainFewRows
+                                                      : kChainManyRows;
+  // Many leaves' sums of many rows would leave no room to read ahead.
+  const int64_t enough = std::min<int64_t>(shape.num_leaves, kChainWarps / 2);
+  if (plan.tile_rows == kChainManyRows && warps_for(kChainManyRows) < enough) {
+    plan.tile_rows = kChainFewRows;
+  }
+  plan.warps = static_cast<int>(std::max<int64_t>(1, warps_for(plan.tile_rows)));
+  const int64_t slot_bytes = plan.warps * ChainSlots(shape.group_bytes, plan.tile_rows) *
+                             ChainSlotBytes(shape.group_bytes, plan.tile_rows);
+  plan.shared_bytes = std::max(slot_bytes, ChainSumBytes(shape.depth, plan.tile_rows)) +
+                      ChainSumBytes(shape.num_leaves, plan.tile_rows);
+  return plan;
+}
 
 int64_t AttentionRows(int64_t num_heads, int num_stripes, int64_t head_dim, int64_t scratch_bytes) {
   const int64_t row_bytes = num_heads * num_stripes * (2 + head_dim) * 4;

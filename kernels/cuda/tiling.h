@@ -13,8 +13,9 @@ inline constexpr int kMaxLeaves = 64;
 inline constexpr int kTiledColumns = 128;
 
 enum class MatMulKernel {
-  kFew,   // a warp a chunk, straight from memory: decode
-  kMany,  // tiles through shared memory
+  kFew,    // a warp a chunk, straight from memory: decode
+  kMany,   // tiles through shared memory
+  kChain,  // of F32 and F16: a warp a leaf
 };
 enum class MatMulSplit {
   kNone,    // a block computes all leaves of its outputs
@@ -24,13 +25,14 @@ enum class MatMulSplit {
 
 struct MatMulPlan {
   MatMulKernel kernel = MatMulKernel::kFew;
-  int tile_rows = 8;  // rows of x of a block: kFew 8, 16; kMany 32, 64, 128
+  // Rows of x of a block: kFew 8, 16; kMany 32, 64, 128; kChain 1, 4, 16.
+  int tile_rows = 8;
   MatMulSplit split = MatMulSplit::kNone;
   int64_t units = 1;          // leaves, chunks or 1: what the split makes
   int64_t grid = 1;           // blocks of kMany (persistent: each takes several tiles)
-  int warps = 0;              // of a block of kFew
+  int warps = 0;              // of a block of kFew or kChain
   int slots = 0;              // groups of k that a warp of kFew has in memory
-  int64_t shared_bytes = 0;   // of kFew
+  int64_t shared_bytes = 0;   // of kFew and kChain
   int64_t scratch_bytes = 0;  // of kMany: unit sums, or sums that wait for their partner
 };
 
@@ -43,7 +45,8 @@ struct MatMulShape {
   int64_t num_leaves = 1;
   int64_t num_chunks = 1;
   int depth = 1;
-  int64_t group_bytes = 1024;  // of sixteen columns' weights and 32 values of k
+  // Of 32 values of k and sixteen columns' weights; of kChain's a warp's (ChainGroupBytes).
+  int64_t group_bytes = 1024;
 };
 
 // `num_sms`: multiprocessors; `max_shared`: bytes of shared memory that a block may have;
@@ -68,15 +71,32 @@ constexpr int64_t FewSlotBytes(int64_t group_bytes, int tile_rows) {
 // Shared memory of kFew: slots, chunk sums (rows padded by one word), the programs' stack.
 int64_t FewSharedBytes(const MatMulShape& shape, int tile_rows, int warps, int slots);
 
+// The plan of F32 and F16 weights: kChain.
+MatMulPlan PlanChain(const MatMulShape& shape, int64_t max_shared);
+
+// kChain: warps of a block at most, and rows that blocks of several rows take.
+inline constexpr int kChainWarps = 8;
+inline constexpr int kChainFewRows = 4;
+inline constexpr int kChainManyRows = 16;
+// Bytes of one group: weights (MatMulShape::group_bytes), and x in F32.
+constexpr int64_t ChainSlotBytes(int64_t group_bytes, int tile_rows) {
+  return group_bytes + 128 * int64_t{tile_rows};
+}
+// Groups of k that a warp has in memory: up to 20 KiB, so that a few warps of a multiprocessor keep
+// memory at work.
+constexpr int ChainSlots(int64_t group_bytes, int tile_rows) {
+  const int64_t slots = (int64_t{20} << 10) / ChainSlotBytes(group_bytes, tile_rows);
+  return static_cast<int>(slots < 8 ? slots : 8);
+}
+// Sums of 32 columns of a tile's rows, `count` of them.
+constexpr int64_t ChainSumBytes(int64_t count, int tile_rows) { return count * tile_rows * 128; }
+
 // Rows of the tallest run that a product of experts is planned for, where only the device knows the
 // runs: `rows` rows of at most `tokens` in each of up to `num_experts` runs. Twice the mean: a run
 // that is taller takes several tiles.
 int64_t ExpectedTallestRun(int64_t rows, int64_t tokens, int64_t num_experts);
 // Tiles of up to `tile_rows` rows that `rows` rows in up to `num_runs` runs take at most.
 int64_t MostTiles(int64_t rows, int64_t num_runs, int64_t tile_rows);
-
-// Rows that a block of the F32 and F16 kernel takes.
-int ChainRows(int64_t most_rows);
 
 // Rows of an attention call that are worked on before their partials are merged, so that partials
 // take at most `scratch_bytes`; at least one.

@@ -14,6 +14,7 @@ static_assert(kNotInitialized == static_cast<int>(CUBLAS_STATUS_NOT_INITIALIZED)
 static_assert(kInvalidValue == static_cast<int>(CUBLAS_STATUS_INVALID_VALUE));
 static_assert(kNotSupported == static_cast<int>(CUBLAS_STATUS_NOT_SUPPORTED));
 static_assert(kF32 == static_cast<int>(CUDA_R_32F));
+static_assert(kF16 == static_cast<int>(CUDA_R_16F));
 static_assert(kBF16 == static_cast<int>(CUDA_R_16BF));
 static_assert(kCompute32F == static_cast<int>(CUBLAS_COMPUTE_32F));
 static_assert(kNone == static_cast<int>(CUBLAS_OP_N));

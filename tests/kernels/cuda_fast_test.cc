@@ -36,7 +36,7 @@ std::unique_ptr<CudaKernels> MakeFast() {
 TEST(RowMajorWeights, GiveTheBitsOfPackedOnesInEveryKernel) {
   const auto exact = Make(Numerics::kExact);
   const auto fast = Make(Numerics::kFast);  // without a library
-  for (const DType type : {DType::kBF16, DType::kF32}) {
+  for (const DType type : {DType::kBF16, DType::kF32, DType::kF16}) {
     for (const auto& parts : std::vector<std::vector<std::vector<int>>>{{{0, 1, -1, 2, 3, -1, -1}},
                                                                         {{3, 0, -1}, {1, 2, -1}}}) {
       Products packed(*exact, {type, parts}, 3);
@@ -70,20 +70,22 @@ TEST(RowMajorWeights, TakeAsManyBytes) {
 
 TEST(Fast, MoreRowsGoToTheLibraryAPartAProduct) {
   const auto fast = MakeFast();
-  for (const DType type : {DType::kBF16, DType::kF32}) {
+  for (const DType type : {DType::kBF16, DType::kF32, DType::kF16}) {
+    // Two F16 are what a row's value is split into.
+    const int a_part = type == DType::kF16 ? 2 : 1;
     Products whole(*fast, {type}, 2);
     for (const int64_t rows : {1, 16}) whole.MatMul(rows);
     whole.Grouped({30, 50});
     EXPECT_EQ(emulation::TakeFakeCublasCounts().asked, 0);
     whole.MatMul(17);
-    EXPECT_EQ(emulation::TakeFakeCublasCounts().products, 1) << Name(type);
+    EXPECT_EQ(emulation::TakeFakeCublasCounts().products, a_part) << Name(type);
     // Leaves side by side, in any order; an empty one between them is no gap.
     Products parts(*fast, {type, {{1, 0, -1}, {3}, {2}}});
     parts.MatMul(40);
     EXPECT_EQ(emulation::TakeFakeCublasCounts().products, 0) << "an empty part is no product";
     Products two(*fast, {type, {{1, 0, -1}, {3, 2, -1}}});
     two.MatMul(40);
-    EXPECT_EQ(emulation::TakeFakeCublasCounts().products, 2) << Name(type);
+    EXPECT_EQ(emulation::TakeFakeCublasCounts().products, 2 * a_part) << Name(type);
   }
 }
 
@@ -119,19 +121,21 @@ TEST(Fast, WhatTheLibraryHasNoKernelForIsExacts) {
 }
 
 TEST(Fast, AllocatesNothingOnceItsScratchIsFrozen) {
-  const auto fast = MakeFast();
-  Products products(*fast, {});
-  products.MatMul(Products::kMostRows);
-  fast->FreezeScratch();
-  const int64_t left = *fast->FreeBytes();
-  const auto rest = fast->Allocate(left);
-  ASSERT_TRUE(rest.ok()) << rest.status();
-  // The library's kernels, phalanx's few-row ones, and those that step in for the library.
-  for (const int64_t rows : {1, 16, 17, 100}) products.MatMul(rows);
-  emulation::SetFakeCublasFaults({.no_kernel_for_rows = 60});
-  products.MatMul(60);
-  emulation::SetFakeCublasFaults({});
-  EXPECT_EQ(emulation::TakeFakeCublasCounts().products, 3);
+  for (const DType type : {DType::kBF16, DType::kF16}) {
+    const auto fast = MakeFast();
+    Products products(*fast, {type});
+    products.MatMul(Products::kMostRows);
+    fast->FreezeScratch();
+    const int64_t left = *fast->FreeBytes();
+    const auto rest = fast->Allocate(left);
+    ASSERT_TRUE(rest.ok()) << rest.status();
+    // The library's kernels, phalanx's few-row ones, and those that step in for the library.
+    for (const int64_t rows : {1, 16, 17, 100}) products.MatMul(rows);
+    emulation::SetFakeCublasFaults({.no_kernel_for_rows = 60});
+    products.MatMul(60);
+    emulation::SetFakeCublasFaults({});
+    EXPECT_EQ(emulation::TakeFakeCublasCounts().products, type == DType::kF16 ? 6 : 3);
+  }
 }
 
 TEST(Fast, MemoryThatTheWorkspaceLacksIsARefusalAtTheStart) {

@@ -260,6 +260,66 @@ TEST(PlanMatMul, TakesTheKernelThatTheRowsAskForAndFillsTheDevice) {
   EXPECT_EQ(plan.scratch_bytes, int64_t{132} * 3 * 128 * 128 * 4);
 }
 
+TEST(PlanChain, TakesWarpsForLeavesAndRowsForTheCall) {
+  for (const int element_bytes : {2, 4}) {
+    MatMulShape shape;
+    shape.group_bytes = ChainGroupBytes(WeightLayout::kTiles, element_bytes);
+    shape.num_leaves = 8;
+    shape.depth = 4;
+    for (const auto& [rows, tile_rows] :
+         {std::pair<int64_t, int>{1, 1}, {2, 4}, {4, 4}, {5, 16}, {2000, 16}}) {
+      shape.rows = shape.most_rows = rows;
+      const MatMulPlan plan = PlanChain(shape, 227 << 10);
+      EXPECT_EQ(plan.kernel, MatMulKernel::kChain);
+      EXPECT_EQ(plan.tile_rows, tile_rows) << rows << " rows";
+      EXPECT_EQ(plan.warps, 8);
+    }
+    // Nothing to share out: one warp, which reads some groups ahead, and many of them on a
+    // multiprocessor.
+    shape.num_leaves = shape.depth = 1;
+    const MatMulPlan one = PlanChain(shape, 227 << 10);
+    EXPECT_EQ(one.warps, 1);
+    EXPECT_LE(8 * (one.shared_bytes + 1024), 227 << 10);
+    EXPECT_GE(ChainSlots(shape.group_bytes, one.tile_rows), 3);
+  }
+}
+
+TEST(PlanChain, FitsEveryDeviceAndNumberOfLeaves) {
+  for (const auto layout : {WeightLayout::kTiles, WeightLayout::kRows}) {
+    for (const int element_bytes : {2, 4}) {
+      for (const int64_t shared : {99 << 10, 163 << 10, 227 << 10}) {
+        for (int leaves = 1; leaves <= kMaxLeaves; ++leaves) {
+          for (const int64_t rows : {1, 3, 100}) {
+            MatMulShape shape;
+            shape.rows = shape.most_rows = rows;
+            shape.num_leaves = leaves;
+            shape.depth = 7;
+            shape.group_bytes = ChainGroupBytes(layout, element_bytes);
+            const MatMulPlan plan = PlanChain(shape, shared);
+            SCOPED_TRACE(testing::Message() << leaves << " leaves, " << rows << " rows, " << shared
+                                            << " bytes of shared memory");
+            EXPECT_LE(plan.shared_bytes, shared);
+            EXPECT_GE(plan.tile_rows, std::min<int64_t>(rows, kChainFewRows));
+            EXPECT_GE(plan.warps, std::min(leaves, 3));
+            EXPECT_LE(plan.warps, std::min(leaves, kChainWarps));
+            // The slots, then the leaves' sums; the stack has the slots' place.
+            const int64_t slots =
+                plan.shared_bytes - ChainSumBytes(shape.num_leaves, plan.tile_rows);
+            EXPECT_GE(slots, plan.warps * ChainSlots(shape.group_bytes, plan.tile_rows) *
+                                 ChainSlotBytes(shape.group_bytes, plan.tile_rows));
+            EXPECT_GE(slots, ChainSumBytes(shape.depth, plan.tile_rows));
+            // No more warps than take as many turns at the leaves.
+            const int turns = (leaves + plan.warps - 1) / plan.warps;
+            if (plan.warps > 1) {
+              EXPECT_GT((leaves + plan.warps - 2) / (plan.warps - 1), turns);
+            }
+          }
+        }
+      }
+    }
+  }
+}
+
 TEST(PlanMatMul, MakesDoWithTheScratchThatThereIs) {
   MatMulShape batch;
   batch.rows = batch.most_rows = 64;

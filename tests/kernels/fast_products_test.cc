@@ -10,7 +10,7 @@ namespace {
 using FastProducts = FastBesideExact;
 
 TEST_F(FastProducts, OfFewRowsHaveExactsBits) {
-  for (const DType type : {DType::kBF16, DType::kF32}) {
+  for (const DType type : {DType::kBF16, DType::kF32, DType::kF16}) {
     Products expected(*exact_, {type});
     Products got(*fast_, {type});
     for (const int64_t rows : {int64_t{1}, int64_t{2}, int64_t{8}, int64_t{9}, most_rows_}) {
@@ -20,7 +20,7 @@ TEST_F(FastProducts, OfFewRowsHaveExactsBits) {
 }
 
 TEST_F(FastProducts, OfGroupsHaveExactsBits) {
-  for (const DType type : {DType::kBF16, DType::kF32}) {
+  for (const DType type : {DType::kBF16, DType::kF32, DType::kF16}) {
     Products expected(*exact_, {type}, 3);
     Products got(*fast_, {type}, 3);
     // The kernels of up to 8, 16, 32, 64 and 128 rows a block.
@@ -33,7 +33,7 @@ TEST_F(FastProducts, OfGroupsHaveExactsBits) {
 }
 
 TEST_F(FastProducts, WhoseLeavesAreApartHaveExactsBits) {
-  for (const DType type : {DType::kBF16, DType::kF32}) {
+  for (const DType type : {DType::kBF16, DType::kF32, DType::kF16}) {
     const ProductShape apart = {type, {{0, 3, -1}, {1, 2, -1}}};
     Products expected(*exact_, apart);
     Products got(*fast_, apart);

@@ -40,14 +40,12 @@ std::vector<NamedKernels> AllKernels();
 struct KernelSet {
   std::string name;  // letters and digits
   std::function<std::unique_ptr<Kernels>(int threads)> make;
-  // Products of more rows, of BF16 and F32, are added in a library's order: neither the reference's
-  // bits nor R1 are promised for them.
+  // Products of more rows are added in a library's order: neither the reference's bits nor R1 are
+  // promised for them.
   int64_t most_ordered_rows = std::numeric_limits<int64_t>::max();
   TestSize size = kTestSize;  // of large tests
 
-  bool Orders(DType type, int64_t rows) const {
-    return type == DType::kF16 || rows <= most_ordered_rows;
-  }
+  bool Orders(int64_t rows) const { return rows <= most_ordered_rows; }
 };
 // One of each path or device.
 std::vector<KernelSet> KernelSets();

@@ -21,9 +21,9 @@ namespace phalanx::kernels {
 inline std::vector<char> EncodeAs(DType type, const std::vector<float>& values) {
   std::vector<char> out(values.size() * SizeOf(type));
   for (size_t i = 0; i < values.size(); ++i) {
-    const uint32_t bits = type == DType::kBF16 ? F32ToBf16(values[i]) : 0;
+    const uint16_t bits = type == DType::kBF16 ? F32ToBf16(values[i]) : F32ToF16(values[i]);
     std::memcpy(&out[i * SizeOf(type)],
-                type == DType::kBF16 ? static_cast<const void*>(&bits) : &values[i], SizeOf(type));
+                type == DType::kF32 ? &values[i] : static_cast<const void*>(&bits), SizeOf(type));
   }
   return out;
 }
@@ -79,7 +79,7 @@ class Products {
       weights_.push_back(*std::move(weight));
     }
     const std::vector<char> x =
-        EncodeAs(shape.type, random.Floats(kMostRows * weights_[0]->k(), 2));
+        EncodeAs(ActivationType(shape.type), random.Floats(kMostRows * weights_[0]->k(), 2));
     x_ = Allocate(static_cast<int64_t>(x.size()));
     kernels_.CopyIn(x_.data(), x.data(), static_cast<int64_t>(x.size()));
     for (size_t p = 0; p < shape.parts.size(); ++p) outs_.push_back(Allocate(kMostRows * kN * 4));
@@ -110,7 +110,7 @@ class Products {
     return *std::move(buffer);
   }
   TensorView X(int64_t rows) const {
-    return {x_.data(), shape_.type, rows, weights_[0]->k(), weights_[0]->k()};
+    return {x_.data(), ActivationType(shape_.type), rows, weights_[0]->k(), weights_[0]->k()};
   }
   std::vector<TensorView> Outs(int64_t rows) const {
     std::vector<TensorView> views;

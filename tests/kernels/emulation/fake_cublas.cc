@@ -20,7 +20,7 @@ struct MatrixLayout {
   uint64_t cols;
   int64_t stride;
 
-  size_t element() const { return type == kBF16 ? 2 : 4; }
+  size_t element() const { return type == kF32 ? 4 : 2; }
   // From the first element's first byte to the last one's last.
   size_t bytes() const { return ((cols - 1) * static_cast<uint64_t>(stride) + rows) * element(); }
 };
@@ -105,19 +105,21 @@ bool OnDevice(const void* data, size_t bytes) {
 
 double Load(const void* data, DataType type, uint64_t index) {
   if (type == cuda::cublas::kF32) return static_cast<const float*>(data)[index];
-  return Bf16ToF32(static_cast<const uint16_t*>(data)[index]);
+  const uint16_t bits = static_cast<const uint16_t*>(data)[index];
+  return type == cuda::cublas::kBF16 ? Bf16ToF32(bits) : F16ToF32(bits);
 }
 
-// In double from the last k to the first.
-void Multiply(const void* w, const MatrixLayout& wl, const void* x, const MatrixLayout& xl,
-              float* out, const MatrixLayout& outl) {
+// In double from the last k to the first. `beta` 0: what `out` held doesn't matter, NaN or not.
+void Multiply(double alpha, const void* w, const MatrixLayout& wl, const void* x,
+              const MatrixLayout& xl, double beta, float* out, const MatrixLayout& outl) {
   std::vector<double> row(wl.rows);
   for (uint64_t m = 0; m < xl.cols; ++m) {
     for (uint64_t k = 0; k < xl.rows; ++k) row[k] = Load(x, xl.type, m * xl.stride + k);
     for (uint64_t n = 0; n < wl.cols; ++n) {
       double sum = 0;
       for (uint64_t k = wl.rows; k-- > 0;) sum += row[k] * Load(w, wl.type, n * wl.stride + k);
-      out[m * outl.stride + n] = static_cast<float>(sum);
+      float& to = out[m * outl.stride + n];
+      to = static_cast<float>(alpha * sum + (beta == 0 ? 0 : beta * to));
     }
   }
 }
@@ -157,21 +159,21 @@ Status Run(Context* /*context*/, MatmulDesc* desc, const void* alpha, const void
   }
   const Algorithm expected = AlgorithmFor(*w_layout, *x_layout, *out_layout, promised);
   const void* pointers[] = {w, x, c, out};
-  bool valid =
-      Fit(*desc, *w_layout, *x_layout, *out_layout) && c == out && c_layout == out_layout &&
-      *static_cast<const float*>(alpha) == 1 && *static_cast<const float*>(beta) == 0 &&
-      std::memcmp(&expected, algorithm, sizeof expected) == 0 &&
-      workspace_bytes >= kUsedWorkspace && OnDevice(workspace, workspace_bytes) &&
-      reinterpret_cast<uintptr_t>(workspace) % 256 == 0 && OnDevice(w, w_layout->bytes()) &&
-      OnDevice(x, x_layout->bytes()) && OnDevice(out, out_layout->bytes());
+  bool valid = Fit(*desc, *w_layout, *x_layout, *out_layout) && c == out &&
+               c_layout == out_layout && std::memcmp(&expected, algorithm, sizeof expected) == 0 &&
+               workspace_bytes >= kUsedWorkspace && OnDevice(workspace, workspace_bytes) &&
+               reinterpret_cast<uintptr_t>(workspace) % 256 == 0 &&
+               OnDevice(w, w_layout->bytes()) && OnDevice(x, x_layout->bytes()) &&
+               OnDevice(out, out_layout->bytes());
   for (int i = 0; i < 4; ++i) {
     valid = valid && reinterpret_cast<uintptr_t>(pointers[i]) % promised.alignment[i] == 0;
   }
   if (!valid) return cuda::cublas::kInvalidValue;
   Enqueue(static_cast<cudaStream_t>(stream),
-          [=, wl = *w_layout, xl = *x_layout, outl = *out_layout] {
+          [=, a = *static_cast<const float*>(alpha), b = *static_cast<const float*>(beta),
+           wl = *w_layout, xl = *x_layout, outl = *out_layout] {
             std::memset(workspace, 0xA5, workspace_bytes);
-            Multiply(w, wl, x, xl, static_cast<float*>(out), outl);
+            Multiply(a, w, wl, x, xl, b, static_cast<float*>(out), outl);
           });
   return cuda::cublas::kSuccess;
 }
