@@ -16,6 +16,7 @@
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "absl/strings/str_join.h"
 #include "runtime/checkpoint/elements.h"
 #include "runtime/checkpoint/json_file.h"
 #include "runtime/checkpoint/quantization.h"
@@ -66,6 +67,17 @@ class Fnv1a {
  private:
   absl::uint128 state_ = absl::MakeUint128(0x6c62272e07bb0142ULL, 0x62b821756295c58dULL);
 };
+
+// For a message about the shape of `role`: what of it the configuration doesn't say.
+std::string WhatWasAssumed(const ModelConfig& config, Role role) {
+  ModelConfig other = config;
+  other.head_dim += 2;
+  other.num_kv_heads += 1;
+  const bool of_heads = ExpectedShape(other, role) != ExpectedShape(config, role);
+  if (!of_heads || config.assumed.empty()) return "";
+  return absl::StrCat(" (it doesn't say, so this was taken: ", absl::StrJoin(config.assumed, ", "),
+                      ")");
+}
 
 }  // namespace
 
@@ -237,9 +249,9 @@ absl::Status Checkpoint::CheckTensor(Role role, int64_t layer, int64_t expert) c
     expected = {config_.num_experts, other->parts * expected[0], expected[1]};
   }
   if (info.shape != expected) {
-    return absl::InvalidArgumentError(
-        absl::StrCat(path, ": tensor ", name, " has shape ", ShapeString(info.shape),
-                     ", but config.json asks for ", ShapeString(expected)));
+    return absl::InvalidArgumentError(absl::StrCat(
+        path, ": tensor ", name, " has shape ", ShapeString(info.shape),
+        ", but config.json asks for ", ShapeString(expected), WhatWasAssumed(config_, role)));
   }
   if (info.dtype == kFp8 && config_.fp8.has_value() && IsProduct(role)) {
     if (config_.weight_dtype != DType::kBF16) {
@@ -435,14 +447,15 @@ std::string Checkpoint::CheckpointDigest() const {
   return digest.Hex();
 }
 
-absl::Status CheckFinite(const TensorRef& tensor, int64_t row_begin, int64_t row_end) {
+absl::Status Checkpoint::CheckFinite(const TensorRef& tensor, int64_t row_begin,
+                                     int64_t row_end) const {
   const int64_t cols = tensor.rows() == 0 ? 0 : tensor.elements() / tensor.rows();
   for (int64_t i = row_begin * cols; i < row_end * cols; ++i) {
     const float value = ElementAt(tensor.data, tensor.dtype, i);
     if (std::isfinite(value)) continue;
-    return absl::InvalidArgumentError(
-        absl::StrCat("tensor ", tensor.name, " has ", std::isnan(value) ? "NaN" : "infinity",
-                     " at row ", i / cols, ", column ", i % cols, "; the checkpoint is damaged"));
+    return absl::InvalidArgumentError(absl::StrCat(
+        directory_, ": tensor ", tensor.name, " has ", std::isnan(value) ? "NaN" : "infinity",
+        " at row ", i / cols, ", column ", i % cols, "; the checkpoint is damaged"));
   }
   return absl::OkStatus();
 }

@@ -102,6 +102,9 @@ class Checkpoint {
   // apart two models of one shape. Equal for copies of one directory. Not a defence against
   // forgery.
   std::string CheckpointDigest() const;
+  // INVALID_ARGUMENT names the first NaN or infinity in rows [row_begin, row_end) of `tensor`, one
+  // of Find's, by row and column. Reads those rows.
+  absl::Status CheckFinite(const TensorRef& tensor, int64_t row_begin, int64_t row_end) const;
 
  private:
   struct Location {
@@ -132,10 +135,6 @@ class Checkpoint {
   std::vector<std::unique_ptr<SafetensorsFile>> files_;
   absl::flat_hash_map<std::string, Location> tensors_;
 };
-
-// INVALID_ARGUMENT names the first NaN or infinity in rows [row_begin, row_end) of `tensor` by row
-// and column. Reads those rows.
-absl::Status CheckFinite(const TensorRef& tensor, int64_t row_begin, int64_t row_end);
 
 }  // namespace phalanx::checkpoint
 

@@ -242,11 +242,16 @@ void ReadHeads(ConfigReader& reader, ModelConfig* config) {
       reader.HasOrNull("num_key_value_heads") || family.default_num_kv_heads == 0
           ? config->num_heads
           : family.default_num_kv_heads;
-  config->num_kv_heads = reader.Int("num_key_value_heads", 1, kMaxHeads).value_or(default_kv_heads);
+  const auto num_kv_heads = reader.Int("num_key_value_heads", 1, kMaxHeads);
+  config->num_kv_heads = num_kv_heads.value_or(default_kv_heads);
+  if (!num_kv_heads.has_value()) {
+    config->assumed.push_back(absl::StrCat("num_key_value_heads ", config->num_kv_heads));
+  }
   if (reader.ok() && config->num_heads % config->num_kv_heads != 0) {
-    reader.Fail(absl::InvalidArgumentError(
-        absl::StrCat(reader.where(), ": num_attention_heads ", config->num_heads,
-                     " is not a multiple of num_key_value_heads ", config->num_kv_heads)));
+    reader.Fail(absl::InvalidArgumentError(absl::StrCat(
+        reader.where(), ": num_attention_heads ", config->num_heads,
+        " is not a multiple of num_key_value_heads ", config->num_kv_heads,
+        num_kv_heads.has_value() ? "" : ", which the family has where the file doesn't say it")));
   }
   const auto head_dim = reader.Int("head_dim", 2, kMaxHeadDim);
   if (head_dim.has_value()) {
@@ -263,6 +268,7 @@ void ReadHeads(ConfigReader& reader, ModelConfig* config) {
     }
     config->head_dim = config->hidden_size / config->num_heads;
   }
+  if (!head_dim.has_value()) config->assumed.push_back(absl::StrCat("head_dim ", config->head_dim));
   if (reader.ok() && (config->head_dim % 2 != 0 || config->head_dim > kMaxHeadDim)) {
     reader.Fail(absl::InvalidArgumentError(absl::StrCat(
         reader.where(), ": head_dim is ", config->head_dim, ", expected an even number up to ",

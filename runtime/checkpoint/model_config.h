@@ -82,6 +82,9 @@ struct ModelConfig {
   int64_t num_heads = 0;
   int64_t num_kv_heads = 0;  // divides num_heads
   int64_t head_dim = 0;      // even
+  // What was taken for keys that the file doesn't have and tensors' shapes depend on, for messages
+  // ("head_dim 128").
+  std::vector<std::string> assumed;
   int64_t vocab_size = 0;
   int64_t max_position_embeddings = 0;  // tokens of context, prompt and answer together
   float rms_norm_eps = 0;

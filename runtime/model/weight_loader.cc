@@ -207,7 +207,7 @@ void WeightLoader::Table(const RowSlice& slice, kernels::Buffer& out) {
   }
   const Range rows = slice.rows.value_or(Range{0, tensor->rows()});
   if (kernels_ == nullptr) return;
-  if (!mapped()) status_ = checkpoint::CheckFinite(*tensor, rows.begin, rows.end);
+  if (!mapped()) status_ = checkpoint_.CheckFinite(*tensor, rows.begin, rows.end);
   const int64_t row_bytes = tensor->cols() * kernels::SizeOf(tensor->dtype);
   const char* data = static_cast<const char*>(tensor->data) + rows.begin * row_bytes;
   const std::string name = absl::StrCat(tensor->name, " from row ", rows.begin, ", as stored");

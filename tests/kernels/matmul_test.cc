@@ -370,6 +370,30 @@ TEST_P(MatMulTest, AddsUnevenAndEmptyLeavesByTheirPrograms) {
   }
 }
 
+// More leaves than a GPU's block has warps: each takes several, empty ones between them.
+TEST_P(MatMulTest, AddsAsManyLeavesAsThereMayBe) {
+  const std::unique_ptr<Kernels> kernels = GetParam().make(2);
+  for (const int count : {21, 64}) {
+    std::vector<int> tree;
+    AppendTree(0, count, &tree);
+    std::vector<KLeaf> leaves;
+    int64_t end = 0;
+    for (int i = 0; i < count; ++i) {
+      const int64_t size = i % 5 == 3 ? 0 : i % 3 == 0 ? 40 : 32;
+      leaves.push_back({end, end + size});
+      end += size;
+    }
+    for (const DType dtype : kDTypes) {
+      for (const int64_t m : {1, 3, 20}) {
+        SCOPED_TRACE(absl::StrCat(std::string(Name(dtype)), ", m ", m, ", ", count, " leaves"));
+        Problem problem(
+            {.dtype = dtype, .m = m, .row_blocks = {40}, .leaves = leaves, .parts = {tree}});
+        problem.Check(*kernels, GetParam());
+      }
+    }
+  }
+}
+
 TEST_P(MatMulTest, TakesLeavesFromTheMiddleOfTheSource) {
   const std::unique_ptr<Kernels> kernels = GetParam().make(1);
   for (const DType dtype : kDTypes) {

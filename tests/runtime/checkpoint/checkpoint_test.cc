@@ -18,7 +18,9 @@ namespace {
 
 using kernels::DType;
 using nlohmann::json;
+using testing::AllOf;
 using testing::HasSubstr;
+using testing::StartsWith;
 
 json TinyConfig() {
   return {{"architectures", {"LlamaForCausalLM"}},
@@ -204,10 +206,11 @@ TEST_F(CheckpointTest, CheckFiniteNamesRowAndColumn) {
   const auto opened = Checkpoint::Open(dir_.path());
   ASSERT_TRUE(opened.ok()) << opened.status();
   const TensorRef table = *(*opened)->Find(Role::kEmbedding);
-  EXPECT_TRUE(CheckFinite(table, 0, 3).ok());
-  EXPECT_TRUE(CheckFinite(table, 4, 10).ok());
-  EXPECT_THAT(std::string(CheckFinite(table, 0, 10).message()),
-              HasSubstr("infinity at row 3, column 5"));
+  EXPECT_TRUE((*opened)->CheckFinite(table, 0, 3).ok());
+  EXPECT_TRUE((*opened)->CheckFinite(table, 4, 10).ok());
+  EXPECT_THAT(std::string((*opened)->CheckFinite(table, 0, 10).message()),
+              AllOf(StartsWith(dir_.path() + ": tensor model.embed_tokens.weight"),
+                    HasSubstr("infinity at row 3, column 5")));
 }
 
 TEST_F(CheckpointTest, F32NormsBesideBf16WeightsAreUsedAsStored) {
@@ -269,6 +272,23 @@ TEST_F(CheckpointTest, RefusesConfigsThatContradictTheTensors) {
     WriteModel(config, TensorsOf(TinyConfig()));
     ExpectInvalid(what);
   }
+}
+
+TEST_F(CheckpointTest, SaysWhichSizesTheConfigDidNotSay) {
+  json config = TinyConfig();
+  config.erase("num_key_value_heads");
+  config.erase("head_dim");
+  WriteModel(config, TensorsOf(TinyConfig()));
+  ExpectInvalid(
+      "k_proj.weight has shape [4, 8], but config.json asks for [8, 8] (it doesn't say, so this "
+      "was "
+      "taken: num_key_value_heads 2, head_dim 4)");
+  // Nothing of what isn't said is in this tensor's shape.
+  config["vocab_size"] = 11;
+  WriteModel(config, TensorsOf(TinyConfig()));
+  ExpectInvalid("has shape [10, 8], but config.json asks for [11, 8]");
+  EXPECT_EQ(Checkpoint::Open(dir_.path()).status().message().find("doesn't say"),
+            std::string::npos);
 }
 
 TEST_F(CheckpointTest, RefusesTensorsThatWouldChangeTheAnswers) {
