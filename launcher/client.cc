@@ -10,6 +10,10 @@ Client Connect(const std::string& endpoint) {
   arguments.SetMaxReceiveMessageSize(-1);
   // A cluster's nodes are reached directly, whatever http_proxy says.
   arguments.SetInt(GRPC_ARG_ENABLE_HTTP_PROXY, 0);
+  // A server whose host disappears is noticed while an answer is awaited.
+  arguments.SetInt(GRPC_ARG_KEEPALIVE_TIME_MS, 30'000);
+  arguments.SetInt(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, 20'000);
+  arguments.SetInt(GRPC_ARG_HTTP2_MAX_PINGS_WITHOUT_DATA, 0);
   Client client;
   client.channel =
       grpc::CreateCustomChannel(endpoint, grpc::InsecureChannelCredentials(), arguments);

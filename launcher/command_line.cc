@@ -1,8 +1,12 @@
 #include "launcher/command_line.h"
 
+#include <fcntl.h>
 #include <google/protobuf/stubs/logging.h>
+#include <sys/resource.h>
+#include <unistd.h>
 
 #include <algorithm>
+#include <iostream>
 #include <string>
 #include <vector>
 
@@ -15,8 +19,32 @@
 #include "spdlog/spdlog.h"
 
 namespace phalanx::launcher {
+namespace {
+
+// A descriptor that was closed would be given to the next socket, and what is printed sent there.
+void FillStandardDescriptors() {
+  for (const int fd : {STDIN_FILENO, STDOUT_FILENO, STDERR_FILENO}) {
+    if (fcntl(fd, F_GETFD) >= 0) continue;
+    // The wrong way round, so that using it is an error.
+    (void)!open("/dev/null", fd == STDIN_FILENO ? O_WRONLY : O_RDONLY);
+  }
+}
+
+// gRPC 1.51 closes its port for good where a connection finds no free descriptor, and 1,024 are
+// many shells' default.
+void RaiseDescriptorLimit() {
+  constexpr rlim_t kEnough = 65536;
+  rlimit limit = {};
+  if (getrlimit(RLIMIT_NOFILE, &limit) != 0 || limit.rlim_cur >= kEnough) return;
+  limit.rlim_cur = std::min(limit.rlim_max, kEnough);
+  (void)setrlimit(RLIMIT_NOFILE, &limit);
+}
+
+}  // namespace
 
 int RunCommandLine(int argc, char** argv, const WorkerHooks& hooks) {
+  FillStandardDescriptors();
+  RaiseDescriptorLimit();
   CLI::App app{
       "Phalanx: distributed LLM inference on MPI and Slurm clusters.\n"
       "Results go to stdout, logs to stderr. Exit codes: 0 done, 1 failed while running, 2 wrong\n"
@@ -74,7 +102,12 @@ int RunCommandLine(int argc, char** argv, const WorkerHooks& hooks) {
   spdlog::set_default_logger(spdlog::stderr_color_mt("phalanx"));
   spdlog::set_pattern("%^[%H:%M:%S.%e %l]%$ %v");
   spdlog::set_level(spdlog::level::from_str(log_level));
-  return run();
+  const int code = run();
+  std::cout.flush();
+  if (std::cout.good() || code != kExitDone) return code;
+  std::cerr << "phalanx " << app.get_subcommands()[0]->get_name()
+            << ": not everything could be written to stdout: is it closed, or its disk full?\n";
+  return kExitFailed;
 }
 
 }  // namespace phalanx::launcher

@@ -36,6 +36,7 @@ int FirstNumber(std::initializer_list<const char*> names) {
 Environment ReadEnvironment() {
   Environment out;
   if (const char* token = std::getenv(kControlTokenVariable)) out.control_token = token;
+  if (const char* base = std::getenv("OMPI_MCA_orte_tmpdir_base")) out.mpi_session_base = base;
   out.launched_by_mpirun = !Variable("OMPI_COMM_WORLD_SIZE").empty();
   out.launched_by_pmix = !Variable("PMIX_RANK").empty();
   out.slurm_nodes = Variable("SLURM_JOB_NODELIST");

@@ -21,6 +21,7 @@ struct Environment {
   std::string slurm_node_name;       // SLURMD_NODENAME: this node, in a batch script
   bool launched_by_mpirun = false;   // OMPI_COMM_WORLD_SIZE is set
   bool launched_by_pmix = false;     // PMIX_RANK is set: by mpirun or srun --mpi=pmix
+  std::string mpi_session_base;      // OMPI_MCA_orte_tmpdir_base: where Open MPI keeps its files
   // Ranks of the job on this host: OMPI_COMM_WORLD_LOCAL_SIZE, or where srun started them
   // SLURM_STEP_TASKS_PER_NODE at SLURM_NODEID.
   int local_ranks = 1;

@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <sys/file.h>
 #include <sys/stat.h>
+#include <sys/statvfs.h>
 #include <unistd.h>
 
 #include <cerrno>
@@ -21,6 +22,14 @@ constexpr char kFolder[] = "/dev/shm/";
 constexpr char kPrefix[] = "phalanx-group-";
 // Longer than a guard takes from making its directory to locking it.
 constexpr time_t kSettledSeconds = 60;
+// Free bytes that Open MPI's files want: a segment of 4 MiB for each of a host's ranks, and more.
+// With less it waits for ever.
+constexpr uint64_t kLeastBytes = uint64_t{64} << 20;
+
+bool HasRoom() {
+  struct statvfs info;
+  return statvfs(kFolder, &info) == 0 && info.f_bavail * info.f_frsize >= kLeastBytes;
+}
 
 // A directory of this user's that nobody else may look into; not valid: it is something else.
 Descriptor OpenOwn(const std::string& path, struct stat* info) {
@@ -55,7 +64,7 @@ std::string GroupFiles::NewName() { return absl::StrCat(kPrefix, RandomToken().s
 
 GroupFiles::GroupFiles(const std::string& name) {
   Sweep();
-  if (!absl::StartsWith(name, kPrefix) || absl::StrContains(name, '/')) return;
+  if (!absl::StartsWith(name, kPrefix) || absl::StrContains(name, '/') || !HasRoom()) return;
   const std::string path = absl::StrCat(kFolder, name);
   if (mkdir(path.c_str(), 0700) != 0 && errno != EEXIST) return;
   struct stat info;

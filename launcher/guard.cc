@@ -29,6 +29,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/strip.h"
 #include "launcher/descriptor.h"
+#include "launcher/env.h"
 #include "launcher/group_files.h"
 #include "launcher/process.h"
 
@@ -119,8 +120,13 @@ void KillAll(pid_t child, int* status) {
 
 class Guard {
  public:
-  Guard(Descriptor leash, Descriptor signals, pid_t child, bool deaf)
-      : leash_(std::move(leash)), signals_(std::move(signals)), child_(child), deaf_(deaf) {}
+  // `deaf`: signals are not handed on. `asks`: the command gets kEndTimeout to clean up.
+  Guard(Descriptor leash, Descriptor signals, pid_t child, bool deaf, bool asks)
+      : leash_(std::move(leash)),
+        signals_(std::move(signals)),
+        child_(child),
+        deaf_(deaf),
+        asks_(asks) {}
 
   // The wait status of the command.
   int Run() {
@@ -128,11 +134,12 @@ class Guard {
       std::array<pollfd, 2> wait = {pollfd{leash_.get(), POLLIN, 0},
                                     pollfd{signals_.get(), POLLIN, 0}};
       if (poll(wait.data(), wait.size(), -1) < 0) continue;
-      if (wait[1].revents != 0) HandleSignals();
+      // First: with the leash the coordinator's SIGTERM comes, too.
       if (wait[0].revents != 0) {
         End();
         break;
       }
+      if (wait[1].revents != 0) HandleSignals();
     }
     // Of what the command leaves behind, nothing is to live on.
     KillAll(child_, &status_);
@@ -157,13 +164,25 @@ class Guard {
   void HandleSignals() {
     signalfd_siginfo signal;
     while (read(signals_.get(), &signal, sizeof(signal)) == sizeof(signal)) {
-      if (signal.ssi_signo != SIGCHLD && !deaf_) kill(child_, static_cast<int>(signal.ssi_signo));
+      if (signal.ssi_signo == SIGCHLD || deaf_) continue;
+      if (signal.ssi_signo == SIGTERM) {
+        Ask();
+      } else {
+        kill(child_, static_cast<int>(signal.ssi_signo));
+      }
     }
   }
 
-  // Asks once, then kills.
+  // Once: an mpirun that is at its end already takes one more for impatience.
+  void Ask() {
+    if (!asked_) kill(child_, SIGTERM);
+    asked_ = true;
+  }
+
+  // Asks, where that is of use; Run kills what is left.
   void End() {
-    kill(child_, deaf_ ? SIGKILL : SIGTERM);
+    if (!asks_) return;
+    Ask();
     const absl::Time deadline = absl::Now() + kEndTimeout;
     while (!Reap()) {
       const absl::Duration left = deadline - absl::Now();
@@ -179,6 +198,8 @@ class Guard {
   const Descriptor signals_;
   const pid_t child_;
   const bool deaf_;
+  const bool asks_;
+  bool asked_ = false;
   bool ended_ = false;
   int status_ = 0;
 };
@@ -286,7 +307,14 @@ absl::StatusOr<int> RunGuard(const GuardOptions& options) {
         absl::StrCat("can't start ", options.command[0], ": ", strerror(error)));
   }
 
-  const int status = Guard(*std::move(leash), std::move(signals), child, options.deaf).Run();
+  // Where all that mpirun would clean up goes with `files`, nothing is lost by killing it, while
+  // one that is asked while it ends by itself, for a rank has died, crashes half of the time (Open
+  // MPI 4.1.4: a segmentation fault in PMIx_Finalize, with its backtrace in the log).
+  const bool cleans = files != nullptr && !files->path().empty() &&
+                      files->path() == ReadEnvironment().mpi_session_base;
+  const int status = Guard(*std::move(leash), std::move(signals), child, options.deaf,
+                           /*asks=*/!options.deaf && !cleans)
+                         .Run();
   files.reset();
   if (WIFEXITED(status)) return WEXITSTATUS(status);
   const rlimit no_core = {0, 0};

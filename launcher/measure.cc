@@ -36,6 +36,7 @@ absl::Status OnRanks(int ranks, int threads,
   std::vector<std::unique_ptr<comm::Communicator>> comms = comm::CreateLocalGroup(ranks, options);
   std::vector<absl::Status> statuses(ranks);
   std::vector<std::thread> running;
+  running.reserve(ranks);
   for (int r = 0; r < ranks; ++r) {
     running.emplace_back([&, r] {
       statuses[r] = work(*comms[r]);
@@ -54,11 +55,11 @@ absl::Status OnRanks(int ranks, int threads,
 // Microseconds from one thread's handing a value to another until it has one back.
 double MeasureHandover(int rounds) {
   absl::Mutex mutex;
-  int turn ABSL_GUARDED_BY(mutex) = 0;
+  int turn = 0;  // under the mutex
   const int end = 2 * rounds;
   const auto play = [&](int parity) {
     for (int i = parity; i < end; i += 2) {
-      const auto mine = [&]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex) { return turn == i; };
+      const auto mine = [&] { return turn == i; };
       absl::MutexLock lock(&mutex, absl::Condition(&mine));
       ++turn;
     }
@@ -172,8 +173,9 @@ absl::StatusOr<v1::RateMeasurement> MeasureRatesHere(int ranks, const kernels::C
   v1::RateMeasurement rates;
   const absl::Status status = OnRanks(ranks, cpu.threads, [&](comm::Communicator& world) {
     absl::StatusOr<v1::RateMeasurement> measured = MeasureRates(world, cpu, effort);
-    if (measured.ok() && world.rank() == 0) rates = *std::move(measured);
-    return measured.status();
+    if (!measured.ok()) return measured.status();
+    if (world.rank() == 0) rates = *std::move(measured);
+    return absl::OkStatus();
   });
   if (!status.ok()) return status;
   return rates;

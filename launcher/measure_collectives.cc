@@ -42,8 +42,8 @@ class GroupBench {
       case Collective::kAllReduce:
         return group_.AllReduce(plan_, part_pointers_, out_.data(), count);
       case Collective::kReduceScatter: {
-        std::vector<int64_t> counts;
-        for (int r = 0; r < n; ++r) counts.push_back(count * (r + 1) / n - count * r / n);
+        std::vector<int64_t> counts(n);
+        for (int r = 0; r < n; ++r) counts[r] = count * (r + 1) / n - count * r / n;
         return group_.ReduceScatter(plan_, part_pointers_, out_.data(), counts);
       }
       case Collective::kAllGather:

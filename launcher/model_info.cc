@@ -9,7 +9,11 @@ namespace phalanx::launcher {
 
 std::string ModelName(const Service& service, const std::string& name) {
   if (!name.empty()) return name;
-  return std::filesystem::weakly_canonical(service.model_directory()).filename().string();
+  // As it is written, so that the target of a link may change; but neither "." nor "..".
+  const std::filesystem::path path = service.model_directory();
+  const std::filesystem::path last = (path / "").lexically_normal().parent_path().filename();
+  if (!last.empty() && last != "." && last != "..") return last.string();
+  return std::filesystem::weakly_canonical(path).filename().string();
 }
 
 serving::ModelInfo MakeModelInfo(Service& service, const std::string& name) {

@@ -105,8 +105,8 @@ void AddRankOptions(CLI::App& app, RankOptions& o) {
       ->group(group);
   app.add_option("--kv-memory", o.kv_memory,
                  "KV cache per rank, e.g. 2GiB (default: a quarter of the free memory, shared by "
-                 "the ranks of the machine; on a GPU what weights and the largest step leave of "
-                 "--gpu-memory-fraction)")
+                 "the ranks of the machine, and no more than 64 full contexts need; on a GPU what "
+                 "weights and the largest step leave of --gpu-memory-fraction)")
       ->group(group);
   app.add_option("--kv-blocks", o.kv_blocks,
                  "KV cache in blocks of 32 tokens, instead of --kv-memory")
@@ -233,7 +233,7 @@ void AddServingOptions(CLI::App& app, ServingOptions& o) {
       ->capture_default_str()
       ->group(group);
   app.add_option("--model-name", o.model_name,
-                 "What clients call the model (default: the directory's name)")
+                 "What clients call the model (default: the last part of --model)")
       ->group(group);
   app.add_option("--max-request-bytes", o.max_request_bytes, "Largest request that is read")
       ->check(CLI::Range(int64_t{1024}, int64_t{INT32_MAX}))
@@ -265,7 +265,7 @@ void AddRequestOptions(CLI::App& app, RequestOptions& o) {
                  "ID=VALUE, added to a token's logit; may be repeated")
       ->group(group)
       ->allow_extra_args(false);
-  app.add_option("--seed", o.seed, "Decides all randomness (default: drawn and shown)")
+  app.add_option("--seed", o.seed, "Decides all randomness (default: drawn; --json shows it)")
       ->check(CheckUnsigned)
       ->group(group);
   app.add_option("--stop", o.stop, "Text that ends the answer; may be repeated")

@@ -6,9 +6,12 @@
 #include <map>
 #include <utility>
 
+#include "absl/strings/ascii.h"
+#include "absl/strings/match.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "absl/strings/str_replace.h"
 #include "absl/strings/str_split.h"
 #include "absl/strings/strip.h"
 
@@ -16,11 +19,12 @@ namespace phalanx::launcher {
 
 absl::StatusOr<std::vector<HostSlots>> ParseHosts(const std::string& text) {
   std::vector<HostSlots> out;
-  for (const absl::string_view item : absl::StrSplit(text, ',')) {
+  for (const absl::string_view spaced : absl::StrSplit(text, ',')) {
+    const absl::string_view item = absl::StripAsciiWhitespace(spaced);
     const std::pair<std::string, std::string> parts = absl::StrSplit(item, absl::MaxSplits(':', 1));
     HostSlots host{parts.first, 1};
     const bool has_slots = parts.first.size() < item.size();
-    if (host.host.empty() ||
+    if (host.host.empty() || absl::StrContains(host.host, ' ') ||
         (has_slots && (!absl::SimpleAtoi(parts.second, &host.slots) || host.slots < 1))) {
       return absl::InvalidArgumentError(absl::StrCat(
           "--hosts: \"", item, "\" is not HOST or HOST:SLOTS; write for example a:2,b:2"));
@@ -37,19 +41,31 @@ absl::StatusOr<std::vector<HostSlots>> ReadHostfile(const std::string& path) {
   std::string line;
   for (int number = 1; std::getline(in, line); ++number) {
     line.resize(std::min(line.size(), line.find('#')));
+    const std::string joined =
+        absl::StrJoin(absl::StrSplit(line, absl::ByAnyChar(" \t\r"), absl::SkipEmpty()), " ");
+    // mpirun reads "slots = 2", too.
     const std::vector<std::string> words =
-        absl::StrSplit(line, absl::ByAnyChar(" \t\r"), absl::SkipEmpty());
+        absl::StrSplit(absl::StrReplaceAll(joined, {{" =", "="}, {"= ", "="}, {" = ", "="}}), ' ',
+                       absl::SkipEmpty());
     if (words.empty()) continue;
     HostSlots host{words[0], 1};
     for (size_t i = 1; i < words.size(); ++i) {
       absl::string_view word = words[i];
-      if (!absl::ConsumePrefix(&word, "slots=")) continue;
+      // mpirun's names for one thing.
+      if (!absl::ConsumePrefix(&word, "slots=") && !absl::ConsumePrefix(&word, "cpu=") &&
+          !absl::ConsumePrefix(&word, "count=")) {
+        continue;
+      }
       if (!absl::SimpleAtoi(word, &host.slots) || host.slots < 1) {
         return absl::InvalidArgumentError(absl::StrCat(
             "--hostfile ", path, ":", number, ": \"", words[i], "\" is not slots=N with N from 1"));
       }
     }
     out.push_back(std::move(host));
+  }
+  if (out.empty()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("--hostfile ", path, ": names no host; write one a line, HOST slots=N"));
   }
   return out;
 }

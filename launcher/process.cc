@@ -72,6 +72,10 @@ absl::StatusOr<std::unique_ptr<Process>> Process::Start(
     sigset_t none;
     sigemptyset(&none);
     sigprocmask(SIG_SETMASK, &none, nullptr);
+    signal(SIGPIPE, SIG_DFL);
+    // mpirun wants a working directory, and this process's may have been removed.
+    std::array<char, 4096> cwd;
+    if (getcwd(cwd.data(), cwd.size()) == nullptr && errno == ENOENT) (void)!chdir("/");
     execvpe(argv[0], argv.data(), envp.data());
     const int error = errno;
     (void)!write(failure[1], &error, sizeof(error));
@@ -110,6 +114,7 @@ void Process::ForwardOutput(int output) {
     for (size_t end = pending.find('\n'); end != std::string::npos; end = pending.find('\n')) {
       const std::string line = pending.substr(0, end);
       pending.erase(0, end + 1);
+      std::cerr.clear();  // where one line couldn't be written, the next may be
       std::cerr << line + "\n" << std::flush;
     }
   }
@@ -147,7 +152,7 @@ bool Process::Wait(absl::Duration timeout) {
 void Process::Kill(absl::Duration grace) {
   Reap(WNOHANG);
   if (reaped_) return;
-  kill(-pid_, SIGTERM);
+  kill(pid_, SIGTERM);
   if (Wait(grace)) return;
   kill(-pid_, SIGKILL);
   Reap(0);

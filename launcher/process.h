@@ -40,7 +40,7 @@ class Process {
   bool Succeeded();
   // Waits for the end. False: it still runs after `timeout`.
   bool Wait(absl::Duration timeout);
-  // SIGTERM to the child's process group, SIGKILL after `grace`; returns when it has ended.
+  // SIGTERM to the child, SIGKILL to its process group after `grace`; returns when it has ended.
   void Kill(absl::Duration grace);
 
  private:

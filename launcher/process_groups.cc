@@ -249,6 +249,8 @@ absl::StatusOr<std::unique_ptr<coordinator::WorkerGroup>> ProcessGroupSource::Ne
   remote.result_rank = worker::ResultRank(shape->layout);
   remote.layout = shape->layout.ToString();
   remote.profile = setup_.profile;
+  remote.max_step_tokens = options.rank.max_step_tokens;
+  remote.max_context = setup_.max_context;
   remote.checkpoint_digest = setup_.checkpoint_digest;
   remote.start_timeout = absl::Seconds(options.start_timeout);
   remote.step_timeout = absl::Seconds(options.step_timeout);

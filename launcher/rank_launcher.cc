@@ -66,7 +66,8 @@ std::vector<std::string> MpirunArguments(const ServiceOptions& options, const Ra
     Append(out, {"--bind-to", "none"});
   }
   if (launch.hosts.empty()) {
-    out.push_back("--oversubscribe");
+    // Nor where a site's default hostfile says.
+    Append(out, {"--oversubscribe", "--mca", "orte_default_hostfile", "none"});
   } else {
     Append(out, {"--host", ToHostList(launch.hosts)});
   }
@@ -79,8 +80,12 @@ std::vector<std::string> MpirunArguments(const ServiceOptions& options, const Ra
                  "oob_tcp_keepalive_intvl", absl::StrCat(kKeepaliveIntervalSeconds), "--mca",
                  "oob_tcp_keepalive_probes", absl::StrCat(kKeepaliveProbes)});
     if (!guard.empty()) {
-      Append(out,
-             {"--mca", "orte_launch_agent", absl::StrCat(absl::StrJoin(guard, " "), " orted")});
+      // A shell on the other host takes it apart.
+      const auto quote = [](std::string* to, const std::string& word) {
+        to->append(ShellQuoted(word));
+      };
+      Append(out, {"--mca", "orte_launch_agent",
+                   absl::StrCat(absl::StrJoin(guard, " ", quote), " orted")});
     }
   }
   Append(out, options.mpirun_args);

@@ -2,6 +2,7 @@
 #ifndef PHALANX_LAUNCHER_SIGNALS_H_
 #define PHALANX_LAUNCHER_SIGNALS_H_
 
+#include <atomic>
 #include <csignal>
 #include <functional>
 #include <thread>
@@ -11,7 +12,7 @@ namespace phalanx::launcher {
 
 // Blocks SIGINT, SIGTERM and SIGUSR1 in the calling thread (and those it starts later) and calls
 // `on_signal` for each from a thread of its own, where anything may be done. Make it before other
-// threads.
+// threads. SIGUSR2, which it uses itself, is ignored meanwhile.
 class StopOnSignal {
  public:
   explicit StopOnSignal(std::function<void(int signal)> on_signal);
@@ -21,6 +22,7 @@ class StopOnSignal {
 
  private:
   sigset_t signals_;
+  std::atomic<bool> ends_ = false;
   std::thread thread_;
 };
 

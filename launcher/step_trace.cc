@@ -1,5 +1,7 @@
 #include "launcher/step_trace.h"
 
+#include <cerrno>
+#include <cstring>
 #include <filesystem>
 #include <fstream>
 #include <map>
@@ -10,6 +12,7 @@
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
 #include "absl/synchronization/mutex.h"
+#include "spdlog/spdlog.h"
 
 namespace phalanx::launcher {
 namespace {
@@ -22,16 +25,19 @@ class TraceFiles {
   void Write(const worker::StepEvent& event) {
     absl::MutexLock lock(&mutex_);
     std::ofstream& file = files_[event.rank];
-    if (!file.is_open()) {
-      file.open(absl::StrCat(directory_, "/replica-", replica_, ".rank-", event.rank, ".jsonl"),
-                std::ios::app);
-    }
+    const std::string path =
+        absl::StrCat(directory_, "/replica-", replica_, ".rank-", event.rank, ".jsonl");
+    if (!file.is_open()) file.open(path, std::ios::app);
     // Flushed: a rank may end without notice.
     file << absl::StrCat("{\"epoch\": ", epoch_, ", \"step\": ", event.step,
                          ", \"stage\": ", event.stage, ", \"event\": \"",
                          event.begin ? "begin" : "end",
                          "\", \"unix_ns\": ", absl::ToUnixNanos(event.time), "}\n")
          << std::flush;
+    if (file.good() || failed_) return;
+    failed_ = true;
+    spdlog::warn("--step-trace: {} can't be written ({}); steps are missing there", path,
+                 std::strerror(errno));
   }
 
  private:
@@ -39,6 +45,7 @@ class TraceFiles {
   const int replica_;
   const uint64_t epoch_;
   absl::Mutex mutex_;
+  bool failed_ ABSL_GUARDED_BY(mutex_) = false;                 // and said so
   std::map<int, std::ofstream> files_ ABSL_GUARDED_BY(mutex_);  // by rank
 };
 

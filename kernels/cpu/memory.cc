@@ -73,12 +73,14 @@ absl::Status BackHost(void* memory, int64_t bytes) {
   constexpr int kMadvPopulateWrite = 23;  // Linux 5.14; not in this libc's headers
   int result = 0;
   do {
+    // NOLINTNEXTLINE(performance-no-int-to-ptr): the beginning of a page
     result = madvise(reinterpret_cast<void*>(begin), end - begin, kMadvPopulateWrite);
   } while (result != 0 && errno == EINTR);
   if (result == 0) return absl::OkStatus();
   if (errno != EINVAL) return Exhausted(bytes);
   // An older kernel: a write to each page that changes nothing, whoever else writes there.
   for (uintptr_t at = reinterpret_cast<uintptr_t>(memory); at < end; at = (at / page + 1) * page) {
+    // NOLINTNEXTLINE(performance-no-int-to-ptr)
     std::atomic_ref<unsigned char>(*reinterpret_cast<unsigned char*>(at)).fetch_or(0);
   }
   return absl::OkStatus();

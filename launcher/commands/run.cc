@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <iostream>
+#include <map>
 #include <memory>
 #include <string>
 #include <utility>
@@ -91,6 +92,16 @@ class Answers {
     if (event.done) --pending_;
   }
 
+  // Until fewer than `most` of the prompts that were submitted, `submitted`, are unanswered.
+  void WaitForRoom(size_t submitted, size_t most) {
+    absl::MutexLock lock(&mutex_);
+    const size_t others = answers_.size() - submitted;
+    const auto has_room = [this, others, most]() ABSL_SHARED_LOCKS_REQUIRED(mutex_) {
+      return pending_ - others < most;
+    };
+    mutex_.Await(absl::Condition(&has_room));
+  }
+
   absl::Status Wait() {
     absl::MutexLock lock(&mutex_);
     mutex_.Await(absl::Condition(
@@ -137,6 +148,7 @@ absl::Status Run(const RunOptions& options) {
 
   // Every prompt is checked before anything is started.
   std::vector<coordinator::GenerateRequest> requests;
+  std::map<std::string, size_t> ids;
   for (size_t i = 0; i < prompts->size(); ++i) {
     const auto named = [&](const absl::Status& status) {
       if (prompts->size() == 1) return status;
@@ -151,6 +163,12 @@ absl::Status Run(const RunOptions& options) {
     if (!valid.ok()) {
       return named(serving::WithPublicFieldName(valid, (*prompts)[i].is_text));
     }
+    const auto [first, is_new] = ids.emplace(request->id, i);
+    if (!request->id.empty() && !is_new) {
+      return named(absl::InvalidArgumentError(
+          absl::StrCat("id \"", request->id, "\" is prompt ", first->second + 1,
+                       "'s, too; all are answered side by side, and ids tell them apart")));
+    }
     requests.push_back(*std::move(request));
   }
 
@@ -162,7 +180,10 @@ absl::Status Run(const RunOptions& options) {
   for (size_t i = 0; i < requests.size(); ++i) {
     answers.Expect(i, requests[i], (*service)->layout());
   }
+  // No more than the queue holds: nobody else fills it.
+  const auto most = static_cast<size_t>(std::max<int64_t>(1, options.service.max_queue));
   for (size_t i = 0; i < requests.size(); ++i) {
+    answers.WaitForRoom(i, most);
     const auto handle = (*service)->coordinator().Submit(
         requests[i], [&answers, i](const coordinator::Event& event) { answers.On(i, event); });
     if (!handle.ok()) {

@@ -1,19 +1,24 @@
 // `phalanx serve`: coordinator and workers behind a gRPC port, until told to stop.
 
-#include <atomic>
 #include <cerrno>
+#include <csignal>
+#include <cstdio>
 #include <cstring>
 #include <fstream>
 #include <iostream>
 #include <memory>
 #include <set>
 #include <string>
+#include <utility>
 
 #include "CLI/CLI.hpp"
+#include "absl/base/thread_annotations.h"
 #include "absl/status/status.h"
+#include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
 #include "absl/synchronization/mutex.h"
-#include "absl/synchronization/notification.h"
+#include "absl/time/clock.h"
+#include "absl/time/time.h"
 #include "launcher/commands/commands.h"
 #include "launcher/config.h"
 #include "launcher/env.h"
@@ -26,6 +31,7 @@
 #include "launcher/slurm.h"
 #include "launcher/version.h"
 #include "runtime/serving/inference_server.h"
+#include "runtime/tokenizer/utf8.h"
 #include "spdlog/spdlog.h"
 
 namespace phalanx::launcher {
@@ -38,19 +44,47 @@ struct ServeOptions {
   std::string endpoint_file;
 };
 
-absl::Status WriteEndpoint(const std::string& path, const std::string& endpoint) {
-  if (path.empty()) return absl::OkStatus();
-  // Written beside it, then renamed: a reader never sees half an address.
-  const std::string temporary = path + ".tmp";
-  std::ofstream out(temporary);
-  out << endpoint << "\n";
-  out.close();
-  if (!out || std::rename(temporary.c_str(), path.c_str()) != 0) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("--endpoint-file ", path, ": ", std::strerror(errno)));
+// The file that tells clients the address, while this server has it. Thread-safe.
+class EndpointFile {
+ public:
+  explicit EndpointFile(std::string path) : path_(std::move(path)) {}
+  ~EndpointFile() { Remove(); }
+  EndpointFile(const EndpointFile&) = delete;
+  EndpointFile& operator=(const EndpointFile&) = delete;
+
+  absl::Status Write(const std::string& endpoint) {
+    if (path_.empty()) return absl::OkStatus();
+    absl::MutexLock lock(&mutex_);
+    // Written beside it, then renamed: a reader never sees half an address.
+    const std::string temporary = path_ + ".tmp";
+    std::ofstream out(temporary);
+    out << endpoint << "\n";
+    out.close();
+    if (!out || std::rename(temporary.c_str(), path_.c_str()) != 0) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("--endpoint-file ", path_, ": ", std::strerror(errno)));
+    }
+    endpoint_ = endpoint;
+    return absl::OkStatus();
   }
-  return absl::OkStatus();
-}
+  // Where it isn't the next server's by now.
+  void Remove() {
+    absl::MutexLock lock(&mutex_);
+    std::string written;
+    if (endpoint_.empty() || !std::getline(std::ifstream(path_), written)) return;
+    if (written == endpoint_) std::remove(path_.c_str());
+    endpoint_.clear();
+  }
+
+ private:
+  const std::string path_;
+  absl::Mutex mutex_;
+  std::string endpoint_ ABSL_GUARDED_BY(mutex_);  // empty: not written
+};
+
+// A signal that comes again so soon is the same one: `timeout` and batch systems send it to a
+// process and to its group.
+constexpr absl::Duration kSameSignal = absl::Seconds(1);
 
 // What a replica went through, once per event, as lines of the log.
 class RecoveryLog {
@@ -82,15 +116,22 @@ class RecoveryLog {
 
 // The exit code, or why it failed.
 absl::StatusOr<int> Serve(const ServeOptions& options) {
+  // Whoever reads the log may go.
+  (void)std::signal(SIGPIPE, SIG_IGN);
   absl::Mutex mutex;
   bool stop = false;
   Service* loading = nullptr;
-  std::atomic<int> signals = 0;
+  EndpointFile endpoint_file(options.endpoint_file);
+  absl::Time first_signal = absl::InfiniteFuture();
   StopOnSignal on_signal([&](int signal) {
-    if (++signals > 1) {
+    const absl::Time now = absl::Now();
+    if (now - first_signal > kSameSignal) {
       spdlog::warn("second signal {}: stopping at once", signal);
+      endpoint_file.Remove();
       _exit(kExitFailed);
     }
+    if (first_signal != absl::InfiniteFuture()) return;
+    first_signal = now;
     absl::MutexLock lock(&mutex);
     stop = true;
     if (loading != nullptr) {
@@ -115,13 +156,19 @@ absl::StatusOr<int> Serve(const ServeOptions& options) {
   server_options.listen = options.serving.listen;
   server_options.max_request_bytes = options.serving.max_request_bytes;
   server_options.version = kVersion;
+  server_options.log = [](const std::string& line) { spdlog::warn("{}", line); };
   server_options.model = ModelName(**service, options.serving.model_name);
+  if (tokenizer::FindInvalidUtf8(server_options.model) != std::string::npos) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("the model's name \"", absl::CHexEscape(server_options.model),
+                     "\" is not UTF-8, and so can't be sent to clients; give one by --model-name"));
+  }
   server_options.layout = (*service)->layout();
   server_options.loading_message = [&service] { return (*service)->LoadingMessage(); };
   absl::StatusOr<std::unique_ptr<serving::InferenceServer>> server =
       serving::InferenceServer::Listen(server_options);
   if (!server.ok()) return server.status();
-  absl::Status written = WriteEndpoint(options.endpoint_file, (*server)->address());
+  absl::Status written = endpoint_file.Write((*server)->address());
   if (!written.ok()) return written;
   spdlog::info("listening on {}, loading {}", (*server)->address(), (*service)->model_directory());
 
@@ -167,7 +214,7 @@ absl::StatusOr<int> Serve(const ServeOptions& options) {
   }
   (*service)->Stop();
   (*server)->Shutdown(absl::Seconds(1));
-  if (!options.endpoint_file.empty()) std::remove(options.endpoint_file.c_str());
+  endpoint_file.Remove();
   if (!failure.ok()) {
     return absl::UnavailableError(absl::StrCat("the workers are gone: ", failure.message()));
   }

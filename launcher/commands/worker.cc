@@ -157,6 +157,8 @@ absl::Status RunWorker(const WorkerCommandOptions& options, const Environment& e
   identity.device = info.device;
   identity.layout = worker_options->layout.ToString();
   identity.profile = (*worker)->profile().ToString();
+  identity.max_step_tokens = worker_options->max_step_tokens;
+  identity.max_context = (*worker)->max_context();
   identity.op_digest = info.op_digest;
   identity.checkpoint_digest = info.checkpoint_digest;
   identity.build_version = BuildIdentity();

@@ -9,6 +9,16 @@
 
 namespace phalanx::cache {
 
+void BlockPoolStats::Add(const BlockPoolStats& other) {
+  total += other.total;
+  free += other.free;
+  cached += other.cached;
+  in_use += other.in_use;
+  queried_blocks += other.queried_blocks;
+  hit_blocks += other.hit_blocks;
+  evictions += other.evictions;
+}
+
 BlockPool::BlockPool(BlockPoolOptions options) : options_(std::move(options)) {
   PHALANX_CHECK(options_.num_blocks >= 0 && options_.block_tokens >= 1 &&
                 options_.partitions >= 1 &&

@@ -65,6 +65,16 @@ struct BlockPoolStats {
   int64_t queried_blocks = 0;  // full blocks that Acquire's callers could have used
   int64_t hit_blocks = 0;
   int64_t evictions = 0;  // cached blocks given up, for their own room or with a parent
+
+  // What has been counted alone, without what is held.
+  BlockPoolStats Counted() const {
+    BlockPoolStats out;
+    out.queried_blocks = queried_blocks;
+    out.hit_blocks = hit_blocks;
+    out.evictions = evictions;
+    return out;
+  }
+  void Add(const BlockPoolStats& other);
 };
 
 class BlockPool {

@@ -64,13 +64,13 @@ grpc::ServerWriteReactor<v1::WatchEvent>* ControlServer::Impl::Watch(
   return OpenWatch(EqualSecrets(request->token(), options_.token));
 }
 
-absl::Status ControlServer::Impl::Attach(int replica, std::shared_ptr<RankHandler> handler) {
+absl::Status ControlServer::Impl::Attach(int replica, const std::shared_ptr<RankHandler>& handler) {
   if (replica < 0 || replica >= options_.replicas) {
     return absl::InvalidArgumentError(absl::StrCat("the control server is for ", options_.replicas,
                                                    " replicas; found replica ", replica));
   }
   std::lock_guard<std::mutex> lock(mutex_);
-  if (!handlers_.try_emplace(replica, std::move(handler)).second) {
+  if (!handlers_.try_emplace(replica, handler).second) {
     return absl::FailedPreconditionError(
         absl::StrCat("the control server already has a worker group of replica ", replica,
                      "; stop that one first"));

@@ -42,6 +42,12 @@ std::string JoinHostPort(absl::string_view host, int port) {
 absl::Status CheckListenAddress(absl::string_view text) {
   absl::StatusOr<HostPort> parsed = ParseHostPort(text);
   if (!parsed.ok()) return parsed.status();
+  // The C library takes it for any address, and others take it for a name.
+  if (parsed->host == "*") {
+    return absl::InvalidArgumentError(absl::StrCat("address \"", text,
+                                                   "\": write 0.0.0.0 or [::] for all of this "
+                                                   "machine's addresses"));
+  }
 
   addrinfo hints{};
   hints.ai_family = AF_UNSPEC;

@@ -100,7 +100,7 @@ class ControlServer::Impl final : public v1::Control::CallbackService {
 
   // INVALID_ARGUMENT: `replica` is not in 0 .. options().replicas - 1. FAILED_PRECONDITION: it has
   // another handler.
-  absl::Status Attach(int replica, std::shared_ptr<RankHandler> handler);
+  absl::Status Attach(int replica, const std::shared_ptr<RankHandler>& handler);
   void Detach(RankHandler* handler);
   // Null: nobody waits for ranks of that replica.
   std::shared_ptr<RankHandler> handler(int replica);

@@ -68,6 +68,18 @@ std::string RankTable::ReasonToRefuse(const v1::Register& rank) const {
     return Differ("numerics profile", Quoted(rank.profile()), coordinator,
                   Quoted(options_.profile));
   }
+  // `told` 0: the rank's says nothing.
+  const auto too_small = [](int64_t told, int64_t needed) { return told != 0 && told < needed; };
+  if (too_small(rank.max_step_tokens(), options_.max_step_tokens)) {
+    return absl::StrCat("it takes steps of up to ", rank.max_step_tokens(), " tokens, ",
+                        coordinator, " makes them of up to ", options_.max_step_tokens,
+                        "; start the workers with --max-step-tokens ", options_.max_step_tokens);
+  }
+  if (too_small(rank.max_context(), options_.max_context)) {
+    return absl::StrCat("it takes contexts of up to ", rank.max_context(), " tokens, ", coordinator,
+                        " of up to ", options_.max_context,
+                        "; start the workers with --max-context ", options_.max_context);
+  }
   if (!options_.checkpoint_digest.empty() &&
       rank.checkpoint_digest() != options_.checkpoint_digest) {
     return absl::StrCat(Differ("checkpoint digest", rank.checkpoint_digest(), coordinator,
@@ -161,6 +173,7 @@ void RankTable::ForgiveSilence(Clock::duration gap) {
 
 std::string RankTable::LastHeard() const {
   std::vector<const Rank*> by_progress;
+  by_progress.reserve(ranks_.size());
   for (const Rank& rank : ranks_) by_progress.push_back(&rank);
   std::stable_sort(by_progress.begin(), by_progress.end(), [](const Rank* a, const Rank* b) {
     return std::pair(a->heartbeat.step(), a->heartbeat.collective()) <

@@ -29,6 +29,9 @@ struct RemoteGroupOptions {
   std::string layout;
   std::string profile;
   std::string checkpoint_digest;
+  // What steps and contexts may be as large as: ranks that were sized for less are refused. 0: any.
+  int64_t max_step_tokens = 0;
+  int64_t max_context = 0;
 
   absl::Duration start_timeout = absl::Minutes(10);  // until the last rank has loaded
   // From `launch` until the last rank has registered; without `launch` there is no such limit.

@@ -109,6 +109,8 @@ WorkerClient::Impl::Outcome WorkerClient::Impl::Register(Clock::time_point deadl
   rank->set_op_digest(identity_.op_digest);
   rank->set_checkpoint_digest(identity_.checkpoint_digest);
   rank->set_profile(identity_.profile);
+  rank->set_max_step_tokens(identity_.max_step_tokens);
+  rank->set_max_context(identity_.max_context);
   stream_->Write(message);  // a failure shows in the reader
   reader_ = std::thread([this] { Read(); });
 

@@ -30,6 +30,8 @@ struct WorkerIdentity {
   std::string device;        // Kernels::Describe()
   std::string layout;        // of the worker group: "pp=2,tp=2"
   std::string profile;
+  int64_t max_step_tokens = 0;  // rows of the largest step it was sized for; 0: not told
+  int64_t max_context = 0;      // and tokens of a context
   std::string op_digest;
   std::string checkpoint_digest;
   std::string build_version;

@@ -53,13 +53,7 @@ void EngineCounters::Add(const EngineCounters& other) {
   queued_requests += other.queued_requests;
   running_requests += other.running_requests;
   running_sequences += other.running_sequences;
-  blocks.total += other.blocks.total;
-  blocks.free += other.blocks.free;
-  blocks.cached += other.blocks.cached;
-  blocks.in_use += other.blocks.in_use;
-  blocks.queried_blocks += other.blocks.queried_blocks;
-  blocks.hit_blocks += other.blocks.hit_blocks;
-  blocks.evictions += other.blocks.evictions;
+  blocks.Add(other.blocks);
   steps += other.steps;
   prompt_tokens += other.prompt_tokens;
   cached_prompt_tokens += other.cached_prompt_tokens;
@@ -97,6 +91,7 @@ class Coordinator::Impl final : public ReplicaOwner {
   void Stop();
   void Wake();
 
+  int num_replicas() const override { return static_cast<int>(replicas_.size()); }
   void OnEnding(const LiveRequest& live) override;
   void OnEnded() override;
   void Rehome(int replica, std::vector<Orphan>& orphans) override;
@@ -300,7 +295,7 @@ absl::StatusOr<int> Coordinator::Impl::Route(LiveRequest& live) const {
   // As in the scheduler: the last row is always computed, and a prompt whose logprobs are asked for
   // wholly.
   const int64_t reusable = spec.sampling.prompt_logprobs >= 0 ? 0 : (prompt - 1) / block;
-  absl::Status refused = absl::UnavailableError("the workers are gone");
+  absl::Status refused;
   std::vector<int> candidates;
   std::vector<ReplicaLoad> loads;
   // Who recovers takes requests only where nobody is up.
@@ -323,7 +318,11 @@ absl::StatusOr<int> Coordinator::Impl::Route(LiveRequest& live) const {
     }
     if (!candidates.empty()) break;
   }
-  if (candidates.empty()) return refused;
+  if (candidates.empty()) {
+    // None was up: the last one has been lost since it was asked.
+    if (refused.ok()) refused = CheckAccepting();
+    return refused.ok() ? absl::UnavailableError("the workers are gone") : refused;
+  }
   const int chosen = ChooseReplica(loads, prompt + answers);
   live.prompt_work = prompt - loads[chosen].cached_tokens;
   live.held_tokens = live.prompt_work + answers;
@@ -428,7 +427,7 @@ CoordinatorStatus Coordinator::Impl::GetStatus() const {
   for (const auto& replica : replicas_) {
     ReplicaStatus& of = status.replicas.emplace_back(replica->GetStatus());
     // What is lost holds no blocks.
-    if (of.state == CoordinatorState::kFailed) of.blocks = {};
+    if (of.state == CoordinatorState::kFailed) of.blocks = of.blocks.Counted();
     status.Add(of);
   }
   status.group = status.replicas[0].group;

@@ -33,7 +33,8 @@ Supervisor::Callbacks Replica::MakeCallbacks() {
   };
   callbacks.on_gave_up = [this](const absl::Status& why) { Post(GaveUp{why}); };
   callbacks.log = [this](const std::string& line) {
-    if (options_.log) options_.log(line);
+    if (!options_.log) return;
+    options_.log(owner_.num_replicas() > 1 ? absl::StrCat("replica ", index_, ": ", line) : line);
   };
   callbacks.clock = [this] { return options_.clock(); };
   return callbacks;

@@ -55,6 +55,7 @@ struct LiveRequest {
 class ReplicaOwner {
  public:
   virtual ~ReplicaOwner() = default;
+  virtual int num_replicas() const = 0;
   // The request's last event is about to be delivered: its id is free.
   virtual void OnEnding(const LiveRequest& live) = 0;
   // It has been delivered.

@@ -8,7 +8,6 @@ namespace phalanx::model {
 
 using kernels::DType;
 using kernels::TensorView;
-using parallel::Range;
 
 absl::Status Decoder::Impl::Attend(const Layer& layer, int64_t index, const Batch& batch) {
   const int64_t m = rows.count;
@@ -32,7 +31,7 @@ absl::Status Decoder::Impl::Attend(const Layer& layer, int64_t index, const Batc
     for (int s = 0; s < groups.layout.sp; ++s) {
       bytes[s] = parallel::SequenceRows(m, s, groups.layout.sp).size() * width * 4;
     }
-    const absl::Status status = groups.sp->AllGather(part.data, qkv.data, bytes);
+    absl::Status status = groups.sp->AllGather(part.data, qkv.data, bytes);
     if (!status.ok()) return status;
   }
 
@@ -113,7 +112,7 @@ absl::Status Decoder::Impl::AttendAcrossStripes(kernels::AttentionArgs args) {
     send[s] = their_rows * row_floats * 4;
     receive[s] = slice * num_heads() * stripe_parts[s] * partial * 4;
   }
-  const absl::Status status =
+  absl::Status status =
       rows.sharded
           ? groups.sp->AllToAll(part_partials.data(), send, received_partials.data(), receive)
           : groups.sp->AllGather(part_partials.data(), received_partials.data(), receive);

@@ -30,7 +30,7 @@ absl::Status Decoder::Impl::Experts(const Layer& layer) {
   if (absl::Status status = DispatchTokens(); !status.ok()) return status;
   RunExperts(layer);
   if (config.shared_intermediate_size > 0) {
-    const absl::Status status = FeedForward(layer, shard.shared_channels.size(), shared_delta);
+    absl::Status status = FeedForward(layer, shard.shared_channels.size(), shared_delta);
     if (!status.ok()) return status;
   }
   return CombineExperts(layer);
@@ -40,7 +40,7 @@ absl::Status Decoder::Impl::ExpertsAlone(const Layer& layer) {
   const int64_t count = rows.count;
   MultiplyByRouter(layer);
   if (config.shared_intermediate_size > 0) {
-    const absl::Status status = FeedForward(layer, shard.shared_channels.size(), shared_delta);
+    absl::Status status = FeedForward(layer, shard.shared_channels.size(), shared_delta);
     if (!status.ok()) return status;
   }
   kernels::ExpertsArgs args;
@@ -97,7 +97,7 @@ absl::Status Decoder::Impl::Route(const Layer& layer) {
   if (rows.sharded) {
     const std::vector<int32_t> mine(expert_ids.begin() + rows.own.begin * k,
                                     expert_ids.begin() + rows.own.end * k);
-    const absl::Status status = groups.host_stage->AllGather(
+    absl::Status status = groups.host_stage->AllGather(
         mine.data(), expert_ids.data(), StageSizes(k * static_cast<int64_t>(sizeof(int32_t))));
     if (!status.ok()) return status;
   }
@@ -209,7 +209,7 @@ absl::Status Decoder::Impl::CombineExperts(const Layer& layer) {
       receive[first + j] += expert_reduce.parts_per_member[j] * n * 4;
     }
   }
-  const absl::Status status =
+  absl::Status status =
       groups.stage->AllToAll(combine_send.data(), send, combine_received.data(), receive);
   if (!status.ok()) return status;
   std::vector<const float*> next(size);

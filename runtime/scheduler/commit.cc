@@ -270,6 +270,7 @@ SchedulerStats Scheduler::stats() const {
   stats.running_sequences = static_cast<int64_t>(running_.size());
   stats.plans_in_flight = static_cast<int64_t>(in_flight_.size());
   stats.blocks = pool_->stats();
+  stats.blocks.Add(counted_before_);
   return stats;
 }
 

@@ -52,6 +52,7 @@ void Scheduler::MakePool() {
   const absl::Status status = ValidateOptions(options_);
   PHALANX_CHECK(status.ok()) << status.message();
   striping_ = cache::BlockStriping(options_.sequence_ranks, options_.sequence_stripes);
+  if (pool_ != nullptr) counted_before_.Add(pool_->stats().Counted());
   pool_ = std::make_unique<cache::BlockPool>(
       cache::BlockPoolOptions{static_cast<int32_t>(options_.num_blocks), options_.block_tokens,
                               nullptr, options_.sequence_ranks});

@@ -245,6 +245,7 @@ class Scheduler {
   uint64_t next_arrival_ = 1;
   uint64_t next_sequence_ = 1;
   std::unique_ptr<cache::BlockPool> pool_;
+  cache::BlockPoolStats counted_before_;                   // by the pools of earlier epochs
   std::map<uint64_t, std::shared_ptr<Request>> requests_;  // unfinished, by request_id
   std::map<Order, Sequence*> waiting_;                     // hold no blocks
   std::map<Order, Sequence*> running_;                     // hold blocks, unfinished

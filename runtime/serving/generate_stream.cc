@@ -3,6 +3,7 @@
 #include <chrono>
 #include <utility>
 
+#include "absl/strings/str_cat.h"
 #include "runtime/serving/parse.h"
 #include "runtime/serving/request.h"
 
@@ -27,8 +28,9 @@ grpc::Status ToGrpc(const absl::Status& status) {
 
 std::shared_ptr<GenerateStream> GenerateStream::Open(grpc::CallbackServerContext* context,
                                                      const grpc::ByteBuffer& request,
-                                                     int64_t max_unread_bytes) {
-  std::shared_ptr<GenerateStream> stream(new GenerateStream(context, request, max_unread_bytes));
+                                                     int64_t max_unread_bytes, Log log) {
+  std::shared_ptr<GenerateStream> stream(
+      new GenerateStream(context, request, max_unread_bytes, std::move(log)));
   stream->self_ = stream;
   return stream;
 }
@@ -94,12 +96,16 @@ void GenerateStream::PushStarted(const std::string& id, uint64_t seed) {
 }
 
 void GenerateStream::OnEvent(const coordinator::Event& event) {
-  std::lock_guard<std::mutex> lock(mutex_);
-  ended_ = ended_ || event.done;
-  if (cancelled_) return;
-  PushStarted(event.request_id, event.seed);
-  for (const v1::GenerateResponse& response : writer_->Write(event)) Push(response);
-  if (event.done) EndLocked(ToGrpc(event.status));
+  {
+    std::lock_guard<std::mutex> lock(mutex_);
+    ended_ = ended_ || event.done;
+    if (cancelled_) return;
+    PushStarted(event.request_id, event.seed);
+    for (const v1::GenerateResponse& response : writer_->Write(event)) Push(response);
+    if (event.done) EndLocked(ToGrpc(event.status));
+    if (!cancelled_) return;
+  }
+  Cancel();
 }
 
 void GenerateStream::Push(const v1::GenerateResponse& response) {
@@ -107,10 +113,24 @@ void GenerateStream::Push(const v1::GenerateResponse& response) {
   outgoing_.push_back(Serialize(response));
   outgoing_bytes_ += static_cast<int64_t>(outgoing_.back().Length());
   if (outgoing_bytes_ > max_unread_bytes_ && outgoing_.size() > 1) {
-    if (context_ != nullptr) context_->TryCancel();  // OnCancel follows
+    const std::string why = absl::StrCat(
+        "the client has left more than ", max_unread_bytes_,
+        " bytes of this answer unread; what it has not been sent is lost: read as fast as tokens "
+        "come, or ask for fewer samples or logprobs");
+    if (log_) log_(absl::StrCat("request ", request_id_, ": ", why));
+    cancelled_ = true;
+    DropUnread();
+    EndLocked(grpc::Status(grpc::StatusCode::RESOURCE_EXHAUSTED, why));
     return;
   }
   Advance();
+}
+
+void GenerateStream::DropUnread() {
+  while (outgoing_.size() > (writing_ ? 1u : 0u)) {
+    outgoing_bytes_ -= static_cast<int64_t>(outgoing_.back().Length());
+    outgoing_.pop_back();
+  }
 }
 
 void GenerateStream::End(const absl::Status& status) {
@@ -152,7 +172,7 @@ void GenerateStream::OnCancel() {
   {
     std::lock_guard<std::mutex> lock(mutex_);
     cancelled_ = true;
-    while (outgoing_.size() > (writing_ ? 1u : 0u)) outgoing_.pop_back();
+    DropUnread();
     EndLocked(grpc::Status::CANCELLED);
   }
   Cancel();

@@ -5,10 +5,12 @@
 #include <grpcpp/grpcpp.h>
 
 #include <deque>
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "proto/phalanx/v1/inference.pb.h"
@@ -24,9 +26,10 @@ grpc::Status ToGrpc(const absl::Status& status);
 class GenerateStream final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
                              public std::enable_shared_from_this<GenerateStream> {
  public:
+  using Log = std::function<void(const std::string& line)>;
   static std::shared_ptr<GenerateStream> Open(grpc::CallbackServerContext* context,
                                               const grpc::ByteBuffer& request,
-                                              int64_t max_unread_bytes);
+                                              int64_t max_unread_bytes, Log log);
 
   // Parses, tokenizes and submits; ends the call where that fails. Once.
   void Run(const std::shared_ptr<const ServedModel>& model);
@@ -35,8 +38,11 @@ class GenerateStream final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
 
  private:
   GenerateStream(grpc::CallbackServerContext* context, const grpc::ByteBuffer& request,
-                 int64_t max_unread_bytes)
-      : context_(context), request_bytes_(request), max_unread_bytes_(max_unread_bytes) {}
+                 int64_t max_unread_bytes, Log log)
+      : context_(context),
+        request_bytes_(request),
+        max_unread_bytes_(max_unread_bytes),
+        log_(std::move(log)) {}
 
   absl::Status Submit();
   void OnEvent(const coordinator::Event& event);
@@ -48,6 +54,7 @@ class GenerateStream final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
   // Require mutex_.
   void PushStarted(const std::string& id, uint64_t seed);
   void Push(const v1::GenerateResponse& response);
+  void DropUnread();
   void EndLocked(const grpc::Status& status);
   void Advance();
 
@@ -55,6 +62,7 @@ class GenerateStream final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
   grpc::CallbackServerContext* context_;  // null after OnDone
   grpc::ByteBuffer request_bytes_;
   const int64_t max_unread_bytes_;
+  const Log log_;
   // Null until Run. Used by Run and by gRPC's callbacks only: a coordinator's event may come when
   // the server is gone.
   std::shared_ptr<const ServedModel> model_;
@@ -63,9 +71,9 @@ class GenerateStream final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
   v1::GenerateResponse started_;  // all but id and seed; sent first
   bool started_sent_ = false;
   std::optional<ResponseWriter> writer_;
-  std::string request_id_;  // empty until submitted
-  bool ended_ = false;      // the coordinator has said its last
-  bool cancelled_ = false;
+  std::string request_id_;                 // empty until submitted
+  bool ended_ = false;                     // the coordinator has said its last
+  bool cancelled_ = false;                 // or given up: nothing more is queued
   std::deque<grpc::ByteBuffer> outgoing_;  // front: being written while writing_
   int64_t outgoing_bytes_ = 0;
   bool writing_ = false;

@@ -210,7 +210,7 @@ absl::Status InferenceServer::Impl::Dispatch(size_t request_bytes, std::function
 grpc::ServerWriteReactor<grpc::ByteBuffer>* InferenceServer::Impl::Generate(
     grpc::CallbackServerContext* context, const grpc::ByteBuffer* request) {
   std::shared_ptr<GenerateStream> stream =
-      GenerateStream::Open(context, *request, options_.max_unread_bytes);
+      GenerateStream::Open(context, *request, options_.max_unread_bytes, options_.log);
   absl::StatusOr<Served> served = GetServed(true);
   absl::Status status = served.status();
   if (status.ok()) {

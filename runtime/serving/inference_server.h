@@ -28,8 +28,10 @@ struct InferenceServerOptions {
   std::string layout;
   std::function<std::string()> loading_message;
   int64_t max_request_bytes = int64_t{128} << 20;  // larger ones: RESOURCE_EXHAUSTED
-  // Answers that a client leaves unread; beyond that its call is cancelled.
+  // Answers that a client leaves unread; beyond that its request ends, RESOURCE_EXHAUSTED.
   int64_t max_unread_bytes = int64_t{64} << 20;
+  // A line for the log; may be null. From any thread, also when the server is gone.
+  std::function<void(const std::string& line)> log;
   // Requests above this size are parsed and tokenized by threads of their own, so that they hold
   // up nobody else.
   int64_t inline_request_bytes = 32 << 10;

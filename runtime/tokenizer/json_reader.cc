@@ -1,6 +1,8 @@
 #include "runtime/tokenizer/json_reader.h"
 
 #include <algorithm>
+#include <cerrno>
+#include <cstring>
 #include <fstream>
 #include <iterator>
 #include <system_error>
@@ -21,10 +23,12 @@ absl::StatusOr<std::string> ReadFile(const std::filesystem::path& path) {
   if (!std::filesystem::is_regular_file(path, error)) {
     return absl::NotFoundError(Concat(path.string(), ": no such file"));
   }
+  errno = 0;
   std::ifstream in(path, std::ios::binary);
   std::string content{std::istreambuf_iterator<char>(in), std::istreambuf_iterator<char>()};
   if (!in.good() && !in.eof()) {
-    return absl::UnavailableError(Concat(path.string(), ": can't be read"));
+    const char* const why = errno != 0 ? std::strerror(errno) : "reading failed";
+    return absl::InvalidArgumentError(Concat(path.string(), ": can't be read: ", why));
   }
   return content;
 }

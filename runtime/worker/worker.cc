@@ -40,6 +40,11 @@ const Worker::LoadTimes& Worker::load_times() const { return impl_->load_times; 
 const coordinator::RankInfo& Worker::info() const { return impl_->info; }
 WorkerOptions& Worker::options() { return impl_->options; }
 const model::Profile& Worker::profile() const { return impl_->options.profile; }
+
+int64_t Worker::max_context() const {
+  const int64_t model = impl_->checkpoint->config().max_position_embeddings;
+  return impl_->options.max_positions > 0 ? impl_->options.max_positions : model;
+}
 int Worker::result_rank() const { return impl_->context->result_rank(); }
 uint64_t Worker::layers_computed() const {
   const model::Decoder* decoder = impl_->computing;

@@ -89,6 +89,8 @@ class Worker : public StepExecutor {
   // What this rank tells the coordinator.
   const coordinator::RankInfo& info() const;
   const model::Profile& profile() const;
+  // Tokens of the longest context.
+  int64_t max_context() const;
 
   // The rank whose Finish gives the result: the last stage's first.
   int result_rank() const;

@@ -6,6 +6,8 @@ as one of `run`.
 """
 
 import json
+import signal
+import subprocess
 import unittest
 
 import harness
@@ -220,6 +222,56 @@ class Cli(unittest.TestCase):
         stopped = self.one(*common, "--stop-token-ids", str(ended["token_ids"][3]))
         end = ended["token_ids"].index(ended["token_ids"][3]) + 1
         self.assertEqual(stopped["token_ids"], ended["token_ids"][:end])
+
+    def test_what_stdout_does_not_take_is_a_failure(self):
+        run = ("run", "--model", DEMO, "--prompt", PROMPT, "--max-tokens", "2")
+        for command in (run, run + ("--json",), ("plan", "--model", DEMO),
+                        ("tokenize", "--model", DEMO)):
+            for closed in (False, True):
+                with self.subTest(command=command, closed=closed), open("/dev/full", "wb") as full:
+                    shell = ["sh", "-c", 'exec "$0" "$@"' + (" >&-" if closed else "")]
+                    result = subprocess.run([*shell, harness.binary(), *command], input=b"a b c",
+                                            stdout=full, stderr=subprocess.PIPE, check=False,
+                                            timeout=harness.DEADLINE)
+                    self.assertEqual(result.returncode, 1, result.stderr.decode())
+                    self.assertIn(b"could be written to stdout", result.stderr)
+
+    def test_more_prompts_than_the_queue_holds(self):
+        path = harness.scratch() / "prompts.jsonl"
+        path.write_text("".join(f'"Once upon a time {i}"\n' for i in range(30)))
+        answers = self.answers("--prompts-file", str(path), "--max-tokens", "3", "--max-queue", "2",
+                               "--max-sequences", "2")
+        self.assertEqual([answer["finish_reason"] for answer in answers], ["length"] * 30)
+
+    def test_equal_ids_are_refused_before_anything_is_started(self):
+        path = harness.scratch() / "prompts.jsonl"
+        path.write_text('{"prompt": "a", "id": "same"}\n{"prompt": "b", "id": "same"}\n')
+        refused = harness.run("run", "--model", DEMO, "--prompts-file", str(path))
+        self.assertEqual(refused.returncode, 2)
+        self.assertIn(b'prompt 2: id "same" is prompt 1\'s, too', refused.stderr)
+
+
+class Stops(unittest.TestCase):
+    def test_one_signal_that_comes_twice_is_one(self):
+        # `timeout` and batch systems send it to a process and to its group.
+        with harness.Server("--workers", "threads") as server, \
+                harness.Client(server.endpoint) as client:
+            server.signal(signal.SIGUSR2)  # is nobody's
+            stream = client.begin(client.request("Once", max_tokens=400, ignore_eos=True))
+            server.signal(signal.SIGTERM)
+            server.wait_for_line("taking no more requests")
+            server.signal(signal.SIGTERM)
+            tokens = sum(len(message.delta.token_ids) for message in stream)
+            self.assertGreater(tokens, 300)
+            self.assertEqual(server.wait(), 0)
+            self.assertFalse(server.endpoint_file.exists())
+
+    def test_the_endpoint_file_of_the_next_server_stays(self):
+        with harness.Server("--workers", "threads") as first:
+            first.endpoint_file.write_text("127.0.0.1:9\n")
+            first.signal(signal.SIGTERM)
+            self.assertEqual(first.wait(), 0)
+            self.assertEqual(first.endpoint_file.read_text(), "127.0.0.1:9\n")
 
 
 if __name__ == "__main__":

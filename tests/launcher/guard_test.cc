@@ -11,6 +11,7 @@
 #include "absl/strings/str_cat.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "launcher/group_files.h"
 
 namespace phalanx::launcher {
 namespace {
@@ -32,10 +33,11 @@ class GuardTest : public ::testing::Test {
     if (guard_ > 0) kill(guard_, SIGKILL);
   }
 
-  void Start(const std::string& script, bool deaf = false) {
+  void Start(const std::string& script, bool deaf = false, const std::string& files = "") {
     GuardOptions options;
     options.leash = absl::StrCat("127.0.0.1:", leash_->port());
     options.deaf = deaf;
+    options.files = files;
     options.command = {"sh", "-c", script};
     guard_ = fork();
     if (guard_ == 0) {
@@ -107,6 +109,35 @@ TEST_F(GuardTest, HandsSignalsOn) {
   kill(guard_, SIGUSR1);
   EXPECT_EQ(ReadLine(), "heard");
   EXPECT_EQ(WEXITSTATUS(Wait()), 5);
+}
+
+// mpirun takes a second SIGTERM for impatience and by a third ends without its end.
+TEST_F(GuardTest, AsksOnceThenKills) {
+  Start("trap 'echo asked' TERM; tail -f /dev/null & echo ready; while :; do wait; done");
+  EXPECT_EQ(ReadLine(), "ready");
+  kill(guard_, SIGTERM);
+  EXPECT_EQ(ReadLine(), "asked");
+  kill(guard_, SIGTERM);
+  leash_.reset();
+  EXPECT_EQ(ReadLine(), "");
+  EXPECT_EQ(WTERMSIG(Wait()), SIGKILL);
+}
+
+// What it would clean up goes with the files.
+TEST_F(GuardTest, KillsAtOnceWhereItOwnsTheFiles) {
+  ASSERT_EQ(unsetenv("OMPI_MCA_orte_tmpdir_base"), 0);
+  const std::string files = GroupFiles::NewName();
+  Start(
+      "trap 'echo asked' TERM; tail -f /dev/null & echo $OMPI_MCA_orte_tmpdir_base; "
+      "while :; do wait; done",
+      /*deaf=*/false, files);
+  const std::string path = ReadLine();
+  EXPECT_EQ(path, "/dev/shm/" + files);
+  EXPECT_EQ(access(path.c_str(), F_OK), 0);
+  leash_.reset();
+  EXPECT_EQ(ReadLine(), "");
+  EXPECT_EQ(WTERMSIG(Wait()), SIGKILL);
+  EXPECT_NE(access(path.c_str(), F_OK), 0);
 }
 
 TEST_F(GuardTest, ADeafCommandIgnoresSignalsButNotTheLeash) {

@@ -17,7 +17,7 @@ using ::testing::HasSubstr;
 std::string Hosts(const Placement& placement) { return ToHostList(placement.hosts); }
 
 TEST(ParseHosts, ReadsHostsWithAndWithoutSlots) {
-  const auto hosts = ParseHosts("a:2,b,c.example.org:16");
+  const auto hosts = ParseHosts("a:2, b,c.example.org:16");
   ASSERT_TRUE(hosts.ok()) << hosts.status();
   EXPECT_THAT(*hosts,
               ElementsAre(HostSlots{"a", 2}, HostSlots{"b", 1}, HostSlots{"c.example.org", 16}));
@@ -25,7 +25,7 @@ TEST(ParseHosts, ReadsHostsWithAndWithoutSlots) {
 }
 
 TEST(ParseHosts, NamesTheBadEntry) {
-  for (const char* bad : {"a:0", "a:x", "a:", ":2", "", "a:-1"}) {
+  for (const char* bad : {"a:0", "a:x", "a:", ":2", "", "a:-1", "a b"}) {
     const auto hosts = ParseHosts(absl::StrCat("ok,", bad));
     EXPECT_EQ(hosts.status().code(), absl::StatusCode::kInvalidArgument) << bad;
     EXPECT_THAT(std::string(hosts.status().message()), HasSubstr(absl::StrCat("\"", bad, "\"")));
@@ -34,13 +34,17 @@ TEST(ParseHosts, NamesTheBadEntry) {
 
 TEST(ReadHostfile, ReadsSlotsAndLeavesTheRestToMpirun) {
   const std::string path = absl::StrCat(::testing::TempDir(), "/hostfile");
-  std::ofstream(path) << "# nodes\na slots=2 max_slots=4\n\n  b  # one\nc\tslots=3\n";
+  std::ofstream(path) << "# nodes\na slots=2 max_slots=4\n\n  b  # one\nc\tslots=3\nd slots = 2 "
+                         "max_slots = 3\ne cpu=4\n";
   const auto hosts = ReadHostfile(path);
   ASSERT_TRUE(hosts.ok()) << hosts.status();
-  EXPECT_EQ(ToHostList(*hosts), "a:2,b:1,c:3");
+  EXPECT_EQ(ToHostList(*hosts), "a:2,b:1,c:3,d:2,e:4");
   std::ofstream(path) << "a\nb slots=none\n";
   EXPECT_THAT(std::string(ReadHostfile(path).status().message()),
               HasSubstr(absl::StrCat(path, ":2: \"slots=none\"")));
+  std::remove(path.c_str());
+  std::ofstream(path) << "# nobody\n";
+  EXPECT_THAT(std::string(ReadHostfile(path).status().message()), HasSubstr("names no host"));
   std::remove(path.c_str());
   EXPECT_EQ(ReadHostfile(path).status().code(), absl::StatusCode::kNotFound);
 }

@@ -42,7 +42,7 @@ TEST(MpirunArguments, NamesHostsAndHoldsTheirOrtedsByTheLeash) {
 
 TEST(MpirunArguments, OnThisMachineThereAreNoOrteds) {
   const std::string line = Mpirun({}, Launch(3, {}));
-  EXPECT_THAT(line, HasSubstr(" --oversubscribe "));
+  EXPECT_THAT(line, HasSubstr(" --oversubscribe --mca orte_default_hostfile none "));
   EXPECT_THAT(line, Not(HasSubstr("--host")));
   EXPECT_THAT(line, Not(HasSubstr("orte_launch_agent")));
 }

@@ -163,6 +163,8 @@ TEST_F(ControlStreamTest, DuplicateRankIsRefusedNamingTheFirst) {
 TEST_F(ControlStreamTest, RanksThatDifferAreRefusedWithBothNames) {
   RemoteGroupOptions options = GroupOptions(2);
   options.checkpoint_digest = "weights";
+  options.max_step_tokens = 512;
+  options.max_context = 2048;
   auto started = StartGroup(std::move(options));
   auto first = Join(0, 2);
 
@@ -182,6 +184,15 @@ TEST_F(ControlStreamTest, RanksThatDifferAreRefusedWithBothNames) {
   identity = Identity(1, 2);
   identity.layout = "sp=2";
   EXPECT_THAT(Text(RefusalOf(identity)), HasSubstr("layout is sp=2"));
+  // Sized for less than what will come; for more is no harm.
+  identity = Identity(1, 2);
+  identity.max_step_tokens = 511;
+  EXPECT_THAT(Text(RefusalOf(identity)), HasSubstr("it takes steps of up to 511 tokens, this "
+                                                   "coordinator makes them of up to 512; start the "
+                                                   "workers with --max-step-tokens 512"));
+  identity.max_step_tokens = 1024;
+  identity.max_context = 64;
+  EXPECT_THAT(Text(RefusalOf(identity)), HasSubstr("--max-context 2048"));
 
   // None of this harmed the group.
   auto second = Join(1, 2);

@@ -221,6 +221,9 @@ TEST(Replicas, ADeadReplicasRequestsGoToTheOthersAndTheLastDeathEndsAll) {
   EXPECT_EQ(status.replicas[0].state, CoordinatorState::kFailed);
   EXPECT_THAT(std::string(status.replicas[0].failure.message()), HasSubstr("died in step 1"));
   EXPECT_EQ(status.replicas[1].state, CoordinatorState::kServing);
+  // It holds nothing any more; what it has counted stays.
+  EXPECT_EQ(status.replicas[0].blocks.total, 0);
+  EXPECT_GT(status.replicas[0].blocks.queried_blocks, 0);
 
   c.Submit(a, later);
   EXPECT_TRUE(on_second.Wait().status.ok());

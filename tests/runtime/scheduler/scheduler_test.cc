@@ -321,8 +321,15 @@ TEST(Scheduler, ARestartGoesOnExactlyWhereItWas) {
   ASSERT_TRUE(s.scheduler().Add(r).ok());
   for (int i = 0; i < 4; ++i) s.Step();
   s.Schedule();
+  const cache::BlockPoolStats before = s.scheduler().stats().blocks;
+  EXPECT_GT(before.queried_blocks, 0);
   s.Restart(20);
+  // What is held is gone, what was counted is not.
+  EXPECT_EQ(s.scheduler().stats().blocks.in_use, 0);
+  EXPECT_EQ(s.scheduler().stats().blocks.total, 20);
+  EXPECT_EQ(s.scheduler().stats().blocks.queried_blocks, before.queried_blocks);
   s.Step();
+  EXPECT_GT(s.scheduler().stats().blocks.queried_blocks, before.queried_blocks);
   EXPECT_EQ(s.last_plan().epoch, 2u);
   EXPECT_EQ(s.last_plan().number, 1u);
   EXPECT_EQ(s.last_plan().sequences[0].prompt_length, 10);

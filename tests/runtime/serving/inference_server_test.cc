@@ -9,6 +9,7 @@
 #include <cmath>
 #include <functional>
 #include <memory>
+#include <mutex>
 #include <string>
 #include <thread>
 #include <utility>
@@ -482,8 +483,14 @@ TEST_F(InferenceServerTest, AClientThatDropsItsConnectionFreesItsBlocks) {
   AwaitIdle();
 }
 
-TEST_F(InferenceServerTest, AClientThatNeverReadsIsCancelled) {
+TEST_F(InferenceServerTest, AClientThatNeverReadsLosesItsAnswerAndIsToldSo) {
   server_.reset();
+  std::mutex mutex;
+  std::string log;
+  options_.log = [&](const std::string& line) {
+    std::lock_guard<std::mutex> lock(mutex);
+    log += line;
+  };
   options_.max_unread_bytes = 50'000;
   Listen();
   Serve();
@@ -502,7 +509,14 @@ TEST_F(InferenceServerTest, AClientThatNeverReadsIsCancelled) {
   v1::GenerateResponse message;
   ASSERT_TRUE(reader->Read(&message));
   AwaitIdle();
-  EXPECT_EQ(Read(reader.get()).status.error_code(), grpc::StatusCode::CANCELLED);
+  const Answer answer = Read(reader.get());
+  EXPECT_EQ(answer.status.error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED);
+  EXPECT_THAT(answer.status.error_message(),
+              HasSubstr("more than 50000 bytes of this answer unread"));
+  {
+    std::lock_guard<std::mutex> lock(mutex);
+    EXPECT_THAT(log, HasSubstr("more than 50000 bytes"));
+  }
   ExpectServing();
 }
 
