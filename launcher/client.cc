@@ -32,6 +32,12 @@ absl::Status ToAbslStatus(const grpc::Status& status, const std::string& endpoin
         absl::StrCat("no server answers at ", endpoint, " (", message,
                      "); start one with phalanx serve or correct --endpoint"));
   }
+  if (status.error_code() == grpc::StatusCode::DEADLINE_EXCEEDED &&
+      message == "Deadline Exceeded") {
+    return absl::DeadlineExceededError(absl::StrCat(
+        "no complete answer from ", endpoint,
+        " in time (generate: --timeout, status: 10 s); is a server there, and does it go on?"));
+  }
   return absl::Status(code, absl::StrCat(absl::StatusCodeToString(code), ": ", message));
 }
 

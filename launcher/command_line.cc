@@ -40,6 +40,19 @@ void RaiseDescriptorLimit() {
   (void)setrlimit(RLIMIT_NOFILE, &limit);
 }
 
+// `code`, or kExitFailed where what was printed hasn't all been written.
+int CheckOutput(const CLI::App& app, int code) {
+  std::cout.flush();
+  if (std::cout.good() || code != kExitDone) return code;
+  std::string name = "phalanx";
+  for (const CLI::App* command : app.get_subcommands()) {
+    absl::StrAppend(&name, " ", command->get_name());
+  }
+  std::cerr << name
+            << ": not everything could be written to stdout: is it closed, or its disk full?\n";
+  return kExitFailed;
+}
+
 }  // namespace
 
 int RunCommandLine(int argc, char** argv, const WorkerHooks& hooks) {
@@ -94,7 +107,7 @@ int RunCommandLine(int argc, char** argv, const WorkerHooks& hooks) {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
     const int code = app.exit(error);
-    return code == 0 ? kExitDone : kExitUsage;
+    return CheckOutput(app, code == 0 ? kExitDone : kExitUsage);
   }
   // A client's bad bytes are answered with the field's name; protobuf's own line would say less, in
   // our log.
@@ -102,12 +115,7 @@ int RunCommandLine(int argc, char** argv, const WorkerHooks& hooks) {
   spdlog::set_default_logger(spdlog::stderr_color_mt("phalanx"));
   spdlog::set_pattern("%^[%H:%M:%S.%e %l]%$ %v");
   spdlog::set_level(spdlog::level::from_str(log_level));
-  const int code = run();
-  std::cout.flush();
-  if (std::cout.good() || code != kExitDone) return code;
-  std::cerr << "phalanx " << app.get_subcommands()[0]->get_name()
-            << ": not everything could be written to stdout: is it closed, or its disk full?\n";
-  return kExitFailed;
+  return CheckOutput(app, run());
 }
 
 }  // namespace phalanx::launcher

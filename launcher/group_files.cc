@@ -24,7 +24,7 @@ constexpr char kPrefix[] = "phalanx-group-";
 constexpr time_t kSettledSeconds = 60;
 // Free bytes that Open MPI's files want: a segment of 4 MiB for each of a host's ranks, and more.
 // With less it waits for ever.
-constexpr uint64_t kLeastBytes = uint64_t{64} << 20;
+constexpr uint64_t kLeastBytes = uint64_t{32} << 20;
 
 bool HasRoom() {
   struct statvfs info;

@@ -9,8 +9,10 @@
 #include <array>
 #include <cmath>
 #include <cstring>
+#include <filesystem>
 #include <fstream>
 #include <random>
+#include <system_error>
 #include <utility>
 #include <vector>
 
@@ -22,6 +24,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_split.h"
+#include "absl/strings/strip.h"
 #include "launcher/version.h"
 
 namespace phalanx::launcher {
@@ -166,13 +169,18 @@ std::string HostName() {
   return name.data();
 }
 
-std::string OwnPath() {
+std::string InstalledPath() {
   std::array<char, 4096> path{};
   const ssize_t length = readlink("/proc/self/exe", path.data(), path.size() - 1);
   if (length <= 0) return "phalanx";
-  const std::string own(path.data(), length);
   // What the kernel says of a file that has been removed or replaced.
-  if (!absl::EndsWith(own, " (deleted)")) return own;
+  return std::string(absl::StripSuffix(absl::string_view(path.data(), length), " (deleted)"));
+}
+
+std::string OwnPath() {
+  std::error_code error;
+  const std::string installed = InstalledPath();
+  if (std::filesystem::equivalent("/proc/self/exe", installed, error)) return installed;
   return absl::StrCat("/proc/", getpid(), "/exe");
 }
 

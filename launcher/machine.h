@@ -32,6 +32,9 @@ std::string HostName();
 // The path of the running binary; where that has been removed or replaced, one by which it can
 // still be started on this machine while this process lives.
 std::string OwnPath();
+// The path of the running binary, or of what has replaced it there: for other hosts, which have
+// their own copies. Ranks of another build are refused.
+std::string InstalledPath();
 // "0.1.0 (build 63c718c4e2a6d3ee)": tells this binary from every other one, on whatever host, by
 // the identifier of its contents that the linker has put into it (ELF note NT_GNU_BUILD_ID).
 std::string BuildIdentity();

@@ -96,7 +96,8 @@ absl::Status MeasureAcrossHosts(const MeasureOptions& options, v1::Calibration& 
       options.mpirun, "-np", absl::StrCat(nodes * slots), "--host", ToHostList(even),
       "--bind-to",    "none"};
   if (geteuid() == 0) words.push_back("--allow-run-as-root");
-  words.insert(words.end(), {OwnPath(), "bench", "collectives", "--nodes", absl::StrCat(nodes)});
+  words.insert(words.end(),
+               {InstalledPath(), "bench", "collectives", "--nodes", absl::StrCat(nodes)});
   if (options.quick) words.push_back("--quick");
   if (options.threads > 0) {
     words.insert(words.end(), {"--threads", absl::StrCat(options.threads)});

@@ -219,7 +219,7 @@ RankLaunch ProcessGroupSource::Launch(const Shape& shape, uint64_t epoch,
   launch.num_ranks = shape.layout.group_size();
   launch.hosts = shape.hosts;
   launch.command = WorkerArguments(shape, epoch, model);
-  launch.command.insert(launch.command.begin(), OwnPath());
+  launch.command.insert(launch.command.begin(), shape.hosts.empty() ? OwnPath() : InstalledPath());
   if (setup_.options.rank.device == "cuda" && setup_.options.rank.device_comm != "staged") {
     launch.environment = setup_.options.rank_environment;
   }

@@ -80,9 +80,10 @@ std::vector<std::string> MpirunArguments(const ServiceOptions& options, const Ra
                  "oob_tcp_keepalive_intvl", absl::StrCat(kKeepaliveIntervalSeconds), "--mca",
                  "oob_tcp_keepalive_probes", absl::StrCat(kKeepaliveProbes)});
     if (!guard.empty()) {
-      // A shell on the other host takes it apart.
+      // A shell on the other host takes it apart; but where srun starts orteds there is none, so no
+      // quotes are put where nothing is to be taken apart.
       const auto quote = [](std::string* to, const std::string& word) {
-        to->append(ShellQuoted(word));
+        to->append(word.find_first_of(" \t'\"$&;") == std::string::npos ? word : ShellQuoted(word));
       };
       Append(out, {"--mca", "orte_launch_agent",
                    absl::StrCat(absl::StrJoin(guard, " ", quote), " orted")});
@@ -141,14 +142,16 @@ std::vector<std::string> RankLauncher::Arguments(const RankLaunch& launch,
 
 absl::StatusOr<std::unique_ptr<Process>> RankLauncher::StartHeld(const RankLaunch& launch,
                                                                  const Leash& leash) const {
-  const auto guard = [&, files = GroupFiles::NewName()](const std::string& host) {
-    std::vector<std::string> words = {OwnPath(), "guard", "--leash",
+  const auto guard = [&, files = GroupFiles::NewName()](const std::string& program,
+                                                        const std::string& host) {
+    std::vector<std::string> words = {program, "guard", "--leash",
                                       absl::StrCat(host, ":", leash.port())};
     if (!srun()) Append(words, {"--files", files});
     return words;
   };
-  std::vector<std::string> command = guard("127.0.0.1");
-  Append(command, Arguments(launch, guard(coordinator_host_)));
+  std::vector<std::string> command = guard(OwnPath(), "127.0.0.1");
+  const std::string there = launch.hosts.empty() ? OwnPath() : InstalledPath();
+  Append(command, Arguments(launch, guard(there, coordinator_host_)));
   spdlog::debug("starting epoch {} of replica {} on {}: {}", launch.epoch, launch.replica,
                 Joined(launch), absl::StrJoin(command, " "));
   return Process::Start(command, WholeEnvironment(launch));

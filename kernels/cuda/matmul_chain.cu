@@ -64,8 +64,9 @@ __global__ void __launch_bounds__(kChainWarps* kWarp)
 
   const auto copy_weights = [&](const void* weight, int group, Slot& slot) {
     constexpr int kUnits = kChainColumns * kGroupK / Slot::kUnit;
-    const auto* from =
-        static_cast<const Element*>(weight) + int64_t{blockIdx.x} * p.k * kChainColumns;
+    const auto* const elements = static_cast<const Element*>(weight);
+    const int64_t first_column = int64_t{blockIdx.x} * kChainColumns;
+    const int64_t first_k = int64_t{group} * kGroupK;
 #pragma unroll
     for (int u = lane; u < kUnits; u += kWarp) {
       if constexpr (kLayout == WeightLayout::kRows) {
@@ -73,10 +74,10 @@ __global__ void __launch_bounds__(kChainWarps* kWarp)
         const int column = u / kUnitsOfRow;
         const int k = u % kUnitsOfRow * Slot::kUnit;
         CopyAsync(&slot.weights[column * Slot::kLine + k],
-                  from + int64_t{column} * p.k + group * kGroupK + k, true);
+                  elements + (first_column + column) * p.k + first_k + k, true);
       } else {
         CopyAsync(&slot.weights[u * Slot::kUnit],
-                  from + int64_t{group} * kGroupK * kChainColumns + u * Slot::kUnit, true);
+                  elements + ChainOffset(first_column, first_k, p.k) + u * Slot::kUnit, true);
       }
     }
   };

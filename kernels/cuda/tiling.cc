@@ -102,23 +102,26 @@ int64_t MostTiles(int64_t rows, int64_t num_runs, int64_t tile_rows) {
 MatMulPlan PlanChain(const MatMulShape& shape, int64_t max_shared) {
   MatMulPlan plan;
   plan.kernel = MatMulKernel::kChain;
-  // Warps that fit beside the leaves' sums: as few as take no more turns at the leaves.
-  const auto warps_for = [&](int tile_rows) {
+  // Warps that fit beside the leaves' sums.
+  const auto most_warps = [&](int tile_rows) {
     const int64_t warp_bytes =
         ChainSlots(shape.group_bytes, tile_rows) * ChainSlotBytes(shape.group_bytes, tile_rows);
     const int64_t room = max_shared - ChainSumBytes(shape.num_leaves, tile_rows);
-    const int64_t most = std::clamp<int64_t>(room / warp_bytes, 0, kChainWarps);
-    return most == 0 ? 0 : Ceil(shape.num_leaves, Ceil(shape.num_leaves, most));
+    return std::clamp<int64_t>(room / warp_bytes, 0, kChainWarps);
   };
   plan.tile_rows = shape.most_rows <= 1               ? 1
                    : shape.most_rows <= kChainFewRows ? kChainFewRows
                                                       : kChainManyRows;
-  // Many leaves' sums of many rows would leave no room to read ahead.
+  // Many leaves' sums of many rows would leave no room to read ahead, or for a deep stack.
   const int64_t enough = std::min<int64_t>(shape.num_leaves, kChainWarps / 2);
-  if (plan.tile_rows == kChainManyRows && warps_for(kChainManyRows) < enough) {
+  if (plan.tile_rows == kChainManyRows &&
+      (most_warps(kChainManyRows) < enough ||
+       ChainSumBytes(shape.num_leaves + shape.depth, kChainManyRows) > max_shared)) {
     plan.tile_rows = kChainFewRows;
   }
-  plan.warps = static_cast<int>(std::max<int64_t>(1, warps_for(plan.tile_rows)));
+  // As few as take no more turns at the leaves.
+  const int64_t turns = Ceil(shape.num_leaves, std::max<int64_t>(1, most_warps(plan.tile_rows)));
+  plan.warps = static_cast<int>(Ceil(shape.num_leaves, turns));
   const int64_t slot_bytes = plan.warps * ChainSlots(shape.group_bytes, plan.tile_rows) *
                              ChainSlotBytes(shape.group_bytes, plan.tile_rows);
   plan.shared_bytes = std::max(slot_bytes, ChainSumBytes(shape.depth, plan.tile_rows)) +

@@ -326,6 +326,7 @@ void AddPlanCommand(CLI::App& parent, Command* run) {
       ->group(engine);
   app->add_option("--prefill-chunk", service.prefill_chunk,
                   "Prompt tokens of one request in a step (default: --max-step-tokens)")
+      ->check(CLI::NonNegativeNumber)
       ->group(engine);
   app->add_option("--max-sequences", service.max_sequences, "Sequences in one step")
       ->check(CLI::Range(1, 4096))
@@ -333,6 +334,7 @@ void AddPlanCommand(CLI::App& parent, Command* run) {
       ->group(engine);
   app->add_option("--max-context", service.rank.max_context,
                   "Tokens of prompt and answer (default: the model's)")
+      ->check(CLI::NonNegativeNumber)
       ->group(engine);
   AddNumericsOptions(*app, service.rank, engine);
   app->add_option("--reduction-leaves", service.rank.reduction_leaves,

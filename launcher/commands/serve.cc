@@ -13,6 +13,7 @@
 
 #include "CLI/CLI.hpp"
 #include "absl/base/thread_annotations.h"
+#include "absl/cleanup/cleanup.h"
 #include "absl/status/status.h"
 #include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
@@ -131,7 +132,8 @@ absl::StatusOr<int> Serve(const ServeOptions& options) {
       _exit(kExitFailed);
     }
     if (first_signal != absl::InfiniteFuture()) return;
-    first_signal = now;
+    // The next one is looked at when this one has been dealt with.
+    const absl::Cleanup done = [&] { first_signal = absl::Now(); };
     absl::MutexLock lock(&mutex);
     stop = true;
     if (loading != nullptr) {
@@ -168,6 +170,8 @@ absl::StatusOr<int> Serve(const ServeOptions& options) {
   absl::StatusOr<std::unique_ptr<serving::InferenceServer>> server =
       serving::InferenceServer::Listen(server_options);
   if (!server.ok()) return server.status();
+  // Before the server goes: the next one may have the same address.
+  const absl::Cleanup removed = [&endpoint_file] { endpoint_file.Remove(); };
   absl::Status written = endpoint_file.Write((*server)->address());
   if (!written.ok()) return written;
   spdlog::info("listening on {}, loading {}", (*server)->address(), (*service)->model_directory());
@@ -213,8 +217,8 @@ absl::StatusOr<int> Serve(const ServeOptions& options) {
     }
   }
   (*service)->Stop();
-  (*server)->Shutdown(absl::Seconds(1));
   endpoint_file.Remove();
+  (*server)->Shutdown(absl::Seconds(1));
   if (!failure.ok()) {
     return absl::UnavailableError(absl::StrCat("the workers are gone: ", failure.message()));
   }

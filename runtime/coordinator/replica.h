@@ -51,10 +51,12 @@ struct LiveRequest {
   int64_t held_tokens = 0;              // as in ReplicaLoad
 };
 
-// What a replica tells its coordinator, from its loop thread and with no lock held.
+// What a replica tells its coordinator, from its loop thread and with no lock held; and what it
+// asks, from any thread.
 class ReplicaOwner {
  public:
   virtual ~ReplicaOwner() = default;
+  // Of the whole service; never changes once a replica has started.
   virtual int num_replicas() const = 0;
   // The request's last event is about to be delivered: its id is free.
   virtual void OnEnding(const LiveRequest& live) = 0;

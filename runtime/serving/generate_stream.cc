@@ -3,6 +3,7 @@
 #include <chrono>
 #include <utility>
 
+#include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
 #include "runtime/serving/parse.h"
 #include "runtime/serving/request.h"
@@ -78,7 +79,6 @@ absl::Status GenerateStream::Submit() {
   bool cancelled = false;
   {
     std::lock_guard<std::mutex> lock(mutex_);
-    request_id_ = handle->id;
     PushStarted(handle->id, handle->seed);
     cancelled = cancelled_;
   }
@@ -89,6 +89,7 @@ absl::Status GenerateStream::Submit() {
 void GenerateStream::PushStarted(const std::string& id, uint64_t seed) {
   if (started_sent_) return;
   started_sent_ = true;
+  request_id_ = id;
   started_.mutable_started()->set_request_id(id);
   started_.mutable_started()->set_seed(seed);
   Push(started_);
@@ -117,7 +118,7 @@ void GenerateStream::Push(const v1::GenerateResponse& response) {
         "the client has left more than ", max_unread_bytes_,
         " bytes of this answer unread; what it has not been sent is lost: read as fast as tokens "
         "come, or ask for fewer samples or logprobs");
-    if (log_) log_(absl::StrCat("request ", request_id_, ": ", why));
+    if (log_) log_(absl::StrCat("request ", absl::Utf8SafeCEscape(request_id_), ": ", why));
     cancelled_ = true;
     DropUnread();
     EndLocked(grpc::Status(grpc::StatusCode::RESOURCE_EXHAUSTED, why));

@@ -63,15 +63,15 @@ class GenerateStream final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
   grpc::ByteBuffer request_bytes_;
   const int64_t max_unread_bytes_;
   const Log log_;
-  // Null until Run. Used by Run and by gRPC's callbacks only: a coordinator's event may come when
-  // the server is gone.
+  // Null until Run. Used by Run, by gRPC's callbacks, and by an event of its coordinator, which is
+  // there then, though the server may be gone.
   std::shared_ptr<const ServedModel> model_;
 
   std::mutex mutex_;
   v1::GenerateResponse started_;  // all but id and seed; sent first
   bool started_sent_ = false;
   std::optional<ResponseWriter> writer_;
-  std::string request_id_;                 // empty until submitted
+  std::string request_id_;                 // empty until started_sent_
   bool ended_ = false;                     // the coordinator has said its last
   bool cancelled_ = false;                 // or given up: nothing more is queued
   std::deque<grpc::ByteBuffer> outgoing_;  // front: being written while writing_

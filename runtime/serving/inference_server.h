@@ -28,7 +28,8 @@ struct InferenceServerOptions {
   std::string layout;
   std::function<std::string()> loading_message;
   int64_t max_request_bytes = int64_t{128} << 20;  // larger ones: RESOURCE_EXHAUSTED
-  // Answers that a client leaves unread; beyond that its request ends, RESOURCE_EXHAUSTED.
+  // Answers that a client leaves unread; beyond that its request ends, RESOURCE_EXHAUSTED. A client
+  // that never reads again keeps its call, and one message of memory, until its connection ends.
   int64_t max_unread_bytes = int64_t{64} << 20;
   // A line for the log; may be null. From any thread, also when the server is gone.
   std::function<void(const std::string& line)> log;

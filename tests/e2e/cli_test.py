@@ -226,7 +226,7 @@ class Cli(unittest.TestCase):
     def test_what_stdout_does_not_take_is_a_failure(self):
         run = ("run", "--model", DEMO, "--prompt", PROMPT, "--max-tokens", "2")
         for command in (run, run + ("--json",), ("plan", "--model", DEMO),
-                        ("tokenize", "--model", DEMO)):
+                        ("tokenize", "--model", DEMO), ("--version",)):
             for closed in (False, True):
                 with self.subTest(command=command, closed=closed), open("/dev/full", "wb") as full:
                     shell = ["sh", "-c", 'exec "$0" "$@"' + (" >&-" if closed else "")]

@@ -284,6 +284,18 @@ TEST(PlanChain, TakesWarpsForLeavesAndRowsForTheCall) {
   }
 }
 
+// Four warps fit; five leaves need two turns of three.
+TEST(PlanChain, FewerWarpsForEqualTurnsAreNoReasonForFewerRows) {
+  MatMulShape shape;
+  shape.rows = shape.most_rows = 100;
+  shape.depth = 3;
+  shape.group_bytes = ChainGroupBytes(WeightLayout::kTiles, 4);
+  shape.num_leaves = 5;
+  const MatMulPlan plan = PlanChain(shape, 99 << 10);
+  EXPECT_EQ(plan.warps, 3);
+  EXPECT_EQ(plan.tile_rows, kChainManyRows);
+}
+
 TEST(PlanChain, FitsEveryDeviceAndNumberOfLeaves) {
   for (const auto layout : {WeightLayout::kTiles, WeightLayout::kRows}) {
     for (const int element_bytes : {2, 4}) {
@@ -293,7 +305,7 @@ TEST(PlanChain, FitsEveryDeviceAndNumberOfLeaves) {
             MatMulShape shape;
             shape.rows = shape.most_rows = rows;
             shape.num_leaves = leaves;
-            shape.depth = 7;
+            shape.depth = leaves % 2 == 0 ? 7 : 40;  // of a tree; of a program that is none
             shape.group_bytes = ChainGroupBytes(layout, element_bytes);
             const MatMulPlan plan = PlanChain(shape, shared);
             SCOPED_TRACE(testing::Message() << leaves << " leaves, " << rows << " rows, " << shared
