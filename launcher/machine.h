@@ -3,31 +3,18 @@
 #define PHALANX_LAUNCHER_MACHINE_H_
 
 #include <cstdint>
-#include <optional>
 #include <string>
 
 #include "absl/status/statusor.h"
 
 namespace phalanx::launcher {
 
-// Processors that this process may run on, at least 1: those of its affinity, or, rounded up, what
-// CpuQuota leaves of them.
+// Processors that this process may run on, at least 1: those of its affinity, or its control
+// groups' quota, rounded up.
 int AvailableCores();
 // Bytes: MemAvailable of /proc/meminfo, or what the cgroups leave where that is less; 0 where it
 // can't be read.
 int64_t AvailableMemoryBytes();
-
-// Limits of control groups (Linux, cgroup-v1 and cgroup-v2), of this process's group and of all
-// above it: containers and batch systems set them.
-struct CgroupPaths {
-  std::string own = "/proc/self/cgroup";
-  std::string mounts = "/sys/fs/cgroup";
-};
-// Bytes that may still be taken before somebody is killed for it: the least, over the groups, of
-// limit - (usage - file pages that can be dropped). Nothing where there is no limit.
-std::optional<int64_t> CgroupMemoryLeft(const CgroupPaths& paths);
-// Processors' worth of time: the least of quota / period. Nothing where there is no quota.
-std::optional<double> CgroupCpuQuota(const CgroupPaths& paths);
 std::string HostName();
 // The path of the running binary; where that has been removed or replaced, one by which it can
 // still be started on this machine while this process lives.
