@@ -65,7 +65,7 @@ std::string InstalledPath() {
 
 std::string OwnPath() {
   std::error_code error;
-  const std::string installed = InstalledPath();
+  std::string installed = InstalledPath();
   if (std::filesystem::equivalent("/proc/self/exe", installed, error)) return installed;
   return absl::StrCat("/proc/", getpid(), "/exe");
 }

@@ -180,6 +180,7 @@ std::string RankTable::LastHeard() const {
            std::pair(b->heartbeat.step(), b->heartbeat.collective());
   });
   std::vector<std::string> texts;
+  texts.reserve(by_progress.size());
   for (const Rank* rank : by_progress) {
     texts.push_back(absl::StrCat(Describe(rank->info), ": ", Whereabouts(rank->heartbeat)));
   }
