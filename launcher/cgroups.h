@@ -1,4 +1,4 @@
-// Limits of Linux control groups.
+// Limits of Linux control groups, cgroup-v1 and cgroup-v2: containers and batch systems set them.
 #ifndef PHALANX_LAUNCHER_CGROUPS_H_
 #define PHALANX_LAUNCHER_CGROUPS_H_
 
@@ -8,8 +8,7 @@
 
 namespace phalanx::launcher {
 
-// Limits of control groups (Linux, cgroup-v1 and cgroup-v2), of this process's group and of all
-// above it: containers and batch systems set them.
+// Where the kernel shows this process's groups; all above them count, too.
 struct CgroupPaths {
   std::string own = "/proc/self/cgroup";
   std::string mounts = "/sys/fs/cgroup";

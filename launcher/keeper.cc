@@ -198,7 +198,7 @@ absl::StatusOr<Descriptor> ListenAsKeeper(const std::string& name) {
   return fd;
 }
 
-absl::Status CheckPeer(int socket) {
+absl::StatusOr<pid_t> CheckPeer(int socket) {
   ucred peer = {};
   socklen_t size = sizeof(peer);
   if (getsockopt(socket, SOL_SOCKET, SO_PEERCRED, &peer, &size) != 0) return Gone("SO_PEERCRED");
@@ -206,7 +206,7 @@ absl::Status CheckPeer(int socket) {
     return absl::PermissionDeniedError(
         absl::StrCat("keeper's socket: the other end is user ", peer.uid, "'s, not ours"));
   }
-  return absl::OkStatus();
+  return peer.pid;
 }
 
 void ServeRanks(int listener, int stop, KeptWeights& kept) {

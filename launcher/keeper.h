@@ -71,8 +71,8 @@ absl::Status RunKeeper(const KeeperOptions& options);
 
 // A listening socket of that name; ALREADY_EXISTS: somebody has it.
 absl::StatusOr<Descriptor> ListenAsKeeper(const std::string& name);
-// OK when `socket`'s other end is a process of this user.
-absl::Status CheckPeer(int socket);
+// The process at `socket`'s other end; PERMISSION_DENIED: another user's.
+absl::StatusOr<pid_t> CheckPeer(int socket);
 // Accepts and answers until `stop` becomes readable.
 void ServeRanks(int listener, int stop, KeptWeights& kept);
 

@@ -36,13 +36,10 @@ absl::Status KeeperStore::Connect() {
   if (!fd.valid() || connect(fd.get(), reinterpret_cast<sockaddr*>(&address), size) != 0) {
     return absl::NotFoundError(absl::StrCat("no keeper answers: ", std::strerror(errno)));
   }
-  if (absl::Status status = CheckPeer(fd.get()); !status.ok()) return status;
+  const absl::StatusOr<pid_t> keeper = CheckPeer(fd.get());
+  if (!keeper.ok()) return keeper.status();
   // Should somebody have stopped it, it goes on; else this is nothing to it.
-  ucred keeper = {};
-  socklen_t keeper_size = sizeof(keeper);
-  if (getsockopt(fd.get(), SOL_SOCKET, SO_PEERCRED, &keeper, &keeper_size) == 0 && keeper.pid > 0) {
-    kill(keeper.pid, SIGCONT);
-  }
+  if (*keeper > 0) kill(*keeper, SIGCONT);
   setsockopt(fd.get(), SOL_SOCKET, SO_RCVTIMEO, &kKeeperPatience, sizeof(kKeeperPatience));
   setsockopt(fd.get(), SOL_SOCKET, SO_SNDTIMEO, &kKeeperPatience, sizeof(kKeeperPatience));
   socket_ = std::move(fd);

@@ -192,8 +192,8 @@ class CudaKernels : public Kernels {
   void RunMatMul(TensorView x, const CudaPackedWeight& w, absl::Span<const TensorView> outs,
                  absl::Span<const ExpertRows> groups);
   // What of that doesn't depend on where rows are: the plan of `rows` rows in `num_runs` runs of at
-  // most (or, for a plan by expectation, about) `most_rows`, and the launch, of
-  // rows that are aligned.
+  // most (or, for a plan by expectation, about) `most_rows`; and the launch, of rows that are
+  // aligned.
   cuda::MatMulPlan PlanRows(const CudaPackedWeight& w, int64_t rows, int64_t most_rows,
                             int64_t num_runs) const;
   void RunTiles(TensorView x, const CudaPackedWeight& w, absl::Span<const TensorView> outs,

@@ -1,6 +1,7 @@
 #include "kernels/cuda/f16_terms.h"
 #include "kernels/cuda/fragment.h"
 #include "kernels/cuda/lane_math.h"
+#include "kernels/cuda/largest.cuh"
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/launch_order.cuh"
 
@@ -23,21 +24,7 @@ __global__ void __launch_bounds__(kThreads) SplitToF16Kernel(TensorView x, F16Te
   BeginInTurn();
   __shared__ uint32_t largest[kWarps];
   const float* const from = static_cast<const float*>(x.data) + blockIdx.x * x.stride;
-  // Magnitudes have the order of their bits.
-  uint32_t most = 0;
-  for (int64_t j = threadIdx.x; j < x.cols; j += kThreads) {
-    const uint32_t bits = __builtin_bit_cast(uint32_t, from[j]) & 0x7fffffffu;
-    most = bits > most ? bits : most;
-  }
-  for (int step = kWarp / 2; step > 0; step /= 2) {
-    const uint32_t other = __shfl_xor_sync(0xffffffffu, most, step);
-    most = other > most ? other : most;
-  }
-  if (threadIdx.x % kWarp == 0) largest[threadIdx.x / kWarp] = most;
-  __syncthreads();
-  for (int warp = 0; warp < kWarps; ++warp) {
-    most = largest[warp] > most ? largest[warp] : most;
-  }
+  const uint32_t most = LargestMagnitude(from, x.cols, largest);
   // What the largest is below. Infinite and NaN, too: they stay so.
   const int exponent = static_cast<int>(most >> 23) - 126;
   const int down = exponent > kMostExponent ? exponent - kMostExponent : 0;

@@ -1,4 +1,5 @@
 #include "kernels/cuda/lane_math.h"
+#include "kernels/cuda/largest.cuh"
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/launch_order.cuh"
 #include "kernels/cuda/ordered_sum.cuh"
@@ -13,19 +14,7 @@ constexpr int kThreads = 128;
 // The scale of x[0 .. d) in shared memory, for every thread of the block.
 __device__ uint8_t ScaleOf(const float* x, int64_t d) {
   __shared__ uint32_t largest[kThreads / kWarp];
-  uint32_t most = 0;
-  for (int64_t i = threadIdx.x; i < d; i += kThreads) {
-    const uint32_t magnitude = __builtin_bit_cast(uint32_t, x[i]) & 0x7fffffffu;
-    most = magnitude > most ? magnitude : most;
-  }
-  for (int step = kWarp / 2; step > 0; step /= 2) {
-    const uint32_t other = __shfl_xor_sync(0xffffffffu, most, step);
-    most = other > most ? other : most;
-  }
-  if (threadIdx.x % kWarp == 0) largest[threadIdx.x / kWarp] = most;
-  __syncthreads();
-  for (const uint32_t of_warp : largest) most = of_warp > most ? of_warp : most;
-  return E4m3Scale(most);
+  return E4m3Scale(LargestMagnitude(x, d, largest));
 }
 
 // One head of one row: blockIdx.x is the row, blockIdx.y the head (queries, keys, values).

@@ -49,7 +49,6 @@ struct ServeOptions {
 class EndpointFile {
  public:
   explicit EndpointFile(std::string path) : path_(std::move(path)) {}
-  ~EndpointFile() { Remove(); }
   EndpointFile(const EndpointFile&) = delete;
   EndpointFile& operator=(const EndpointFile&) = delete;
 
