@@ -38,11 +38,11 @@ struct AttentionParams {
   float* partials = nullptr;
 };
 
-// A cache that is read as BF16, tiles of up to kFewRows rows: eight warps take eight blocks of a
-// stripe at once, or those of several stripes that have fewer. `most_rows`: rows in the fullest
-// tile; `most_blocks`: no tile sees more blocks of a stripe.
+// A cache that is read as BF16, tiles of up to kFewRows rows: a block's warps take as many blocks
+// of a stripe at once, or those of several stripes that have fewer. `most_rows`: rows in the
+// fullest tile; `most_blocks`: no tile sees more blocks of a stripe; `warps`: FewAttentionWarps.
 cudaError_t AttendFew(const AttentionParams& params, const RowTile* tiles, int64_t num_tiles,
-                      int most_rows, int64_t most_blocks, cudaStream_t stream);
+                      int most_rows, int64_t most_blocks, int warps, cudaStream_t stream);
 // Likewise, tiles of kManyRows rows: eight warps share a block's keys and values.
 cudaError_t AttendMany(const AttentionParams& params, const RowTile* tiles, int64_t num_tiles,
                        cudaStream_t stream);

@@ -96,15 +96,24 @@ __global__ void __launch_bounds__(kThreads)
     uint32_t a[2][4];
     PackProbabilities(scores, a);
     const Values<kFp8, kWhole> v(p.layout, data, oldest.begin, newest.end, lane);
-#pragma unroll
-    for (int t = 0; t < kTiles; ++t) {
-      if (t >= value_tiles) break;
+    const auto add_tile = [&](int t) {
       float product[4];
       ValueTile(a, v, t, product);
 #pragma unroll
       for (int r = 0; r < 4; ++r) {
         const float next = Fma(values[t][r], alpha[r / 2], product[r]);
         values[t][r] = seen[r / 2] ? next : values[t][r];
+      }
+    };
+    // As in ScoreBlock: a loop without an early end lets tiles' loads and products overlap.
+    if (value_tiles == kTiles) {
+#pragma unroll
+      for (int t = 0; t < kTiles; ++t) add_tile(t);
+    } else {
+#pragma unroll
+      for (int t = 0; t < kTiles; ++t) {
+        if (t >= value_tiles) break;
+        add_tile(t);
       }
     }
   };

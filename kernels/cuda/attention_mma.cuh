@@ -1,7 +1,9 @@
 // One warp's work on one KV block, of BF16 or of FP8 that is read as BF16: sixteen query rows
 // (operand A) against 32 tokens. Lane (g = lane / 4, t = lane % 4) holds rows g and g + 8; of token
 // tile j (8 tokens) columns 2t and 2t + 1: scores[j][0..1] are row g's, scores[j][2..3] row g +
-// 8's.
+// 8's. With kHalves = 1 there are rows 0 .. 7 alone, and nothing is computed of what comes out for
+// the others. Zeros for those would be moved into place before each Mma, which wants its operand in
+// four neighbouring registers; so any values stand there that have their places to themselves.
 #ifndef PHALANX_KERNELS_CUDA_ATTENTION_MMA_CUH_
 #define PHALANX_KERNELS_CUDA_ATTENTION_MMA_CUH_
 
@@ -30,10 +32,11 @@ struct QueryRow {
   int64_t position;  // absolute
 };
 
+// In 32 bits: a division in 64 is a call of some hundred instructions.
 __device__ inline QueryRow RowOfTile(const AttentionParams& p, const SequenceRows& sequence,
-                                     const HeadGroup& group, int64_t index) {
-  const int64_t heads = group.end - group.begin;
-  const int64_t token = index / heads;
+                                     const HeadGroup& group, int index) {
+  const int heads = group.end - group.begin;
+  const int token = index / heads;
   if (token >= sequence.row_count) return {false, 0, 0, -1};
   return {true, sequence.row_begin + token, p.heads[group.begin + index % heads],
           sequence.start + token};
@@ -47,9 +50,9 @@ struct BlockWalk {
 };
 __device__ inline BlockWalk BlocksOf(const AttentionParams& p, int stripe, int64_t first_position,
                                      int64_t last_position) {
-  const int64_t oldest = OldestBlock(first_position, p.window);
-  const int64_t skip = (stripe - oldest % p.num_stripes + p.num_stripes) % p.num_stripes;
-  return {oldest + skip, last_position / kKvTokens};
+  const auto oldest = static_cast<int>(OldestBlock(first_position, p.window));
+  const int skip = stripe - oldest % p.num_stripes;
+  return {oldest + (skip < 0 ? skip + p.num_stripes : skip), last_position / kKvTokens};
 }
 
 // Brings a head's keys and values of one block, which are contiguous in the cache, to shared
@@ -68,20 +71,23 @@ __device__ __forceinline__ void CopyBlock(const AttentionParams& p, int64_t phys
 }
 
 // The rows' queries as operand A: [row g or g + 8][group of 32 columns].
-template <int kGroups>
+template <int kGroups, int kHalves = 2>
 struct QueryFragments {
   Words words[2][kGroups];
 
-  __device__ void Load(const AttentionParams& p, const QueryRow (&rows)[2], int lane) {
+  __device__ void Load(const AttentionParams& p, const QueryRow (&rows)[kHalves], int lane) {
     const int64_t width = p.layout.dk;
 #pragma unroll
-    for (int i = 0; i < 2; ++i) {
+    for (int i = 0; i < kHalves; ++i) {
       const auto* q = static_cast<const uint16_t*>(p.q.data) + rows[i].row * p.q.stride +
                       rows[i].head * width + OperandK(lane);
 #pragma unroll
       for (int g = 0; g < kGroups; ++g) {
-        words[i][g] =
-            rows[i].valid && g * kGroupK < width ? LoadWords(q + g * kGroupK) : Words{{0, 0, 0, 0}};
+        const bool there = rows[i].valid && g * kGroupK < width;
+        words[i][g] = there ? LoadWords(q + g * kGroupK) : Words{{0, 0, 0, 0}};
+        if constexpr (kHalves == 1) {
+          words[1][g] = there ? LoadWordsApart(q + g * kGroupK) : Words{{0, 0, 0, 0}};
+        }
       }
     }
   }
@@ -137,39 +143,60 @@ class Keys {
 // scores = scale * (q . k), -inf where a row doesn't see a token. `head`: as of Keys. kWhole, here
 // and below: every row sees all of the block (rows that there aren't may have any result), and
 // there is nothing to mask.
-template <bool kWhole, int kGroups, bool kFp8>
+template <bool kWhole, int kGroups, bool kFp8, int kHalves>
 __device__ __forceinline__ void ScoreBlock(const AttentionParams& p,
-                                           const QueryFragments<kGroups>& q, const uint8_t* head,
-                                           const Visible (&visible)[2], int lane,
-                                           float (&scores)[kTokenTiles][4]) {
-  const int groups = static_cast<int>(p.layout.dk / kGroupK);
+                                           const QueryFragments<kGroups, kHalves>& q,
+                                           const uint8_t* head, const Visible (&visible)[kHalves],
+                                           int lane, float (&scores)[kTokenTiles][2 * kHalves]) {
+  float sums[kTokenTiles][4];
 #pragma unroll
-  for (int j = 0; j < kTokenTiles; ++j) {
-    float sum[4] = {0.0f, 0.0f, 0.0f, 0.0f};
-    const Keys<kFp8> keys(p.layout, head, j, lane);
+  for (int j = 0; j < kTokenTiles; ++j) sums[j][0] = sums[j][1] = sums[j][2] = sums[j][3] = 0.0f;
+  // The tiles' chains in turns, so that none waits for itself.
+  const auto take = [&](const Keys<kFp8>(&keys)[kTokenTiles], int g) {
 #pragma unroll
-    for (int g = 0; g < kGroups; ++g) {
-      if (g >= groups) break;
-      const Words k = keys.Group(g);
+    for (int j = 0; j < kTokenTiles; ++j) {
+      const Words k = keys[j].Group(g);
 #pragma unroll
       for (int s = 0; s < 2; ++s) {
-        Mma(sum, q.words[0][g].w[2 * s], q.words[1][g].w[2 * s], q.words[0][g].w[2 * s + 1],
+        Mma(sums[j], q.words[0][g].w[2 * s], q.words[1][g].w[2 * s], q.words[0][g].w[2 * s + 1],
             q.words[1][g].w[2 * s + 1], k.w[2 * s], k.w[2 * s + 1]);
       }
     }
+  };
+  const Keys<kFp8> keys[kTokenTiles] = {{p.layout, head, 0, lane},
+                                        {p.layout, head, 1, lane},
+                                        {p.layout, head, 2, lane},
+                                        {p.layout, head, 3, lane}};
+  // A loop that may end early keeps the compiler from asking for all keys before it uses the
+  // first, so heads of kD columns have one that doesn't.
+  const int groups = static_cast<int>(p.layout.dk / kGroupK);
+  if (groups == kGroups) {
 #pragma unroll
-    for (int r = 0; r < 4; ++r) {
+    for (int g = 0; g < kGroups; ++g) take(keys, g);
+  } else {
+#pragma unroll
+    for (int g = 0; g < kGroups; ++g) {
+      if (g >= groups) break;
+      take(keys, g);
+    }
+  }
+#pragma unroll
+  for (int j = 0; j < kTokenTiles; ++j) {
+#pragma unroll
+    for (int r = 0; r < 2 * kHalves; ++r) {
       const int token = j * kTileColumns + ResultColumn(lane, r);
       const bool sees = kWhole || visible[r / 2].sees(token);
-      scores[j][r] = sees ? Mul(sum[r], p.scale) : kNegativeInfinity;
+      scores[j][r] = sees ? Mul(sums[j][r], p.scale) : kNegativeInfinity;
     }
   }
 }
 
 // The largest score of rows g and g + 8, for each of their four lanes.
-__device__ __forceinline__ void BlockMax(const float (&scores)[kTokenTiles][4], float (&max)[2]) {
+template <int kHalves>
+__device__ __forceinline__ void BlockMax(const float (&scores)[kTokenTiles][2 * kHalves],
+                                         float (&max)[kHalves]) {
 #pragma unroll
-  for (int i = 0; i < 2; ++i) {
+  for (int i = 0; i < kHalves; ++i) {
     max[i] = kNegativeInfinity;
 #pragma unroll
     for (int j = 0; j < kTokenTiles; ++j) {
@@ -183,21 +210,22 @@ __device__ __forceinline__ void BlockMax(const float (&scores)[kTokenTiles][4], 
 
 // Scores become p = exp(score - max), +0 where not seen; their sums by halving: token and token +
 // 16, then + 8, + 4, + 2, + 1.
-template <bool kWhole>
-__device__ __forceinline__ void Probabilities(const float (&max)[2], const Visible (&visible)[2],
-                                              int lane, float (&scores)[kTokenTiles][4],
-                                              float (&sum)[2]) {
+template <bool kWhole, int kHalves>
+__device__ __forceinline__ void Probabilities(const float (&max)[kHalves],
+                                              const Visible (&visible)[kHalves], int lane,
+                                              float (&scores)[kTokenTiles][2 * kHalves],
+                                              float (&sum)[kHalves]) {
 #pragma unroll
   for (int j = 0; j < kTokenTiles; ++j) {
 #pragma unroll
-    for (int r = 0; r < 4; ++r) {
+    for (int r = 0; r < 2 * kHalves; ++r) {
       const int token = j * kTileColumns + ResultColumn(lane, r);
       const float p = Exp(Sub(scores[j][r], max[r / 2]));
       scores[j][r] = kWhole || visible[r / 2].sees(token) ? p : 0.0f;
     }
   }
 #pragma unroll
-  for (int i = 0; i < 2; ++i) {
+  for (int i = 0; i < kHalves; ++i) {
     float half[2];
 #pragma unroll
     for (int e = 0; e < 2; ++e) {
@@ -211,13 +239,16 @@ __device__ __forceinline__ void Probabilities(const float (&max)[2], const Visib
 }
 
 // p as operand A of P.V: [step][register].
-__device__ __forceinline__ void PackProbabilities(const float (*p)[4], uint32_t (&a)[2][4]) {
+template <int kColumns>
+__device__ __forceinline__ void PackProbabilities(const float (*p)[kColumns], uint32_t (&a)[2][4]) {
 #pragma unroll
   for (int s = 0; s < 2; ++s) {
     a[s][0] = PackBf16(p[2 * s][0], p[2 * s][1]);
-    a[s][1] = PackBf16(p[2 * s][2], p[2 * s][3]);
     a[s][2] = PackBf16(p[2 * s + 1][0], p[2 * s + 1][1]);
-    a[s][3] = PackBf16(p[2 * s + 1][2], p[2 * s + 1][3]);
+    // Of two columns: any values (kHalves = 1).
+    constexpr int kOther = kColumns == 4 ? 2 : 1;
+    a[s][1] = PackBf16(p[2 * s][kOther], p[2 * s][(kOther + 1) % kColumns]);
+    a[s][3] = PackBf16(p[2 * s + 1][kOther], p[2 * s + 1][(kOther + 1) % kColumns]);
   }
 }
 

@@ -10,6 +10,12 @@ namespace {
 // Up to two tiles of few rows cost less than one of many that is mostly empty.
 constexpr int64_t kMostFewRows = 2 * kFewRows;
 
+// AttendFew's maxima, factors and sums, in static shared memory: no more than that.
+constexpr int64_t kFewStaticBytes = 2048;
+
+bool IsWide(const KvLayout& layout) { return layout.dk > 128; }
+int FewestWarps(const KvLayout& layout) { return IsWide(layout) ? 2 : 4; }
+
 }  // namespace
 
 HeadGroups GroupHeads(absl::Span<const int32_t> kv_head_of, int64_t num_kv_heads) {
@@ -82,11 +88,23 @@ AttentionPlan PlanAttention(absl::Span<const AttentionSequence> sequences, int64
   return plan;
 }
 
-int64_t FewAttentionRows(int64_t dv, int64_t max_shared) {
-  // Maxima, factors and sums are static.
-  constexpr int64_t kStatic = 4096;
-  const int64_t bytes_of_row = kAttendWarps * dv * SizeOf(DType::kF32);
-  return std::clamp<int64_t>((max_shared - kStatic) / bytes_of_row, 1, kFewRows);
+int64_t FewAttentionRows(const KvLayout& layout, int64_t max_shared) {
+  const int warps = FewestWarps(layout);
+  const int64_t without = FewAttentionBytes(layout, warps, 0);
+  const int64_t of_row = FewAttentionBytes(layout, warps, 1) - without;
+  // A wide head's queries and products for more of them exceed a thread's registers.
+  const int64_t most = IsWide(layout) ? kFewRows / 2 : kFewRows;
+  return std::clamp<int64_t>((max_shared - kFewStaticBytes - without) / of_row, 1, most);
+}
+
+int FewAttentionWarps(const KvLayout& layout, int most_rows, int64_t most_blocks, int64_t blocks,
+                      int num_sms, int64_t max_shared) {
+  constexpr int kMost = 8;
+  const int fewest = FewestWarps(layout);
+  const bool more = fewest == kMost / 2 && most_rows <= kFewRows / 2 && most_blocks > fewest &&
+                    blocks <= num_sms &&
+                    FewAttentionBytes(layout, kMost, most_rows) + kFewStaticBytes <= max_shared;
+  return more ? kMost : fewest;
 }
 
 int PrefillPieces(const AttentionPlan& plan, int64_t num_groups, int64_t window, int num_sms,

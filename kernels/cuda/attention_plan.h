@@ -48,7 +48,13 @@ AttentionPlan PlanAttention(absl::Span<const AttentionSequence> sequences, int64
 
 // The most rows, up to kFewRows, that a tile of AttendFew may have where a block has `max_shared`
 // bytes of shared memory.
-int64_t FewAttentionRows(int64_t dv, int64_t max_shared);
+int64_t FewAttentionRows(const KvLayout& layout, int64_t max_shared);
+// Warps of a block of AttendFew: 4, or 2 of heads wider than 128. Eight, which have twice as many
+// bytes on the way, where there is a block for each multiprocessor at most, for tiles of up to
+// eight rows, if `max_shared` allows. `blocks`: tiles x groups x stripes; `most_rows`,
+// `most_blocks`: as of AttendFew. No bit depends on it.
+int FewAttentionWarps(const KvLayout& layout, int most_rows, int64_t most_blocks, int64_t blocks,
+                      int num_sms, int64_t max_shared);
 
 // Into how many pieces AttendPrefill cuts the contexts of `plan.many`, for `num_groups` groups of
 // heads on `num_sms` multiprocessors: as many as keep two blocks on each busy, but none shorter

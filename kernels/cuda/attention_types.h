@@ -41,13 +41,17 @@ struct RowTile {
 inline constexpr int kFewRows = 16;
 inline constexpr int kManyRows = 128;
 
-// Warps of a block of the first. Where a stripe has few blocks, several stripes share one.
-inline constexpr int kAttendWarps = 8;
-// Warps that a stripe of at most `blocks` KV blocks gets: a power of two.
-PHALANX_SHARED int WarpsOfStripe(int64_t blocks) {
-  int warps = 1;
-  while (warps < kAttendWarps && warps < blocks) warps *= 2;
-  return warps;
+// Dynamic shared memory of a block of the first that has `warps` warps, for tiles of up to `rows`:
+// for each warp a KV block, and the products of it, in rows with eight floats between them.
+PHALANX_SHARED int64_t FewAttentionBytes(const KvLayout& layout, int warps, int rows) {
+  return warps * (layout.head_bytes + int64_t{4} * rows * (layout.dv + 8));
+}
+// Warps of a block of `warps` that a stripe of at most `blocks` KV blocks gets: a power of two.
+// Where that is less than `warps` several stripes share the block.
+PHALANX_SHARED int WarpsOfStripe(int64_t blocks, int warps) {
+  int given = 1;
+  while (given < warps && given < blocks) given *= 2;
+  return given;
 }
 // Blocks of 32 tokens that rows at positions [first, last] see with `window` (0: all), and the
 // oldest of them.

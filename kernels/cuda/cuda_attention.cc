@@ -74,7 +74,7 @@ const CudaKernels::StagedPlan& CudaKernels::PlanRows(const AttentionArgs& args, 
                                                      int64_t row_end,
                                                      const cuda::HeadGroups& groups) {
   const bool bf16 = args.cache.shape.dtype == DType::kBF16;
-  const int64_t few_rows = cuda::FewAttentionRows(cuda::LayoutOf(args.cache.shape).dv, max_shared_);
+  const int64_t few_rows = cuda::FewAttentionRows(cuda::LayoutOf(args.cache.shape), max_shared_);
   const auto wanted = [&](const StagedPlan& plan) {
     return plan.row_begin == row_begin && plan.row_end == row_end &&
            plan.widest_group == groups.widest && plan.bf16 == bf16 && plan.few_rows == few_rows &&
@@ -147,8 +147,11 @@ void CudaKernels::PartialsOf(const AttentionArgs& args, const StagedPlan& staged
     CheckCuda(cuda::AttendMany(p, staged.many, Count(plan.many), stream_), "Attention");
   }
   if (!plan.few.empty()) {
+    const int64_t blocks = Count(plan.few) * p.num_groups * (p.stripe_end - p.stripe_begin);
+    const int warps = cuda::FewAttentionWarps(p.layout, plan.most_few_rows, staged.most_few_blocks,
+                                              blocks, num_sms_, max_shared_);
     CheckCuda(cuda::AttendFew(p, staged.few, Count(plan.few), plan.most_few_rows,
-                              staged.most_few_blocks, stream_),
+                              staged.most_few_blocks, warps, stream_),
               "Attention");
   }
   if (!plan.tokens.empty()) {

@@ -15,6 +15,15 @@ __device__ __forceinline__ Words LoadWords(const void* from) {
   const uint4 v = *static_cast<const uint4*>(from);
   return {{v.x, v.y, v.z, v.w}};
 }
+// LoadWords of device memory, in registers of its own even where the compiler has the same words
+// already.
+__device__ __forceinline__ Words LoadWordsApart(const void* from) {
+  Words v;
+  asm volatile("ld.global.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(v.w[0]), "=r"(v.w[1]), "=r"(v.w[2]), "=r"(v.w[3])
+               : "l"(from));
+  return v;
+}
 // Eight FP8 codes of a lane.
 struct alignas(8) Codes {
   uint32_t w[2];

@@ -276,11 +276,17 @@ TEST(PlanAttention, CoversEveryRowOnceInTilesOfTheRightKernel) {
 }
 
 TEST(PlanAttention, CutsShorterTilesWhereABlockHasLittleSharedMemory) {
-  // An H100, and an L40S: 32 bytes a row and column, and 4 KiB that are static.
-  EXPECT_EQ(FewAttentionRows(256, 227 << 10), kFewRows);
-  EXPECT_EQ(FewAttentionRows(256, 99 << 10), 11);
-  EXPECT_EQ(FewAttentionRows(128, 99 << 10), kFewRows);
-  EXPECT_EQ(FewAttentionRows(4096, 99 << 10), 1);
+  // An H100, and an L40S; 2 KiB are static.
+  const auto layout = [](int64_t d, bool fp8 = false) { return KvLayout(DType::kBF16, 1, d, fp8); };
+  EXPECT_EQ(FewAttentionRows(layout(128), 227 << 10), kFewRows);
+  // Four blocks of 16 KiB, 4 x 136 floats a row.
+  EXPECT_EQ(FewAttentionRows(layout(128), 99 << 10), 15);
+  EXPECT_EQ(FewAttentionRows(layout(128, true), 99 << 10), kFewRows);
+  EXPECT_EQ(FewAttentionRows(layout(64), 99 << 10), kFewRows);
+  // Of wide heads eight at most.
+  EXPECT_EQ(FewAttentionRows(layout(256), 227 << 10), kFewRows / 2);
+  EXPECT_EQ(FewAttentionRows(layout(256), 99 << 10), kFewRows / 2);
+  EXPECT_EQ(FewAttentionRows(layout(256), 70 << 10), 1);
   std::vector<int32_t> table(8);
   const AttentionPlan plan = PlanAttention({{0, 5, 0, table.data()}}, 0, 5, 5, true, 11);
   ASSERT_EQ(plan.few.size(), 3u);  // 25 query rows
@@ -296,10 +302,13 @@ TEST(PlanAttention, CountsTheBlocksThatAStripeHasAtMost) {
   // A window of 64 tokens sees at most three blocks.
   EXPECT_EQ(MostBlocksOfStripe(512, 512, 64, 1), 3);
   EXPECT_EQ(MostBlocksOfStripe(511, 511, 64, 1), 2);
-  std::vector<int> warps;
-  for (const int64_t blocks : {0, 1, 2, 3, 4, 5, 8, 9, 1000})
-    warps.push_back(WarpsOfStripe(blocks));
+  std::vector<int> warps, of_four;
+  for (const int64_t blocks : {0, 1, 2, 3, 4, 5, 8, 9, 1000}) {
+    warps.push_back(WarpsOfStripe(blocks, 8));
+    of_four.push_back(WarpsOfStripe(blocks, 4));
+  }
   EXPECT_EQ(warps, (std::vector<int>{1, 1, 2, 4, 4, 8, 8, 8, 8}));
+  EXPECT_EQ(of_four, (std::vector<int>{1, 1, 2, 4, 4, 4, 4, 4, 4}));
   // Of the tiles of few rows alone: the second sequence has none.
   std::vector<int32_t> table(40);
   const std::vector<AttentionSequence> sequences = {{0, 1, 600, table.data()},
@@ -308,6 +317,26 @@ TEST(PlanAttention, CountsTheBlocksThatAStripeHasAtMost) {
   EXPECT_EQ(MostFewBlocks(plan, 0, 4), 5);
   EXPECT_EQ(MostFewBlocks(plan, 33, 4), 1);
   EXPECT_EQ(MostFewBlocks(PlanAttention(sequences, 1, 101, 4, true), 0, 4), 0);
+}
+
+TEST(FewAttention, HasEightWarpsWhereThereIsABlockForEachMultiprocessorAtMost) {
+  const KvLayout layout(DType::kBF16, 8, 128);
+  const auto warps = [&](int rows, int64_t most_blocks, int64_t blocks, int64_t max_shared) {
+    return FewAttentionWarps(layout, rows, most_blocks, blocks, 132, max_shared);
+  };
+  // A sequence of 8,192 tokens, eight KV heads, eight stripes.
+  EXPECT_EQ(warps(4, 32, 64, 227 << 10), 8);
+  EXPECT_EQ(warps(8, 5, 132, 227 << 10), 8);
+  EXPECT_EQ(warps(8, 5, 133, 227 << 10), 4);
+  // More rows have kernels of four warps alone, and so few blocks have enough of them.
+  EXPECT_EQ(warps(9, 32, 64, 227 << 10), 4);
+  EXPECT_EQ(warps(4, 4, 64, 227 << 10), 4);
+  // 128 KiB of keys and values, 4,352 bytes a row, 2 KiB that are static: an A100, and an L40S.
+  EXPECT_EQ(warps(4, 32, 64, 163 << 10), 8);
+  EXPECT_EQ(warps(8, 32, 64, 163 << 10), 4);
+  EXPECT_EQ(warps(1, 32, 64, 99 << 10), 4);
+  EXPECT_EQ(FewAttentionBytes(layout, 8, 4), (128 << 10) + 4 * 4352);
+  EXPECT_EQ(FewAttentionWarps(KvLayout(DType::kBF16, 8, 256), 4, 32, 64, 132, 227 << 10), 2);
 }
 
 TEST(PrefillPieces, CutsContextsWhereTilesLeaveMultiprocessorsIdle) {

@@ -182,7 +182,8 @@ TEST_P(InvarianceTest, MatMulLeavesOnSeveralRanksGiveTheBitsOfOne) {
 }
 
 // Rows of one sequence, in one call and one by one, for group sizes and head widths that change
-// tiles; contexts of several rounds of every stripe.
+// tiles; contexts of several rounds of every stripe. The last row among others, too: a call that
+// fills the device may have another kernel than one that doesn't.
 TEST_P(InvarianceTest, AttentionOfARowIsTheSameInPrefillAndDecode) {
   struct Case {
     int64_t heads, kv_heads, dim, window;
@@ -235,6 +236,21 @@ TEST_P(InvarianceTest, AttentionOfARowIsTheSameInPrefillAndDecode) {
                   << ", column " << j;
             }
           }
+        }
+      }
+      const int64_t copies = small ? 3 : 40;
+      Matrix same_q(Activation(shape), copies, q_cols);
+      std::vector<AttentionSequence> sequences;
+      for (int64_t s = 0; s < copies; ++s) {
+        for (int64_t j = 0; j < q_cols; ++j) same_q.Set(s, j, q.Get(num_tokens - 1, j));
+        sequences.push_back({s, 1, num_tokens - 1, table.data()});
+      }
+      Matrix out(Activation(shape), copies, layer.OutCols(), 0);
+      kernels_->Attention(layer.Attention(same_q.view(), cache.view(), sequences, out.view()));
+      for (int64_t s = 0; s < copies; ++s) {
+        for (int64_t j = 0; j < layer.OutCols(); ++j) {
+          ASSERT_EQ(out.Get(s, j), together.Get(last - 1, j))
+              << Describe(shape) << ", " << s << " of " << copies << ", column " << j;
         }
       }
     }

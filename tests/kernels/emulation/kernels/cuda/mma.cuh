@@ -26,6 +26,7 @@ struct alignas(8) Codes {
   uint32_t w[2];
 };
 
+inline Words LoadWordsApart(const void* from) { return LoadWords(from); }
 inline Codes LoadCodes(const void* from) {
   if (reinterpret_cast<uintptr_t>(from) % 8 != 0) std::abort();
   return *static_cast<const Codes*>(from);
