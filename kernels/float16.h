@@ -1,5 +1,5 @@
-// BF16 and F16 to F32 and back, in integer arithmetic: the same bits on every processor, whatever
-// the floating-point environment.
+// BF16 and F16 to F32 and back, in arithmetic that is exact: the same bits on every processor,
+// whatever the floating-point environment.
 #ifndef PHALANX_KERNELS_FLOAT16_H_
 #define PHALANX_KERNELS_FLOAT16_H_
 
@@ -19,26 +19,26 @@ PHALANX_SHARED uint16_t F32ToBf16(float value) {
   return static_cast<uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
 }
 
-// Exact, denormals included; a signalling NaN becomes quiet.
+// Exact, denormals included; a signalling NaN becomes quiet (whatever NaN on a GPU).
 PHALANX_SHARED float F16ToF32(uint16_t bits) {
+#if defined(__CUDA_ARCH__)
+  float value;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"(bits));
+  return value;
+#else
+  // Without branches, so that loops of it are vectors' work.
   const uint32_t sign = static_cast<uint32_t>(bits & 0x8000u) << 16;
-  const uint32_t exponent = (bits >> 10) & 0x1fu;
-  uint32_t fraction = bits & 0x3ffu;
-  if (exponent == 0x1f) {
-    if (fraction != 0) fraction |= 0x200u;
-    return __builtin_bit_cast(float, sign | 0x7f800000u | (fraction << 13));
-  }
-  if (exponent != 0) {
-    return __builtin_bit_cast(float, sign | ((exponent + 112u) << 23) | (fraction << 13));
-  }
-  if (fraction == 0) return __builtin_bit_cast(float, sign);
-  // Denormal: fraction * 2^-24, made normal by hand.
-  uint32_t e = 113;
-  while ((fraction & 0x400u) == 0) {
-    fraction <<= 1;
-    --e;
-  }
-  return __builtin_bit_cast(float, sign | (e << 23) | ((fraction & 0x3ffu) << 13));
+  const uint32_t magnitude = bits & 0x7fffu;
+  const uint32_t normal = (magnitude << 13) + (112u << 23);
+  const uint32_t denormal =
+      __builtin_bit_cast(uint32_t, static_cast<float>(static_cast<int32_t>(magnitude)) * 0x1p-24f);
+  const uint32_t special = 0x7f800000u | (magnitude & 0x3ffu) << 13;
+  const uint32_t quiet = magnitude > 0x7c00u ? 0x00400000u : 0u;
+  const uint32_t value = magnitude >= 0x7c00u  ? special | quiet
+                         : magnitude >= 0x400u ? normal
+                                               : denormal;
+  return __builtin_bit_cast(float, sign | value);
+#endif
 }
 
 // Rounded to nearest even, denormals kept; NaN stays NaN and becomes quiet.

@@ -1,5 +1,5 @@
-// FP8 E4M3 values and the power-of-two scales that go with them, in integer arithmetic: the same
-// bits on every processor, whatever the floating-point environment.
+// FP8 E4M3 values and the power-of-two scales that go with them, in arithmetic that is exact: the
+// same bits on every processor, whatever the floating-point environment.
 //
 // E4M3 (OCP 8-bit Floating Point Specification; Micikevicius et al., arXiv:2209.05433): a sign,
 // four bits of exponent with bias 7, three of fraction; denormals, no infinities, NaN is 0x7f and
@@ -26,15 +26,14 @@ inline constexpr uint8_t kE8m0Nan = 0xff;
 
 // Exact. NaN is quiet.
 PHALANX_SHARED float E4m3ToF32(uint8_t code) {
+  // Without branches: a GPU asks for many codes before it has the first.
   const uint32_t sign = static_cast<uint32_t>(code & 0x80u) << 24;
   const uint32_t magnitude = code & 0x7fu;
-  if (magnitude == kE4m3Nan) return __builtin_bit_cast(float, sign | 0x7fc00000u);
-  if (magnitude >= 8) return __builtin_bit_cast(float, sign | ((magnitude << 20) + (120u << 23)));
-  // Denormal: magnitude * 2^-9, made normal by its highest bit.
-  if (magnitude == 0) return __builtin_bit_cast(float, sign);
-  const uint32_t high = magnitude >= 4 ? 2 : magnitude >= 2 ? 1 : 0;
-  const uint32_t fraction = (magnitude << (23 - high)) & 0x7fffffu;
-  return __builtin_bit_cast(float, sign | ((118u + high) << 23) | fraction);
+  const uint32_t normal = (magnitude << 20) + (120u << 23);
+  const uint32_t denormal =
+      __builtin_bit_cast(uint32_t, static_cast<float>(static_cast<int32_t>(magnitude)) * 0x1p-9f);
+  const uint32_t value = magnitude == kE4m3Nan ? 0x7fc00000u : magnitude >= 8 ? normal : denormal;
+  return __builtin_bit_cast(float, sign | value);
 }
 
 // The scale of numbers of which the largest has the magnitude `largest`: the bits of an F32 without

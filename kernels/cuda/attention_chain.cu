@@ -5,6 +5,7 @@
 #include "kernels/cuda/attention_mma.cuh"
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/launch_order.cuh"
+#include "kernels/cuda/prefetch.cuh"
 #include "kernels/cuda/qkv.h"
 #include "kernels/fp8.h"
 
@@ -17,6 +18,9 @@ __device__ __forceinline__ float LoadElement(const uint8_t* data, int64_t index,
   if constexpr (kFp8) return Mul(E4m3ToF32(data[index]), scale);
   return Load(data, kType, index);
 }
+
+// Elements that a lane asks for before it uses the first.
+constexpr int kAhead = 16;
 
 // grid: tokens, query heads of all groups, stripes; one warp.
 template <DType kType, bool kFp8>
@@ -59,9 +63,27 @@ __global__ void __launch_bounds__(kWarp)
       key_scale = E8m0ToF32(data[p.layout.KeyScale(lane)]);
       value_scale[lane] = E8m0ToF32(data[p.layout.ValueScale(lane)]);
     }
+    // Values come while scores are computed, and the next block's keys and values behind them.
+    PrefetchRun(data + p.layout.key_bytes, p.layout.scales - p.layout.key_bytes, lane);
+    if (block + p.num_stripes <= walk.last) {
+      const int32_t next = p.tables[sequence.table_begin + block + p.num_stripes];
+      PrefetchRun(static_cast<const uint8_t*>(p.cache) + p.layout.Keys(next, group.kv_head),
+                  p.layout.head_bytes, lane);
+    }
     float score = 0.0f;
-    for (int64_t i = 0; i < d; ++i) {
-      score = Fma(q[i], LoadElement<kType, kFp8>(data, i * kKvTokens + lane, key_scale), score);
+    int64_t column = 0;
+    for (; column + kAhead <= d; column += kAhead) {
+      float keys[kAhead];
+#pragma unroll
+      for (int i = 0; i < kAhead; ++i) {
+        keys[i] = LoadElement<kType, kFp8>(data, (column + i) * kKvTokens + lane, key_scale);
+      }
+#pragma unroll
+      for (int i = 0; i < kAhead; ++i) score = Fma(q[column + i], keys[i], score);
+    }
+    for (; column < d; ++column) {
+      const float key = LoadElement<kType, kFp8>(data, column * kKvTokens + lane, key_scale);
+      score = Fma(q[column], key, score);
     }
     const bool seen = visible.sees(lane);
     score = seen ? Mul(score, p.scale) : kNegativeInfinity;
@@ -83,11 +105,20 @@ __global__ void __launch_bounds__(kWarp)
     const auto* v = data + p.layout.key_bytes;
     for (int64_t i = lane; i < d; i += kWarp) {
       float weighted = 0.0f;
-      for (int t = 0; t < kKvTokens; ++t) {
-        const float scale = kFp8 ? value_scale[t] : 1.0f;
-        const float value =
-            visible.sees(t) ? LoadElement<kType, kFp8>(v, t * p.layout.dv + i, scale) : 0.0f;
-        weighted = Fma(probability[t], value, weighted);
+#pragma unroll
+      for (int first = 0; first < kKvTokens; first += kAhead) {
+        float of_token[kAhead];
+#pragma unroll
+        for (int t = 0; t < kAhead; ++t) {
+          const float scale = kFp8 ? value_scale[first + t] : 1.0f;
+          of_token[t] = visible.sees(first + t)
+                            ? LoadElement<kType, kFp8>(v, (first + t) * p.layout.dv + i, scale)
+                            : 0.0f;
+        }
+#pragma unroll
+        for (int t = 0; t < kAhead; ++t) {
+          weighted = Fma(probability[first + t], of_token[t], weighted);
+        }
       }
       values[i] = Fma(values[i], alpha, weighted);
     }
