@@ -77,8 +77,10 @@ int RunCommandLine(int argc, char** argv, const WorkerHooks& hooks) {
     for (const CLI::App* command : commands) absl::StrAppend(&name, " ", command->get_name());
     std::string message = error.what();
     // The library says only that a command is required where an unknown one was given.
-    const std::vector<std::string> unknown = top->remaining();
-    if (commands.empty() && !unknown.empty()) {
+    const std::vector<std::string> unknown = top->remaining(/*recurse=*/true);
+    const CLI::App* const last = commands.empty() ? top : commands.back();
+    if (last->get_require_subcommand_min() > 0 && last->get_subcommands().empty() &&
+        !unknown.empty()) {
       message = absl::StrCat("unknown command or flag \"", unknown[0], "\"");
     } else if (error.get_exit_code() == static_cast<int>(CLI::ExitCodes::ExtrasError)) {
       // The library lists what follows an unknown flag, too, and from the end.

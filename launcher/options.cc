@@ -30,6 +30,12 @@ std::string CheckUnsigned(const std::string& text) {
 
 }  // namespace
 
+std::string CheckPositive(const std::string& text) {
+  double value = 0;
+  if (absl::SimpleAtod(text, &value) && value > 0) return "";
+  return absl::StrCat("expected a number above 0, found ", text);
+}
+
 void AddDeviceOptions(CLI::App& app, RankOptions& o) {
   const std::string group = "Device";
   app.add_option("--device", o.device,
@@ -166,6 +172,7 @@ void AddServiceOptions(CLI::App& app, ServiceOptions& o) {
          "them one after the other (default: the Slurm allocation, else this machine)")
       ->group(workers);
   app.add_option("--hostfile", o.hostfile, "Hosts as lines \"a slots=2\", instead of --hosts")
+      ->excludes("--hosts")
       ->group(workers);
   app.add_option("--mpirun-arg", o.mpirun_args, "A further argument for mpirun; may be repeated")
       ->group(workers)
@@ -184,18 +191,15 @@ void AddServiceOptions(CLI::App& app, ServiceOptions& o) {
                  "hosts are named)")
       ->group(workers);
   app.add_option("--start-timeout", o.start_timeout, "Seconds until every rank must have loaded")
-      ->check(CLI::PositiveNumber)
+      ->check(CheckPositive)
       ->capture_default_str()
       ->group(workers);
   app.add_option("--step-timeout", o.step_timeout, "Seconds after which a step counts as hung")
-      ->check(CLI::PositiveNumber)
+      ->check(CheckPositive)
       ->capture_default_str()
       ->group(workers);
   const auto seconds = [&](const char* flag, double& value, const char* help) {
-    app.add_option(flag, value, help)
-        ->check(CLI::PositiveNumber)
-        ->capture_default_str()
-        ->group(workers);
+    app.add_option(flag, value, help)->check(CheckPositive)->capture_default_str()->group(workers);
   };
   seconds("--heartbeat-timeout", o.heartbeat_timeout,
           "Seconds after which a rank that is not heard of counts as dead");

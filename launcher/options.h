@@ -19,6 +19,9 @@ class App;
 
 namespace phalanx::launcher {
 
+// For an option's check(): a number above 0, which NaN isn't. Empty: it is; else why not.
+std::string CheckPositive(const std::string& text);
+
 // What a rank needs to know.
 struct RankOptions {
   std::string model;

@@ -247,6 +247,7 @@ absl::StatusOr<std::unique_ptr<coordinator::WorkerGroup>> ProcessGroupSource::Ne
   remote.replica = replica_;
   remote.world_size = shape->layout.group_size();
   remote.result_rank = worker::ResultRank(shape->layout);
+  remote.address = CoordinatorAddress();
   remote.layout = shape->layout.ToString();
   remote.profile = setup_.profile;
   remote.max_step_tokens = options.rank.max_step_tokens;

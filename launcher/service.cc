@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <filesystem>
+#include <iostream>
 #include <system_error>
 #include <utility>
 
@@ -291,8 +292,13 @@ absl::Status Service::Start() {
   if (options_.workers == "external") {
     std::string commands;
     for (int r = 0; r < replicas_; ++r) absl::StrAppend(&commands, "\n  ", WorkerCommand(r));
-    spdlog::info("waiting for {} ranks{}; start them with:{}", replicas_ * group_size_,
-                 replicas_ > 1 ? absl::StrCat(" of ", replicas_, " replicas") : "", commands);
+    const std::string text =
+        absl::StrCat("waiting for ", replicas_ * group_size_, " ranks",
+                     replicas_ > 1 ? absl::StrCat(" of ", replicas_, " replicas") : "",
+                     "; start them with:", commands);
+    spdlog::info("{}", text);
+    // Nothing goes on before it has been typed, so no level of the log hides it.
+    if (!spdlog::should_log(spdlog::level::info)) std::cerr << text << std::endl;
   }
   if (absl::Status status = coordinator_->Start(); !status.ok()) return status;
   LogRanks(coordinator_->GetStatus());

@@ -362,7 +362,8 @@ void AddBenchRecoveryCommand(CLI::App& bench, Command* run) {
   app->add_option("--layout", options->service.rank.layout, "Axes of one replica")
       ->capture_default_str();
   app->add_option("--threads", options->service.rank.threads,
-                  "Compute threads per rank (default: cores / ranks)");
+                  "Compute threads per rank (default: cores / ranks)")
+      ->check(CLI::Range(0, 1024));
   AddDeviceOptions(*app, options->service.rank);
   app->add_option("--kv-memory", options->service.rank.kv_memory,
                   "KV memory of a rank (default: as serve)");

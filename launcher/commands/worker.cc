@@ -28,6 +28,7 @@
 #include "launcher/service.h"
 #include "launcher/step_trace.h"
 #include "runtime/control/conversions.h"
+#include "runtime/control/listen_address.h"
 #include "runtime/control/worker_client.h"
 #include "runtime/worker/step_runner.h"
 #include "runtime/worker/worker.h"
@@ -257,8 +258,13 @@ void AddWorkerCommand(CLI::App& parent, Command* run, const WorkerHooks& hooks) 
       "worker", "One rank; started by serve and run, or by hand: mpirun -np N phalanx worker ...");
   auto options = std::make_shared<WorkerCommandOptions>();
   AddRankOptions(*app, options->rank);
+  app->get_option("--layout")
+      ->description("Axes and sizes of the group, as serve has them, e.g. pp=2,tp=2");
   app->add_option("--coordinator", options->coordinator,
                   "Where the coordinator waits for ranks, HOST:PORT (serve prints it)")
+      ->check([](const std::string& text) {
+        return std::string(control::ParseHostPort(text).status().message());
+      })
       ->required()
       ->group("Workers");
   app->add_option("--token", options->token,
@@ -282,7 +288,7 @@ void AddWorkerCommand(CLI::App& parent, Command* run, const WorkerHooks& hooks) 
       ->group("Workers");
   app->add_option("--connect-timeout", options->connect_timeout,
                   "Seconds to wait for the coordinator")
-      ->check(CLI::PositiveNumber)
+      ->check(CheckPositive)
       ->capture_default_str()
       ->group("Workers");
   app->callback([options, run, hooks] {

@@ -138,8 +138,9 @@ std::string RankTable::Missing() const {
   }
   std::string text;
   if (!absent.empty()) {
-    text = absl::StrCat(absent.size(), " of ", options_.world_size, " ranks have not registered (",
-                        absl::StrJoin(absent, ", "), ")");
+    text = absl::StrCat(absent.size(), " of ", options_.world_size, " ranks have not registered",
+                        options_.address.empty() ? "" : absl::StrCat(" at ", options_.address),
+                        " (", absl::StrJoin(absent, ", "), ")");
   }
   if (!loading.empty()) {
     absl::StrAppend(&text, text.empty() ? "" : "; ",

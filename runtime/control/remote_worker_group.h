@@ -24,6 +24,8 @@ struct RemoteGroupOptions {
   // The only rank that may send results: the first of the last pipeline stage, (pp - 1) * sp * tp.
   // A result from any other ends the group.
   int result_rank = 0;
+  // Where ranks were told to register, for messages. Empty: not said.
+  std::string address;
   // What every rank must be started with; compared with its own. Empty: the ranks are only compared
   // with each other. The digest of the known-answer runs is always compared between ranks (R6).
   std::string layout;

@@ -269,7 +269,15 @@ class BadInput(unittest.TestCase):
                 (2, "missing", ("tokenize", "--model", missing)),
                 (2, "missing", ("worker", "--model", missing, "--coordinator", "127.0.0.1:1")),
                 (2, "frobnicate", ("frobnicate",)),
+                (2, "frobnicate", ("bench", "frobnicate")),
                 (2, "subcommand", ()),
+                (2, "subcommand", ("bench",)),
+                (2, "--threads", ("bench", "recovery", "--threads", "-3")),
+                (2, "found nan", ("serve", "--model", missing, "--start-timeout", "nan")),
+                (2, "found 0", ("serve", "--model", missing, "--step-timeout", "0")),
+                (2, "--hosts excludes --hostfile",
+                 ("serve", "--model", missing, "--hosts", "a:2", "--hostfile", "b")),
+                (2, "no port", ("worker", "--model", missing, "--coordinator", "127.0.0.1")),
                 (2, "--model", ("run", "--prompt", "a")),
                 (2, "99999", ("serve", "--model", str(harness.DEMO_MODEL), "--listen",
                               "127.0.0.1:99999")),
@@ -315,6 +323,13 @@ class BadInput(unittest.TestCase):
                 other = () if flag == "--listen" else ("--listen", "127.0.0.1:0")
                 self.assert_fails(harness.run("serve", "--model", str(harness.DEMO_MODEL), flag,
                                               address, *other), 2, address, "in use")
+
+    def test_the_command_for_ranks_is_told_whatever_the_level_of_the_log(self):
+        serve = harness.Process([harness.binary(), "serve", "--model", str(harness.DEMO_MODEL),
+                                 "--listen", "127.0.0.1:0", "--workers", "external", "--layout",
+                                 "tp=2", "--log-level", "error"])
+        self.addCleanup(serve.stop)
+        serve.wait_for_line(r"mpirun -np 2 .* worker --coordinator ")
 
     def test_a_wrong_number_of_ranks(self):
         serve = harness.Server("--workers", "external", "--layout", "tp=2", "--threads", "1",

@@ -228,6 +228,7 @@ TEST_F(ControlStreamTest, ARunningGroupRefusesOneMoreRank) {
 
 TEST_F(ControlStreamTest, StartTimeoutNamesTheMissingRanksAndTheLastRefusal) {
   RemoteGroupOptions options = GroupOptions(3);
+  options.address = "node7:9000";
   options.start_timeout = absl::Milliseconds(300);
   // Both in time: the launch hook runs inside Start.
   std::unique_ptr<WorkerClient> client;
@@ -240,7 +241,7 @@ TEST_F(ControlStreamTest, StartTimeoutNamesTheMissingRanksAndTheLastRefusal) {
   };
   const absl::Status status = StartGroup(std::move(options)).get().status();
   EXPECT_EQ(status.code(), absl::StatusCode::kDeadlineExceeded);
-  EXPECT_THAT(Text(status), HasSubstr("2 of 3 ranks have not registered (1, 2)"));
+  EXPECT_THAT(Text(status), HasSubstr("2 of 3 ranks have not registered at node7:9000 (1, 2)"));
   EXPECT_THAT(Text(status), HasSubstr("still loading: rank 0 (host host0, pid 1000)"));
   EXPECT_THAT(Text(status), HasSubstr("refused rank 1"));
   client.reset();
