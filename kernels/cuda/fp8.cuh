@@ -19,11 +19,12 @@ struct Fp8Factors {
   uint32_t low[2];  // scale, rest
   uint32_t high[2];
 
-  // `words`: the factors of a tile's group.
-  __device__ __forceinline__ Fp8Factors(const uint32_t* words, int lane) {
+  // `word_at(i)`: the i-th word of factors of a tile's group.
+  template <typename WordAt>
+  __device__ __forceinline__ Fp8Factors(const WordAt& word_at, int lane) {
 #pragma unroll
     for (int i = 0; i < (kLayout == WeightLayout::kFp8Fine ? 2 : 1); ++i) {
-      const uint32_t word = words[i * kTileRows / 2 + OperandRow(lane)];
+      const uint32_t word = word_at(i * kTileRows / 2 + OperandRow(lane));
       low[i] = (word & 0xffffu) | word << 16;
       high[i] = (word & 0xffff0000u) | word >> 16;
     }

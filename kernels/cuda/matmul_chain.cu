@@ -88,7 +88,7 @@ __global__ void __launch_bounds__(kChainWarps* kWarp)
   if (ahead) {
     GroupWalk<Leaves> first;
     first.Begin(p, warp, num_warps);
-    for (int i = 0; i < kSlots - 1 && !first.done(p); ++i) {
+    for (int i = 0; i < kSlots - 1 && !first.done(); ++i) {
       copy_weights(p.weight, first.group, slots[i]);
       first.Next(p);
     }
@@ -102,7 +102,7 @@ __global__ void __launch_bounds__(kChainWarps* kWarp)
   fetch.Begin(p, warp, num_warps);
   int fetch_slot = 0;
   const auto copy_next = [&](bool with_weights) {
-    if (!fetch.done(p)) {
+    if (!fetch.done()) {
       Slot& slot = slots[fetch_slot];
       if (with_weights) copy_weights(tile.weight, fetch.group, slot);
 #pragma unroll
@@ -133,7 +133,7 @@ __global__ void __launch_bounds__(kChainWarps* kWarp)
   GroupWalk<Leaves> walk;
   walk.Begin(p, warp, num_warps);
   int slot_index = 0;
-  while (!walk.done(p)) {
+  while (!walk.done()) {
     // Every lane's copies of this group are here, and none reads the slot filled next.
     WaitForCopies<kSlots - 2>();
     __syncwarp();

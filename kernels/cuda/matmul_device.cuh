@@ -49,8 +49,12 @@ __device__ __forceinline__ GroupRange LeafGroups(const MatMulParams& p, int leaf
   return {LeafBegin(p, leaf) / kGroupK, p.leaf_end[leaf] / kGroupK};
 }
 __device__ __forceinline__ GroupRange ChunkGroups(const MatMulParams& p, int chunk) {
+  // The last leaf that begins with this chunk or before it: those before that begin there, too, are
+  // empty. By halving, since each look at the parameters depends on the one before.
   int leaf = 0;
-  while (chunk >= p.first_chunk[leaf + 1]) ++leaf;
+  for (int step = kMaxLeaves / 2; step > 0; step /= 2) {
+    if (leaf + step < p.num_leaves && chunk >= p.first_chunk[leaf + step]) leaf += step;
+  }
   const GroupRange groups = LeafGroups(p, leaf);
   const int begin = groups.begin + (chunk - p.first_chunk[leaf]) * kChunkGroups;
   return {begin, begin + kChunkGroups < groups.end ? begin + kChunkGroups : groups.end};
@@ -81,7 +85,7 @@ struct GroupWalk {
     step = every;
     Enter(p);
   }
-  __device__ bool done(const MatMulParams& p) const { return segment >= Segments::Count(p); }
+  __device__ bool done() const { return group >= end; }
   // To the next group; whether that ended a segment. Empty ones are passed over.
   __device__ bool Next(const MatMulParams& p) {
     if (++group < end) return false;
@@ -90,7 +94,7 @@ struct GroupWalk {
     return true;
   }
   __device__ void Enter(const MatMulParams& p) {
-    for (; !done(p); segment += step) {
+    for (group = end = 0; segment < Segments::Count(p); segment += step) {
       const GroupRange range = Segments::Groups(p, segment);
       group = range.begin;
       end = range.end;
@@ -100,21 +104,25 @@ struct GroupWalk {
 };
 
 // Runs part `part`'s program for one output; `leaf_sum(leaf)` gives a leaf's sum. `stack`: this
-// thread's levels, `step` floats apart.
+// thread's levels but the top one, `step` floats apart.
 template <typename LeafSum>
 __device__ float RunPart(const MatMulParams& p, int part, float* stack, int step,
                          const LeafSum& leaf_sum) {
-  int depth = 0;
+  int depth = 0;  // levels below the top one
+  float top = 0.0f;
+  bool empty = true;
   for (int i = p.code_begin[part]; i < p.code_begin[part + 1]; ++i) {
     const int code = p.codes[i];
     if (code >= 0) {
-      stack[depth++ * step] = leaf_sum(code);
+      if (!empty) stack[depth++ * step] = top;
+      empty = false;
+      top = leaf_sum(code);
     } else {
       --depth;
-      stack[(depth - 1) * step] = Add(stack[(depth - 1) * step], stack[depth * step]);
+      top = Add(stack[depth * step], top);
     }
   }
-  return stack[0];
+  return top;
 }
 
 }  // namespace phalanx::kernels::cuda

@@ -26,131 +26,143 @@ namespace {
 constexpr int kMaxWarps = kFewWarps;
 // Words between two rows of x in shared memory: one more than columns, against bank conflicts.
 constexpr int kPitch = kTileRows + 1;
+constexpr int kXBytes = kGroupK * 2;  // of a row's group
 
-template <WeightLayout kLayout>
-struct WeightSlot {
-  Words a[2][kWarp];  // by step; of row-major weights: of the lower and the upper eight rows
-};
-template <WeightLayout kLayout>
-struct CodeSlot {
-  Words codes[kWarp];
-  Words factors[(TileGroupBytes(kLayout) - kFp8CodeBytes) / 16];
-};
-template <>
-struct WeightSlot<WeightLayout::kFp8> : CodeSlot<WeightLayout::kFp8> {};
-template <>
-struct WeightSlot<WeightLayout::kFp8Fine> : CodeSlot<WeightLayout::kFp8Fine> {};
-template <WeightLayout kLayout, int kRowTiles>
-struct Slot : WeightSlot<kLayout> {
-  Words b[kRowTiles][kWarp];
+// Where a lane's part of one group lies in memory, of weights or of x: so many bytes after that of
+// the group before.
+template <int kStep>
+struct Run {
+  const uint8_t* from;
+
+  __device__ __forceinline__ const uint8_t* At(int group) const {
+    return from + int64_t{group} * kStep;
+  }
 };
 
-// grid: output columns / 16, tiles of rows. Shared memory: Slot [warp][kSlots], then sums
-// [chunk][kRows][kPitch], then the programs' stack [depth][kRows * 16].
+// grid: output columns / 16, tiles of rows. Shared memory: for each warp kSlots slots (weights, x
+// of p.tile_rows rows), then sums [chunk][p.tile_rows][kPitch], then the programs' stack
+// [depth][p.tile_rows * 16]. Where slots were, then: leaves' sums [leaf][p.tile_rows * 16].
+// `ahead_groups`: of each warp's first chunk, what is brought to the L2 cache in front.
 template <WeightLayout kLayout, int kRowTiles, int kSlots>
 __global__ void __launch_bounds__(kMaxWarps* kWarp)
-    MatMulFewKernel(const __grid_constant__ MatMulParams p) {
-  constexpr int kRows = kRowTiles * kTileColumns;
+    MatMulFewKernel(const __grid_constant__ MatMulParams p, int ahead_groups, int sums_at) {
+  constexpr bool kByRows = kLayout == WeightLayout::kRows;
+  constexpr int kTileBytes = TileGroupBytes(kLayout);
+  constexpr int kFactorUnits = IsFp8(kLayout) ? (kTileBytes - kFp8CodeBytes) / 16 : 0;
   PHALANX_DYNAMIC_SHARED(uint8_t, memory);
   const int warp = threadIdx.x / kWarp;
   const int lane = threadIdx.x % kWarp;
   const int num_warps = blockDim.x / kWarp;
-  using WarpSlot = Slot<kLayout, kRowTiles>;
-  auto* slots = reinterpret_cast<WarpSlot*>(memory) + warp * kSlots;
-  auto* sums = reinterpret_cast<float*>(memory + num_warps * kSlots * sizeof(WarpSlot));
+  const uint32_t slot_bytes = Kept(kTileBytes + kXBytes * p.tile_rows);
+  const SharedAt slots = Kept(AtShared(memory + warp * kSlots * slot_bytes + lane * 16));
+  const SharedAt slots_end = Kept(slots + kSlots * slot_bytes);
+  auto* const sums = reinterpret_cast<float*>(memory + sums_at);
   const int64_t groups_of_k = p.k / kGroupK;
-  const auto copy_weights = [&](const void* of_tile, int group, WarpSlot& slot) {
-    const auto* weight = static_cast<const uint16_t*>(of_tile);
-    if constexpr (IsFp8(kLayout)) {
-      const uint8_t* from =
-          static_cast<const uint8_t*>(of_tile) + Fp8Offset(kLayout, blockIdx.x, group, groups_of_k);
-      CopyAsync(&slot.codes[lane], from + lane * 16, true);
-      if (lane < static_cast<int>(sizeof slot.factors / 16)) {
-        CopyAsync(&slot.factors[lane], from + kFp8CodeBytes + lane * 16, true);
-      }
+  const int64_t row_bytes = int64_t{p.k} * 2;
+
+  // This lane's 16 bytes of group 0; of row-major weights those of the lower eight rows.
+  using WeightRun = Run<kByRows ? kXBytes : kTileBytes>;
+  const auto weights_of = [&](const void* weight) -> WeightRun {
+    const auto* const bytes = static_cast<const uint8_t*>(weight);
+    if constexpr (kByRows) {
+      const int64_t row = int64_t{blockIdx.x} * kTileRows + OperandRow(lane);
+      return {Kept(bytes + row * row_bytes + OperandK(lane) * 2)};
     } else {
-#pragma unroll
-      for (int s = 0; s < 2; ++s) {
-        if constexpr (kLayout == WeightLayout::kRows) {
-          // This lane's 16 bytes of the lower and of the upper eight rows.
-          const int64_t row =
-              int64_t{blockIdx.x} * kTileRows + OperandRow(lane) + s * (kTileRows / 2);
-          CopyAsyncOfLine(&slot.a[s][lane], weight + row * p.k + OperandK(lane) + group * kGroupK);
-        } else {
-          CopyAsync(&slot.a[s][lane],
-                    weight + WeightOffset(blockIdx.x, group, s, lane, groups_of_k), true);
-        }
-      }
+      return {Kept(bytes + blockIdx.x * groups_of_k * kTileBytes + lane * 16)};
     }
   };
-
-  const auto prefetch_weights = [&](const void* of_tile, int begin, int end) {
-    const auto* weight = static_cast<const uint8_t*>(of_tile);
-    if constexpr (kLayout == WeightLayout::kRows) {
+  const auto copy_weights = [&](const WeightRun& weights, int group, SharedAt slot) {
+    const uint8_t* const from = weights.At(group);
+    if constexpr (IsFp8(kLayout)) {
+      CopyAsync(slot, from, true);
+      if (lane < kFactorUnits) CopyAsync(slot + kFp8CodeBytes, from + kFp8CodeBytes, true);
+    } else if constexpr (kByRows) {
+      CopyAsyncOfLine(slot, from);
+      CopyAsyncOfLine(slot + kTileBytes / 2, from + kTileRows / 2 * row_bytes);
+    } else {
+      CopyAsync(slot, from, true);
+      CopyAsync(slot + kTileBytes / 2, from + kTileBytes / 2, true);
+    }
+  };
+  const auto prefetch_weights = [&](int begin, int end) {
+    const auto* weight = static_cast<const uint8_t*>(p.weight);
+    if constexpr (kByRows) {
       const int lines = (end - begin) * kGroupK * 2 / kLineBytes;  // of a row
       for (int i = lane; i < kTileRows * lines; i += kWarp) {
         const int64_t row = int64_t{blockIdx.x} * kTileRows + i % kTileRows;
-        PrefetchLine(weight + (row * p.k + begin * kGroupK) * 2 + i / kTileRows * kLineBytes);
+        PrefetchLine(weight + row * row_bytes + begin * kGroupK * 2 + i / kTileRows * kLineBytes);
       }
     } else {
-      constexpr int kBytes = TileGroupBytes(kLayout);
-      PrefetchRun(weight + (blockIdx.x * groups_of_k + begin) * kBytes, (end - begin) * kBytes,
-                  lane);
+      PrefetchRun(weight + (blockIdx.x * groups_of_k + begin) * kTileBytes,
+                  (end - begin) * kTileBytes, lane);
     }
   };
 
+  LetNextStart();
+  GroupWalk<Chunks> walk;
+  walk.Begin(p, warp, num_warps);
   // The weights of the slots that are filled in front.
   const bool ahead = TilesAreKnownAtLaunch(p);
-  LetNextStart();
   if (ahead) {
-    GroupWalk<Chunks> first;
-    first.Begin(p, warp, num_warps);
-    for (int i = 0; i < kSlots - 1 && !first.done(p); ++i) {
-      copy_weights(p.weight, first.group, slots[i]);
+    const WeightRun weights = weights_of(p.weight);
+    GroupWalk<Chunks> first = walk;
+    SharedAt slot = slots;
+    for (int i = 0; i < kSlots - 1 && !first.done(); ++i) {
+      copy_weights(weights, first.group, slot);
+      slot += slot_bytes;
       first.Next(p);
     }
-    if (!first.done(p) && first.segment == warp) {
-      prefetch_weights(p.weight, first.group, first.end);
+    if (!first.done() && first.segment == walk.segment) {
+      const int end = first.group + ahead_groups;
+      prefetch_weights(first.group, end < first.end ? end : first.end);
     }
   }
   WaitForEarlier();
   if (blockIdx.y >= NumTiles(p)) return;
   const MatMulTile tile = TileOf(p, blockIdx.y);
 
-  const uint16_t* x[kRowTiles];
+  const WeightRun weights = weights_of(tile.weight);
+  // Rows from this lane's first on: that slots have room for, and that there are.
+  const auto room = static_cast<int>(Kept(p.tile_rows - OperandRow(lane)));
+  const auto rows = static_cast<int>(Kept(tile.rows - OperandRow(lane)));
+  Run<kXBytes> x[kRowTiles];
+  bool has_x[kRowTiles];
   bool valid[kRowTiles];
 #pragma unroll
   for (int t = 0; t < kRowTiles; ++t) {
     const int row = t * kTileColumns + OperandRow(lane);
-    valid[t] = row < tile.rows;
-    x[t] = static_cast<const uint16_t*>(p.x) +
-           (tile.first_row + (valid[t] ? row : 0)) * p.x_stride + OperandK(lane);
+    has_x[t] = t * kTileColumns < room;
+    valid[t] = t * kTileColumns < rows;
+    x[t].from = Kept(reinterpret_cast<const uint8_t*>(
+        static_cast<const uint16_t*>(p.x) + (tile.first_row + (valid[t] ? row : 0)) * p.x_stride +
+        OperandK(lane)));
   }
 
-  GroupWalk<Chunks> fetch;
-  fetch.Begin(p, warp, num_warps);
-  int fetch_slot = 0;
+  GroupWalk<Chunks> fetch = walk;
+  SharedAt fetch_slot = slots;
   const auto copy_next = [&](bool with_weights) {
-    if (!fetch.done(p)) {
-      WarpSlot& slot = slots[fetch_slot];
-      if (with_weights) copy_weights(tile.weight, fetch.group, slot);
+    if (!fetch.done()) {
+      if (with_weights) copy_weights(weights, fetch.group, fetch_slot);
 #pragma unroll
       for (int t = 0; t < kRowTiles; ++t) {
-        CopyAsync(&slot.b[t][lane], x[t] + fetch.group * kGroupK, valid[t]);
+        if (has_x[t]) {
+          CopyAsync(fetch_slot + kTileBytes + t * kTileColumns * kXBytes, x[t].At(fetch.group),
+                    valid[t]);
+        }
       }
       fetch.Next(p);
     }
     CommitCopies();  // an empty group counts, too
-    fetch_slot = fetch_slot + 1 == kSlots ? 0 : fetch_slot + 1;
+    fetch_slot += slot_bytes;
+    if (fetch_slot == slots_end) fetch_slot = slots;
   };
   // Weights that were asked for above come with the first group.
+#pragma unroll 1
   for (int i = 0; i < kSlots - 1; ++i) copy_next(!ahead);
 
   float sum[kRowTiles][4] = {};
-  GroupWalk<Chunks> walk;
-  walk.Begin(p, warp, num_warps);
-  int slot_index = 0;
-  while (!walk.done(p)) {
+  SharedAt slot = slots;
+  while (!walk.done()) {
     if constexpr (IsFp8(kLayout)) {
       // Every lane's copies of this group are here, and none reads the slot filled next.
       WaitForCopies<kSlots - 2>();
@@ -160,31 +172,34 @@ __global__ void __launch_bounds__(kMaxWarps* kWarp)
       copy_next(true);
       WaitForCopies<kSlots - 1>();
     }
-    const WarpSlot& slot = slots[slot_index];
-    slot_index = slot_index + 1 == kSlots ? 0 : slot_index + 1;
     Words a[2];
     if constexpr (kLayout == WeightLayout::kTiles) {
 #pragma unroll
-      for (int s = 0; s < 2; ++s) a[s] = slot.a[s][lane];
-    } else if constexpr (kLayout == WeightLayout::kRows) {
-      const Words low = slot.a[0][lane];
-      const Words high = slot.a[1][lane];
+      for (int s = 0; s < 2; ++s) a[s] = LoadShared(slot + s * (kTileBytes / 2));
+    } else if constexpr (kByRows) {
+      const Words low = LoadShared(slot);
+      const Words high = LoadShared(slot + kTileBytes / 2);
 #pragma unroll
       for (int s = 0; s < 2; ++s) a[s] = OperandOfRows(low, high, s);
     } else {
-      const Words codes = slot.codes[lane];
-      const Fp8Factors<kLayout> factors(reinterpret_cast<const uint32_t*>(slot.factors), lane);
+      const Words codes = LoadShared(slot);
+      const auto factors_at = slot - lane * 16 + kFp8CodeBytes;
+      const Fp8Factors<kLayout> factors(
+          [&](int word) { return LoadSharedWord(factors_at + word * 4); }, lane);
 #pragma unroll
       for (int s = 0; s < 2; ++s) a[s] = OperandOfCodes(codes, factors, s);
     }
 #pragma unroll
     for (int t = 0; t < kRowTiles; ++t) {
-      const Words b = slot.b[t][lane];
+      const Words b =
+          has_x[t] ? LoadShared(slot + kTileBytes + t * kTileColumns * kXBytes) : Words{};
 #pragma unroll
       for (int s = 0; s < 2; ++s) {
         Mma(sum[t], a[s].w[0], a[s].w[1], a[s].w[2], a[s].w[3], b.w[2 * s], b.w[2 * s + 1]);
       }
     }
+    slot += slot_bytes;
+    if (slot == slots_end) slot = slots;
     const int chunk = walk.segment;
     if (!walk.Next(p)) continue;
 #pragma unroll
@@ -192,7 +207,9 @@ __global__ void __launch_bounds__(kMaxWarps* kWarp)
 #pragma unroll
       for (int r = 0; r < 4; ++r) {
         const int row = t * kTileColumns + ResultColumn(lane, r);
-        sums[(chunk * kRows + row) * kPitch + ResultRow(lane, r)] = sum[t][r];
+        if (row < p.tile_rows) {
+          sums[(chunk * p.tile_rows + row) * kPitch + ResultRow(lane, r)] = sum[t][r];
+        }
         sum[t][r] = 0.0f;
       }
     }
@@ -200,39 +217,47 @@ __global__ void __launch_bounds__(kMaxWarps* kWarp)
   WaitForCopies<0>();
   __syncthreads();
 
-  for (int i = threadIdx.x; i < kRows * kTileRows; i += blockDim.x) {
-    const int column = i % kTileRows;
-    const int row = i / kTileRows;
-    const int64_t n = int64_t{blockIdx.x} * kTileRows + column;
+  // Leaves, each by threads of its own, then the programs over them.
+  const unsigned outputs = p.tile_rows * kTileRows;
+  auto* const leaves = reinterpret_cast<float*>(memory);
+  for (unsigned i = threadIdx.x; i < p.num_leaves * outputs; i += blockDim.x) {
+    const unsigned leaf = i / outputs;
+    const unsigned row = i % outputs / kTileRows;
+    float total = 0.0f;
+    for (int c = p.first_chunk[leaf]; c < p.first_chunk[leaf + 1]; ++c) {
+      total = Add(total, sums[(c * p.tile_rows + row) * kPitch + i % kTileRows]);
+    }
+    leaves[i] = total;
+  }
+  __syncthreads();
+  float* const stacks = sums + p.num_chunks * p.tile_rows * kPitch;
+  for (unsigned i = threadIdx.x; i < outputs; i += blockDim.x) {
+    const int row = static_cast<int>(i / kTileRows);
+    const int64_t n = int64_t{blockIdx.x} * kTileRows + i % kTileRows;
     if (row >= tile.rows || n >= p.n) continue;
-    float* stack = sums + p.num_chunks * kRows * kPitch + i;
-    const auto leaf_sum = [&](int leaf) {
-      float total = 0.0f;
-      for (int c = p.first_chunk[leaf]; c < p.first_chunk[leaf + 1]; ++c) {
-        total = Add(total, sums[(c * kRows + row) * kPitch + column]);
-      }
-      return total;
-    };
     for (int part = 0; part < p.num_parts; ++part) {
       p.outs[part][(tile.first_row + row) * p.out_strides[part] + n] =
-          RunPart(p, part, stack, kRows * kTileRows, leaf_sum);
+          RunPart(p, part, stacks + i, static_cast<int>(outputs),
+                  [&](int leaf) { return leaves[leaf * outputs + i]; });
     }
   }
 }
 
 template <WeightLayout kLayout, int kRowTiles, int kSlots>
 cudaError_t LaunchFor(const MatMulParams& p, const MatMulPlan& plan, cudaStream_t stream) {
-  static_assert(sizeof(Slot<kLayout, kRowTiles>) ==
-                FewSlotBytes(TileGroupBytes(kLayout), kRowTiles * kTileColumns));
+  static_assert(FewSlotBytes(TileGroupBytes(kLayout), kTileColumns) ==
+                TileGroupBytes(kLayout) + kXBytes * kTileColumns);
   const dim3 grid(static_cast<unsigned>((p.n + kTileRows - 1) / kTileRows),
                   static_cast<unsigned>(p.num_tiles));
+  const auto sums_at = static_cast<int>(
+      FewSumsAt(TileGroupBytes(kLayout), p.num_leaves, plan.tile_rows, plan.warps, kSlots));
   return Launch(MatMulFewKernel<kLayout, kRowTiles, kSlots>, grid, plan.warps * kWarp,
-                static_cast<size_t>(plan.shared_bytes), stream, p);
+                static_cast<size_t>(plan.shared_bytes), stream, p, plan.ahead_groups, sums_at);
 }
 
 template <WeightLayout kLayout>
 cudaError_t LaunchPlan(const MatMulParams& p, const MatMulPlan& plan, cudaStream_t stream) {
-  if (plan.tile_rows == 8) {
+  if (plan.tile_rows <= kTileColumns) {
     return plan.slots == kFewSlots ? LaunchFor<kLayout, 1, kFewSlots>(p, plan, stream)
                                    : LaunchFor<kLayout, 1, kFewManySlots>(p, plan, stream);
   }

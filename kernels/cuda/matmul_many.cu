@@ -231,7 +231,8 @@ __device__ __forceinline__ void MultiplyGroup(const uint8_t* stage, int column_w
       const uint8_t* second = first + T::kTileBytes;
       const Words codes[2] = {LoadWords(first + lane * 16), LoadWords(second + lane * 16)};
       const auto factors_of = [lane](const uint8_t* tile) {
-        return Fp8Factors<kLayout>(reinterpret_cast<const uint32_t*>(tile + kFp8CodeBytes), lane);
+        const auto* const words = reinterpret_cast<const uint32_t*>(tile + kFp8CodeBytes);
+        return Fp8Factors<kLayout>([words](int i) { return words[i]; }, lane);
       };
       const Fp8Factors<kLayout> factors[2] = {factors_of(first), factors_of(second)};
 #pragma unroll

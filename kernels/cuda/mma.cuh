@@ -65,10 +65,44 @@ __device__ __forceinline__ void CopyAsync(void* shared, const void* from, bool v
                "r"(valid ? 16 : 0)
                : "memory");
 }
+// `value`, kept in a register from here on: the assembler would rather work it out again at each
+// use, ten instructions in front of a copy, than hold it, and sees through everything but an
+// exchange. By all lanes of a warp.
+__device__ __forceinline__ uint32_t Kept(uint32_t value) {
+  return __shfl_sync(0xffffffffu, value, static_cast<int>(threadIdx.x % 32));
+}
+template <typename Type>
+__device__ __forceinline__ const Type* Kept(const Type* pointer) {
+  const auto bits = reinterpret_cast<uint64_t>(pointer);
+  const uint64_t high = Kept(static_cast<uint32_t>(bits >> 32));
+  return reinterpret_cast<const Type*>(high << 32 | Kept(static_cast<uint32_t>(bits)));
+}
+// A place in shared memory, in bytes, for what walks over it.
+using SharedAt = uint32_t;
+__device__ __forceinline__ SharedAt AtShared(const void* shared) {
+  return static_cast<uint32_t>(__cvta_generic_to_shared(shared));
+}
+__device__ __forceinline__ Words LoadShared(SharedAt at) {
+  Words v;
+  asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(v.w[0]), "=r"(v.w[1]), "=r"(v.w[2]), "=r"(v.w[3])
+               : "r"(at)
+               : "memory");
+  return v;
+}
+__device__ __forceinline__ uint32_t LoadSharedWord(SharedAt at) {
+  uint32_t v;
+  asm volatile("ld.shared.u32 %0, [%1];" : "=r"(v) : "r"(at) : "memory");
+  return v;
+}
+__device__ __forceinline__ void CopyAsync(SharedAt to, const void* from, bool valid) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from),
+               "r"(valid ? 16 : 0)
+               : "memory");
+}
 // Copies 16 bytes to shared memory, and has all of the 128 bytes that they lie in fetched to the L2
 // cache: where the rest is read soon.
-__device__ __forceinline__ void CopyAsyncOfLine(void* shared, const void* from) {
-  const auto to = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
+__device__ __forceinline__ void CopyAsyncOfLine(SharedAt to, const void* from) {
   asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16;" ::"r"(to), "l"(from)
                : "memory");
 }

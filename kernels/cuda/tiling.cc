@@ -7,6 +7,13 @@ namespace {
 
 // A split whose sums would take more is not made.
 constexpr int64_t kMostSplitBytes = int64_t{128} << 20;
+// Bytes on their way to a multiprocessor that keep memory at work: a third to a half more than the
+// product of an H200's rate and its latency under load.
+constexpr int64_t kEnoughInFlight = int64_t{48} << 10;
+// Rows that kFew takes at most.
+constexpr int64_t kMostFewRows = 16;
+// Output columns of a block of kFew.
+constexpr int64_t kFewColumns = 16;
 
 int64_t Ceil(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -22,27 +29,58 @@ int64_t Units(const MatMulShape& shape) {
 // A tile's sums, one level of a program's stack.
 int64_t WaitingSumBytes(int tile_rows) { return int64_t{kTiledColumns} * tile_rows * 4; }
 
+// kFew, whether its memory fits or not.
+MatMulPlan PlanFew(const MatMulShape& shape, int num_sms, int64_t max_shared) {
+  MatMulPlan plan;
+  plan.kernel = MatMulKernel::kFew;
+  // What a slot has of x is as much as there can be: blocks of one row are a third smaller than
+  // those of eight. A run of several that is taller than expected takes tiles of eight at least.
+  plan.tile_rows = 1;
+  while (plan.tile_rows < shape.most_rows) plan.tile_rows *= 2;
+  if (plan.tile_rows > 1 && shape.num_runs > 1) plan.tile_rows = std::max(plan.tile_rows, 8);
+  plan.warps =
+      static_cast<int>(std::min<int64_t>(kFewWarps, std::max<int64_t>(1, shape.num_chunks)));
+  const auto shared_bytes = [&](int slots) {
+    return FewSharedBytes(shape, plan.tile_rows, plan.warps, slots);
+  };
+  // A block's shared memory costs 1 KiB more; a multiprocessor has as much more than a block.
+  const auto blocks_of_sm = [&](int slots) {
+    return std::max<int64_t>(1, (max_shared + 1024) / (shared_bytes(slots) + 1024));
+  };
+  const int64_t blocks = std::max<int64_t>(1, Ceil(shape.n, kFewColumns) * shape.num_runs);
+  const int64_t blocks_each = Ceil(blocks, num_sms);
+  // Few blocks must read further ahead to keep memory at work: but there must be room for one of
+  // the next kernel beside them.
+  const int64_t in_flight = blocks_each * plan.warps * (kFewSlots - 1) * shape.group_bytes;
+  const bool far = in_flight < kEnoughInFlight && blocks_of_sm(kFewManySlots) > blocks_each;
+  plan.slots = plan.warps <= kFewWarps / 2 || far ? kFewManySlots : kFewSlots;
+  plan.shared_bytes = shared_bytes(plan.slots);
+  const int64_t warps_of_sm = std::min(blocks_each, blocks_of_sm(plan.slots)) * plan.warps;
+  plan.ahead_groups = static_cast<int>(kFewAheadBytes / (warps_of_sm * shape.group_bytes));
+  return plan;
+}
+
 }  // namespace
 
+int64_t FewSumsAt(int64_t group_bytes, int64_t num_leaves, int tile_rows, int warps, int slots) {
+  return std::max(warps * slots * FewSlotBytes(group_bytes, tile_rows),
+                  num_leaves * tile_rows * kFewColumns * 4);
+}
+
 int64_t FewSharedBytes(const MatMulShape& shape, int tile_rows, int warps, int slots) {
-  const int64_t floats = shape.num_chunks * tile_rows * 17 + int64_t{shape.depth} * tile_rows * 16;
-  return warps * slots * FewSlotBytes(shape.group_bytes, tile_rows) + floats * 4;
+  const int64_t floats = shape.num_chunks * tile_rows * (kFewColumns + 1) +
+                         int64_t{shape.depth} * tile_rows * kFewColumns;
+  return FewSumsAt(shape.group_bytes, shape.num_leaves, tile_rows, warps, slots) + floats * 4;
 }
 
 MatMulPlan PlanMatMul(const MatMulShape& shape, int num_sms, int64_t max_shared,
                       int64_t max_scratch) {
-  MatMulPlan plan;
-  plan.warps =
-      static_cast<int>(std::min<int64_t>(kFewWarps, std::max<int64_t>(1, shape.num_chunks)));
-  plan.slots = plan.warps <= kFewWarps / 2 ? kFewManySlots : kFewSlots;
-  for (const int rows : {8, 16}) {
-    plan.tile_rows = rows;
-    plan.shared_bytes = FewSharedBytes(shape, rows, plan.warps, plan.slots);
-    if (shape.most_rows <= rows && plan.shared_bytes <= max_shared) return plan;
+  if (shape.most_rows <= kMostFewRows) {
+    const MatMulPlan plan = PlanFew(shape, num_sms, max_shared);
+    if (plan.shared_bytes <= max_shared) return plan;
   }
+  MatMulPlan plan;
   plan.kernel = MatMulKernel::kMany;
-  plan.warps = plan.slots = 0;
-  plan.shared_bytes = 0;
   plan.tile_rows = shape.most_rows <= 32 ? 32 : shape.most_rows <= 64 ? 64 : 128;
   // At most: each run may end in a tile of its own.
   const int64_t row_tiles = shape.rows / plan.tile_rows + shape.num_runs;

@@ -25,13 +25,14 @@ enum class MatMulSplit {
 
 struct MatMulPlan {
   MatMulKernel kernel = MatMulKernel::kFew;
-  // Rows of x of a block: kFew 8, 16; kMany 32, 64, 128; kChain 1, 4, 16.
+  // Rows of x of a block: kFew 1, 2, 4, 8, 16; kMany 32, 64, 128; kChain 1, 4, 16.
   int tile_rows = 8;
   MatMulSplit split = MatMulSplit::kNone;
   int64_t units = 1;          // leaves, chunks or 1: what the split makes
   int64_t grid = 1;           // blocks of kMany (persistent: each takes several tiles)
   int warps = 0;              // of a block of kFew or kChain
   int slots = 0;              // groups of k that a warp of kFew has in memory
+  int ahead_groups = 0;       // that it has brought to the L2 cache beside, of its first chunk
   int64_t shared_bytes = 0;   // of kFew and kChain
   int64_t scratch_bytes = 0;  // of kMany: unit sums, or sums that wait for their partner
 };
@@ -60,7 +61,7 @@ MatMulPlan PlanMatMul(const MatMulShape& shape, int num_sms, int64_t max_shared,
 int64_t MostScratchBytes(const MatMulShape& shape, int num_sms, int64_t max_shared);
 
 // kFew: warps of a block at most, and groups of k that each has in memory: few where a block has
-// many warps.
+// many warps, and a multiprocessor several blocks.
 inline constexpr int kFewWarps = 8;
 inline constexpr int kFewSlots = 6;
 inline constexpr int kFewManySlots = 12;
@@ -68,8 +69,14 @@ inline constexpr int kFewManySlots = 12;
 constexpr int64_t FewSlotBytes(int64_t group_bytes, int tile_rows) {
   return group_bytes + 64 * int64_t{tile_rows};
 }
-// Shared memory of kFew: slots, chunk sums (rows padded by one word), the programs' stack.
+// Shared memory of kFew: slots, later the leaves' sums; chunk sums (rows padded by one word), which
+// begin at FewSumsAt; the programs' stack.
+int64_t FewSumsAt(int64_t group_bytes, int64_t num_leaves, int tile_rows, int warps, int slots);
 int64_t FewSharedBytes(const MatMulShape& shape, int tile_rows, int warps, int slots);
+// Bytes of weights that the blocks of kFew which a multiprocessor has at once bring to the L2 cache
+// before their turn: with what their slots hold, as much as an H200 reads in 8 us and its cache can
+// keep.
+inline constexpr int64_t kFewAheadBytes = int64_t{184} << 10;
 
 // The plan of F32 and F16 weights: kChain.
 MatMulPlan PlanChain(const MatMulShape& shape, int64_t max_shared);

@@ -22,10 +22,10 @@ TEST(PlanMatMul, TakesTheKernelThatTheRowsAskForAndFillsTheDevice) {
   decode.depth = 4;
   MatMulPlan plan = PlanMatMul(decode, 132, 227 << 10);
   EXPECT_EQ(plan.kernel, MatMulKernel::kFew);
-  EXPECT_EQ(plan.tile_rows, 8);
+  EXPECT_EQ(plan.tile_rows, 1);
   EXPECT_EQ(plan.warps, 8);
-  // Two blocks share a multiprocessor of 227 KiB.
-  EXPECT_LE(2 * (plan.shared_bytes + 1024), 227 << 10);
+  // Four blocks share a multiprocessor of 228 KiB.
+  EXPECT_LE(4 * (plan.shared_bytes + 1024), 228 << 10);
   decode.rows = decode.most_rows = 16;
   EXPECT_EQ(PlanMatMul(decode, 132, 227 << 10).tile_rows, 16);
 
@@ -48,6 +48,59 @@ TEST(PlanMatMul, TakesTheKernelThatTheRowsAskForAndFillsTheDevice) {
   EXPECT_EQ(plan.tile_rows, 128);
   EXPECT_EQ(plan.grid, 132);
   EXPECT_EQ(plan.scratch_bytes, int64_t{132} * 3 * 128 * 128 * 4);
+}
+
+// What the memory of an H200 needs to be kept at work: some 32 KiB on their way to each
+// multiprocessor.
+TEST(PlanMatMul, OfFewRowsReadsFarEnoughAhead) {
+  for (const auto& [n, leaves, chunks] : {std::tuple{6144, 1, 8},
+                                          {4096, 8, 8},
+                                          {28672, 1, 8},
+                                          {4096, 8, 32},
+                                          {128256, 1, 8},
+                                          {3072, 1, 4},
+                                          {2048, 8, 8},
+                                          {16384, 1, 4},
+                                          {2048, 8, 16}}) {
+    for (const int rows : {1, 2, 3, 4, 7, 8, 9, 16}) {
+      SCOPED_TRACE(testing::Message() << n << " columns, " << rows << " rows");
+      MatMulShape shape;
+      shape.rows = shape.most_rows = rows;
+      shape.n = n;
+      shape.num_leaves = leaves;
+      shape.num_chunks = chunks;
+      shape.depth = leaves == 1 ? 1 : 4;
+      const MatMulPlan plan = PlanMatMul(shape, 132, 227 << 10);
+      ASSERT_EQ(plan.kernel, MatMulKernel::kFew);
+      EXPECT_GE(plan.tile_rows, rows);
+      EXPECT_LT(plan.tile_rows, 2 * rows);
+      EXPECT_LE(plan.shared_bytes, 227 << 10);
+      const int64_t of_sm =
+          std::min<int64_t>((n / 16 + 131) / 132, (228 << 10) / (plan.shared_bytes + 1024));
+      const int64_t warps = of_sm * plan.warps;
+      EXPECT_GE(warps * (plan.slots - 1) * 1024, 40 << 10);
+      EXPECT_LE(warps * plan.ahead_groups * 1024, kFewAheadBytes);
+      EXPECT_GE(plan.ahead_groups, 3);
+      // One of the next kernel fits beside a block that is alone.
+      if (of_sm == 1 && plan.warps == kFewWarps && plan.slots == kFewManySlots) {
+        EXPECT_LE(2 * (plan.shared_bytes + 1024), 228 << 10);
+      }
+    }
+  }
+}
+
+// A run of an expert's that is taller than expected takes more tiles, and reads its weights more
+// often.
+TEST(PlanMatMul, TilesOfRunsAreNoLowerThanEight) {
+  MatMulShape shape;
+  shape.rows = 32;
+  shape.most_rows = 2;
+  shape.num_runs = 32;
+  shape.n = 1408;
+  EXPECT_EQ(PlanMatMul(shape, 132, 227 << 10).tile_rows, 8);
+  // No run has more than its one.
+  shape.most_rows = 1;
+  EXPECT_EQ(PlanMatMul(shape, 132, 227 << 10).tile_rows, 1);
 }
 
 TEST(PlanChain, TakesWarpsForLeavesAndRowsForTheCall) {

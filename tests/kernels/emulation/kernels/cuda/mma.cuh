@@ -76,7 +76,18 @@ inline void Mma(float (&c)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a
 inline void CopyAsync(void* shared, const void* from, bool valid) {
   emulation::QueueCopy(shared, from, valid);
 }
-inline void CopyAsyncOfLine(void* shared, const void* from) {
+using SharedAt = uint8_t*;
+inline SharedAt AtShared(void* shared) { return static_cast<SharedAt>(shared); }
+inline Words LoadShared(SharedAt at) { return LoadWords(at); }
+inline uint32_t LoadSharedWord(SharedAt at) {
+  if (reinterpret_cast<uintptr_t>(at) % 4 != 0) std::abort();
+  return *reinterpret_cast<const uint32_t*>(at);
+}
+template <typename Value>
+Value Kept(Value value) {
+  return value;
+}
+inline void CopyAsyncOfLine(SharedAt shared, const void* from) {
   emulation::QueueCopy(shared, from, /*valid=*/true);
 }
 inline void CommitCopies() { emulation::CommitQueued(); }
