@@ -425,7 +425,8 @@ cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, const void* /*
   attributes->ptxVersion = 90;
   return cudaSuccess;
 }
-cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute /*attribute*/, int value) {
+cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute attribute, int value) {
+  if (attribute == cudaFuncAttributePreferredSharedMemoryCarveout) return cudaSuccess;
   const std::lock_guard<std::mutex> lock(Lock());
   if (static_cast<size_t>(value) > State().most_shared) return cudaErrorInvalidValue;
   State().shared[kernel] = std::max(kDefaultShared, static_cast<size_t>(value));
