@@ -1,12 +1,13 @@
 // BF16 matmul of many rows: 128 output columns x 32, 64 or 128 rows a block, operands through
 // shared memory by asynchronous copies, groups of 32 values of k at a time.
 //
-// Eight warps stand 2 x 4: each has 64 columns (four tiles of operand A) and a quarter of the rows.
+// Eight warps stand 4 x 2: each has 32 columns (two tiles of operand A) and half of the rows, so
+// that weights are loaded from shared memory, and FP8 is widened, by two warps each. Of 128 rows
+// they stand 2 x 4, which loads as many bytes and keeps fewer of them in registers.
 // Shared memory holds operands as memory does, 512 bytes a tile and step (of row-major weights: a
 // tile and its lower or upper eight rows; of FP8: a tile's codes) in lane order, so no load
-// conflicts and nothing is swizzled. FP8 is widened by each of the four warps that share its
-// columns. The first stages' weights are asked for while the kernels before still run
-// (launch_order.cuh).
+// conflicts and nothing is swizzled. The first stages' weights are asked for, and more are brought
+// to the L2 cache, while the kernels before still run (launch_order.cuh).
 #include <cstddef>
 
 #include "kernels/cuda/fp8.cuh"
@@ -14,20 +15,27 @@
 #include "kernels/cuda/launch_order.cuh"
 #include "kernels/cuda/matmul_device.cuh"
 #include "kernels/cuda/mma.cuh"
+#include "kernels/cuda/prefetch.cuh"
 
 namespace phalanx::kernels::cuda {
 namespace {
 
 constexpr int kThreads = 256;
 constexpr int kColumnTiles = kTiledColumns / kTileRows;  // of a block
-constexpr int kWarpColumnTiles = kColumnTiles / 2;
+// Groups of a block's first item that are brought to the L2 cache behind those of the first stages:
+// by two blocks of each of 132 multiprocessors 23 MB of BF16, which are read in 5 us.
+constexpr int kAheadGroups = 11;
 
 template <WeightLayout kLayout, int kRows>
 struct Tiled {
   static constexpr int kTileBytes = TileGroupBytes(kLayout);
   static constexpr int kABytes = kColumnTiles * kTileBytes;
   static constexpr int kStages = kRows == 128 ? 4 : 6;
-  static constexpr int kWarpRows = kRows / 4;
+  // Of the block's eight: side by side over its columns, and over its rows.
+  static constexpr int kColumnWarps = kRows == 128 ? 2 : 4;
+  static constexpr int kRowWarps = kThreads / kWarp / kColumnWarps;
+  static constexpr int kWarpColumnTiles = kColumnTiles / kColumnWarps;
+  static constexpr int kWarpRows = kRows / kRowWarps;
   static constexpr int kRowTiles = kWarpRows / kTileColumns;
   static constexpr int kBBytes = kRows * kGroupK * 2;
   static constexpr int kStageBytes = kABytes + kBBytes;
@@ -41,10 +49,11 @@ struct Work {
   int unit;             // of the split
 };
 
-__device__ __forceinline__ int64_t TileOfItem(int64_t item, int units, int64_t num_tiles) {
+// In 32 bits: in front of a block's first load a division of 64 bits takes as long as the load.
+__device__ __forceinline__ uint32_t TileOfItem(uint32_t item, uint32_t units, uint32_t num_tiles) {
   return item / units % num_tiles;
 }
-__device__ __forceinline__ Work WorkOf(int64_t item, int units, int64_t num_tiles,
+__device__ __forceinline__ Work WorkOf(uint32_t item, uint32_t units, uint32_t num_tiles,
                                        const MatMulTile& tile) {
   return {tile, item / units / num_tiles, static_cast<int>(item % units)};
 }
@@ -161,7 +170,7 @@ __device__ __forceinline__ XCopies<kLayout, kRows> CopiesOfX(const MatMulParams&
           }};
 }
 
-template <int kRowTiles>
+template <int kWarpColumnTiles, int kRowTiles>
 struct Sums {
   float v[kWarpColumnTiles][kRowTiles][4];
 
@@ -187,10 +196,12 @@ __device__ __forceinline__ Words LoadA(const uint8_t* stage, int tile, int half,
 }
 
 template <WeightLayout kLayout, int kRows>
+using SumsOf = Sums<Tiled<kLayout, kRows>::kWarpColumnTiles, Tiled<kLayout, kRows>::kRowTiles>;
+template <WeightLayout kLayout, int kRows>
 __device__ __forceinline__ void MultiplyGroup(const uint8_t* stage, int column_warp, int row_warp,
-                                              int lane,
-                                              Sums<Tiled<kLayout, kRows>::kRowTiles>& sums) {
+                                              int lane, SumsOf<kLayout, kRows>& sums) {
   using T = Tiled<kLayout, kRows>;
+  constexpr int kWarpColumnTiles = T::kWarpColumnTiles;
   constexpr int kRowTiles = T::kRowTiles;
   Words b[kRowTiles];
 #pragma unroll
@@ -259,13 +270,13 @@ __device__ __forceinline__ void MultiplyGroup(const uint8_t* stage, int column_w
 template <WeightLayout kLayout, int kRows>
 __global__ void __launch_bounds__(kThreads, kRows == 128 ? 1 : 2)
     MatMulManyKernel(const __grid_constant__ MatMulParams p, MatMulSplit split,
-                     int64_t items_of_tile, int units, float* scratch) {
+                     uint32_t items_of_tile, uint32_t units, float* scratch) {
   using T = Tiled<kLayout, kRows>;
   PHALANX_DYNAMIC_SHARED(uint8_t, stages);
   const int warp = threadIdx.x / kWarp;
   const int lane = threadIdx.x % kWarp;
-  const int column_warp = warp % 2;
-  const int row_warp = warp / 2;
+  const int column_warp = warp % T::kColumnWarps;
+  const int row_warp = warp / T::kColumnWarps;
 
   // The segments of an item.
   const auto first_of = [&](int unit) { return split == MatMulSplit::kNone ? 0 : unit; };
@@ -273,11 +284,12 @@ __global__ void __launch_bounds__(kThreads, kRows == 128 ? 1 : 2)
     return split == MatMulSplit::kNone ? p.num_leaves : unit + 1;
   };
 
-  const bool ahead = TilesAreKnownAtLaunch(p) && blockIdx.x < p.num_tiles * items_of_tile;
+  const auto most_tiles = static_cast<uint32_t>(p.num_tiles);
+  const bool ahead = TilesAreKnownAtLaunch(p) && blockIdx.x < most_tiles * items_of_tile;
   LetNextStart();
   if (ahead) {
-    const Work work = WorkOf(blockIdx.x, units, p.num_tiles,
-                             RowsTile(p, TileOfItem(blockIdx.x, units, p.num_tiles)));
+    const Work work = WorkOf(blockIdx.x, units, most_tiles,
+                             RowsTile(p, TileOfItem(blockIdx.x, units, most_tiles)));
     const auto weights = CopiesOfWeights<kLayout, kRows>(p, work);
     Walk fetch;
     fetch.Begin(p, split, first_of(work.unit), last_of(work.unit));
@@ -285,11 +297,22 @@ __global__ void __launch_bounds__(kThreads, kRows == 128 ? 1 : 2)
       weights.Enqueue(fetch.group, stages + s * T::kStageBytes);
       fetch.Next(p, split);
     }
+    if constexpr (kLayout != WeightLayout::kRows) {
+      // A warp one tile's next groups, which lie behind each other.
+      static_assert(kThreads / kWarp == kColumnTiles);
+      const int64_t tile = work.column_tile * kColumnTiles + warp;
+      if (tile * kTileRows < p.n && !fetch.done()) {
+        const int groups = fetch.end - fetch.group;
+        PrefetchRun(static_cast<const uint8_t*>(p.weight) +
+                        (tile * (p.k / kGroupK) + fetch.group) * T::kTileBytes,
+                    (groups < kAheadGroups ? groups : kAheadGroups) * T::kTileBytes, lane);
+      }
+    }
   }
   WaitForEarlier();
 
-  const int64_t num_tiles = NumTiles(p);
-  for (int64_t item = blockIdx.x; item < num_tiles * items_of_tile; item += gridDim.x) {
+  const auto num_tiles = static_cast<uint32_t>(NumTiles(p));
+  for (uint32_t item = blockIdx.x; item < num_tiles * items_of_tile; item += gridDim.x) {
     const Work work = WorkOf(item, units, num_tiles, TileOf(p, TileOfItem(item, units, num_tiles)));
     const int first = first_of(work.unit);
     const int last = last_of(work.unit);
@@ -319,8 +342,8 @@ __global__ void __launch_bounds__(kThreads, kRows == 128 ? 1 : 2)
     int code = 0;
     int part = 0;
     int depth = 0;
-    Sums<T::kRowTiles> sum;
-    Sums<T::kRowTiles> total;
+    SumsOf<kLayout, kRows> sum;
+    SumsOf<kLayout, kRows> total;
     float* waiting = scratch + int64_t{blockIdx.x} * (p.depth - 1) * T::kSums * kThreads;
     const auto waiting_at = [&](int level, int i, int j, int r) -> float& {
       const int reg = (i * T::kRowTiles + j) * 4 + r;
@@ -329,7 +352,7 @@ __global__ void __launch_bounds__(kThreads, kRows == 128 ? 1 : 2)
     const auto for_each_output = [&](const auto& body) {
       total.ForEach([&](int i, int j, int r, float& value) {
         const int64_t n = work.column_tile * kTiledColumns +
-                          (column_warp * kWarpColumnTiles + i) * kTileRows + ResultRow(lane, r);
+                          (column_warp * T::kWarpColumnTiles + i) * kTileRows + ResultRow(lane, r);
         const int row = row_warp * T::kWarpRows + j * kTileColumns + ResultColumn(lane, r);
         if (n < p.n && row < work.tile.rows) body(work.tile.first_row + row, n, value);
       });
@@ -384,29 +407,55 @@ __global__ void __launch_bounds__(kThreads, kRows == 128 ? 1 : 2)
 }
 
 constexpr int kJoinThreads = 128;
+// Blocks that rows are dealt out to, about: twice what an H200 has at once.
+constexpr int64_t kJoinBlocks = 4096;
+// Units' sums that a thread asks for at once.
+constexpr int kJoinAtOnce = 8;
 
-// Adds the units of a split: grid: columns / kJoinThreads, tiles.
+// Adds the units of a split: grid: columns / kJoinThreads, tiles, rows of a tile or fewer. What is
+// added lies in the L2 cache, and the way from there is what takes the time: so there is a thread
+// for each output where there are not too many of them, and all that it loads is under way before
+// its first sum.
 __global__ void __launch_bounds__(kJoinThreads)
     JoinKernel(const __grid_constant__ MatMulParams p, MatMulSplit split, const float* scratch) {
   BeginInTurn();
   if (blockIdx.y >= NumTiles(p)) return;
-  PHALANX_DYNAMIC_SHARED(float, stack_memory);  // [depth][threads]
+  PHALANX_DYNAMIC_SHARED(float, memory);  // leaves' sums [leaf][threads], stack [depth][threads]
   const MatMulTile tile = TileOf(p, blockIdx.y);
   const int64_t n = int64_t{blockIdx.x} * kJoinThreads + threadIdx.x;
   if (n >= p.n) return;
-  for (int64_t row = tile.first_row; row < tile.first_row + tile.rows; ++row) {
-    const auto unit_sum = [&](int64_t unit) { return scratch[(unit * p.rows + row) * p.n + n]; };
-    const auto leaf_sum = [&](int leaf) {
-      if (split == MatMulSplit::kLeaves) return unit_sum(leaf);
-      float total = 0.0f;
-      for (int c = p.first_chunk[leaf]; c < p.first_chunk[leaf + 1]; ++c) {
-        total = Add(total, unit_sum(c));
+  float* const leaves = memory + threadIdx.x;
+  float* const stack = leaves + p.num_leaves * kJoinThreads;
+  const int64_t unit_step = p.rows * p.n;
+  for (int in_tile = blockIdx.z; in_tile < tile.rows; in_tile += gridDim.z) {
+    const int64_t row = tile.first_row + in_tile;
+    const float* const units = scratch + row * p.n + n;
+    const auto for_each = [&](int begin, int end, const auto& body) {
+      for (int unit = begin; unit < end; unit += kJoinAtOnce) {
+        float sums[kJoinAtOnce];
+#pragma unroll
+        for (int i = 0; i < kJoinAtOnce; ++i) {
+          if (unit + i < end) sums[i] = units[(unit + i) * unit_step];
+        }
+#pragma unroll
+        for (int i = 0; i < kJoinAtOnce; ++i) {
+          if (unit + i < end) body(unit + i, sums[i]);
+        }
       }
-      return total;
     };
+    if (split == MatMulSplit::kLeaves) {
+      for_each(0, p.num_leaves, [&](int leaf, float sum) { leaves[leaf * kJoinThreads] = sum; });
+    } else {
+      for (int leaf = 0; leaf < p.num_leaves; ++leaf) {
+        float total = 0.0f;
+        for_each(p.first_chunk[leaf], p.first_chunk[leaf + 1],
+                 [&](int, float sum) { total = Add(total, sum); });
+        leaves[leaf * kJoinThreads] = total;
+      }
+    }
     for (int part = 0; part < p.num_parts; ++part) {
-      p.outs[part][row * p.out_strides[part] + n] =
-          RunPart(p, part, stack_memory + threadIdx.x, kJoinThreads, leaf_sum);
+      p.outs[part][row * p.out_strides[part] + n] = RunPart(
+          p, part, stack, kJoinThreads, [&](int leaf) { return leaves[leaf * kJoinThreads]; });
     }
   }
 }
@@ -417,14 +466,21 @@ cudaError_t LaunchFor(const MatMulParams& p, const MatMulPlan& plan, float* scra
   using T = Tiled<kLayout, kRows>;
   constexpr int kShared = T::kStages * T::kStageBytes;
   const int64_t column_tiles = (p.n + kTiledColumns - 1) / kTiledColumns;
-  const cudaError_t error = Launch(
-      MatMulManyKernel<kLayout, kRows>, dim3(static_cast<unsigned>(plan.grid)), kThreads, kShared,
-      stream, p, plan.split, column_tiles * plan.units, static_cast<int>(plan.units), scratch);
+  // Work is counted in 32 bits, a turn of all blocks beyond the last included.
+  if (p.num_tiles > (int64_t{1} << 31) / (column_tiles * plan.units)) return cudaErrorInvalidValue;
+  const cudaError_t error =
+      Launch(MatMulManyKernel<kLayout, kRows>, dim3(static_cast<unsigned>(plan.grid)), kThreads,
+             kShared, stream, p, plan.split, static_cast<uint32_t>(column_tiles * plan.units),
+             static_cast<uint32_t>(plan.units), scratch);
   if (error != cudaSuccess || plan.split == MatMulSplit::kNone) return error;
-  const dim3 grid(static_cast<unsigned>((p.n + kJoinThreads - 1) / kJoinThreads),
-                  static_cast<unsigned>(p.num_tiles));
-  // At most 64 levels: 32 KiB.
-  const size_t shared = sizeof(float) * kJoinThreads * p.depth;
+  const int64_t columns = (p.n + kJoinThreads - 1) / kJoinThreads;
+  const int64_t rows = kJoinBlocks / (columns * p.num_tiles);
+  const dim3 grid(static_cast<unsigned>(columns), static_cast<unsigned>(p.num_tiles),
+                  static_cast<unsigned>(rows < 1       ? 1
+                                        : rows > kRows ? kRows
+                                                       : rows));
+  // At most 64 leaves and as many levels: 64 KiB.
+  const size_t shared = sizeof(float) * kJoinThreads * (p.num_leaves + p.depth);
   return Launch(JoinKernel, grid, kJoinThreads, shared, stream, p, plan.split, scratch);
 }
 

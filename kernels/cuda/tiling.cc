@@ -20,6 +20,10 @@ int64_t Ceil(int64_t a, int64_t b) { return (a + b - 1) / b; }
 // Blocks of the tiled kernel that run at once.
 int64_t Slots(int tile_rows, int num_sms) { return int64_t{num_sms} * (tile_rows == 128 ? 1 : 2); }
 
+// Tiles from which on work is not split: fewer than the multiprocessors, since a block can keep one
+// at work alone, while sums that are joined are written, read, and waited for by a kernel more.
+int64_t EnoughTiles(int num_sms) { return std::max<int64_t>(1, int64_t{num_sms} * 2 / 3); }
+
 // What a split computes apart: leaves where there are enough of them, else chunks.
 bool SplitsByLeaf(const MatMulShape& shape) { return shape.num_leaves >= 4; }
 int64_t Units(const MatMulShape& shape) {
@@ -82,13 +86,15 @@ MatMulPlan PlanMatMul(const MatMulShape& shape, int num_sms, int64_t max_shared,
   MatMulPlan plan;
   plan.kernel = MatMulKernel::kMany;
   plan.tile_rows = shape.most_rows <= 32 ? 32 : shape.most_rows <= 64 ? 64 : 128;
-  // At most: each run may end in a tile of its own.
-  const int64_t row_tiles = shape.rows / plan.tile_rows + shape.num_runs;
+  // Of several runs at most: each may end in a tile of its own.
+  const int64_t row_tiles = shape.num_runs == 1 ? Ceil(shape.rows, plan.tile_rows)
+                                                : shape.rows / plan.tile_rows + shape.num_runs;
   const int64_t tiles = row_tiles * Ceil(shape.n, kTiledColumns);
   const int64_t slots = Slots(plan.tile_rows, num_sms);
   const int64_t units = Units(shape);
   const int64_t split_bytes = units * shape.rows * shape.n * 4;
-  if (tiles < slots && units > 1 && split_bytes <= std::min(kMostSplitBytes, max_scratch)) {
+  if (tiles < EnoughTiles(num_sms) && units > 1 &&
+      split_bytes <= std::min(kMostSplitBytes, max_scratch)) {
     plan.split = SplitsByLeaf(shape) ? MatMulSplit::kLeaves : MatMulSplit::kChunks;
     plan.units = units;
     plan.scratch_bytes = split_bytes;
@@ -117,9 +123,8 @@ int64_t MostScratchBytes(const MatMulShape& shape, int num_sms, int64_t max_shar
   for (const int tile_rows : {32, 64, 128}) {
     const int64_t slots = Slots(tile_rows, num_sms);
     most = std::max(most, slots * (shape.depth - 1) * WaitingSumBytes(tile_rows));
-    // rows / tile_rows + 1 runs of columns' tiles are fewer than the slots.
-    const int64_t row_tiles = (slots - 1) / column_tiles;
-    split_rows = std::max(split_rows, row_tiles * tile_rows - 1);
+    const int64_t row_tiles = (EnoughTiles(num_sms) - 1) / column_tiles;
+    split_rows = std::max(split_rows, row_tiles * tile_rows);
   }
   const int64_t units = Units(shape);
   if (units > 1) {

@@ -103,6 +103,20 @@ TEST(PlanMatMul, TilesOfRunsAreNoLowerThanEight) {
   EXPECT_EQ(PlanMatMul(shape, 132, 227 << 10).tile_rows, 1);
 }
 
+TEST(PlanMatMul, SplitsWhereTilesLeaveMultiprocessorsIdle) {
+  MatMulShape shape;
+  shape.num_chunks = 8;
+  for (const auto& [rows, n, split] : {std::tuple{64, 6144, MatMulSplit::kChunks},
+                                       {64, 16384, MatMulSplit::kNone},
+                                       {64, 28672, MatMulSplit::kNone},
+                                       {256, 6144, MatMulSplit::kNone},
+                                       {256, 4096, MatMulSplit::kChunks}}) {
+    shape.rows = shape.most_rows = rows;
+    shape.n = n;
+    EXPECT_EQ(PlanMatMul(shape, 132, 227 << 10).split, split) << rows << " rows, " << n;
+  }
+}
+
 TEST(PlanChain, TakesWarpsForLeavesAndRowsForTheCall) {
   for (const int element_bytes : {2, 4}) {
     MatMulShape shape;

@@ -259,7 +259,7 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int /*device*/) 
   std::strcpy(properties->name, "emulated");
   properties->major = 9;
   // Few enough that small tests meet every split and several work items a block.
-  properties->multiProcessorCount = 3;
+  properties->multiProcessorCount = 6;
   properties->sharedMemPerBlockOptin = State().most_shared;
   return cudaSuccess;
 }
