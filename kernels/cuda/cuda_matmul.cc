@@ -28,6 +28,26 @@ bool IsAligned(TensorView x) {
   return reinterpret_cast<uintptr_t>(x.data) % 16 == 0 && x.stride * SizeOf(x.dtype) % 16 == 0;
 }
 
+// R2's tree over leaves [begin, end) as a program.
+void AppendHalves(int begin, int end, std::vector<int>& program) {
+  if (end - begin == 1) {
+    program.push_back(begin);
+    return;
+  }
+  int half = 1;
+  while (half * 2 < end - begin) half *= 2;
+  AppendHalves(begin, begin + half, program);
+  AppendHalves(begin + half, end, program);
+  program.push_back(-1);
+}
+bool AddsByHalves(const WeightPlan& plan) {
+  const auto leaves = static_cast<int>(plan.leaves.size());
+  if (plan.num_parts() != 1 || leaves < 1 || leaves > cuda::kHalvedLeaves) return false;
+  std::vector<int> halves;
+  AppendHalves(0, leaves, halves);
+  return plan.programs == halves;
+}
+
 }  // namespace
 
 CudaPackedWeight::CudaPackedWeight(WeightPlan weight_plan, Numerics numerics)
@@ -62,6 +82,7 @@ CudaPackedWeight::CudaPackedWeight(WeightPlan weight_plan, Numerics numerics)
     params.codes[i] = static_cast<int8_t>(plan.programs[i]);
     if (plan.programs[i] >= 0) params.order[named++] = static_cast<uint8_t>(plan.programs[i]);
   }
+  params.by_halves = AddsByHalves(plan);
   for (size_t i = 0; i < plan.program_begin.size(); ++i) {
     params.code_begin[i] = static_cast<uint8_t>(plan.program_begin[i]);
   }

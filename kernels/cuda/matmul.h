@@ -19,6 +19,9 @@
 
 namespace phalanx::kernels::cuda {
 
+// The most leaves that a thread adds in registers, where their program is R2's tree.
+inline constexpr int kHalvedLeaves = 8;
+
 // Rows of x that one thread block takes, and the weight they meet.
 struct MatMulTile {
   const void* weight;
@@ -43,6 +46,8 @@ struct MatMulParams {
   int8_t codes[2 * kMaxLeaves] = {};         // all parts' programs
   uint8_t code_begin[kMaxLeaves + 1] = {};   // part p: codes[code_begin[p] .. code_begin[p + 1])
   uint8_t order[kMaxLeaves] = {};            // leaves in the order in which `codes` names them
+  // There is one part, whose program is R2's tree over up to kHalvedLeaves leaves, and no other.
+  bool by_halves = false;
   float* outs[kMaxLeaves] = {};
   int64_t out_strides[kMaxLeaves] = {};
 

@@ -108,6 +108,21 @@ struct GroupWalk {
 template <typename LeafSum>
 __device__ float RunPart(const MatMulParams& p, int part, float* stack, int step,
                          const LeafSum& leaf_sum) {
+  if (p.by_halves) {
+    // The same sums as by the program, but all leaves are looked up at once: by codes and a stack
+    // each waits for the one before.
+    float sums[kHalvedLeaves];
+#pragma unroll
+    for (int i = 0; i < kHalvedLeaves; ++i) sums[i] = i < p.num_leaves ? leaf_sum(i) : 0.0f;
+#pragma unroll
+    for (int half = 1; half < kHalvedLeaves; half *= 2) {
+#pragma unroll
+      for (int i = 0; i < kHalvedLeaves; i += 2 * half) {
+        if (i + half < p.num_leaves) sums[i] = Add(sums[i], sums[i + half]);
+      }
+    }
+    return sums[0];
+  }
   int depth = 0;  // levels below the top one
   float top = 0.0f;
   bool empty = true;
