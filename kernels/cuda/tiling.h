@@ -74,8 +74,8 @@ constexpr int64_t FewSlotBytes(int64_t group_bytes, int tile_rows) {
 int64_t FewSumsAt(int64_t group_bytes, int64_t num_leaves, int tile_rows, int warps, int slots);
 int64_t FewSharedBytes(const MatMulShape& shape, int tile_rows, int warps, int slots);
 // Bytes of weights that the blocks of kFew which a multiprocessor has at once bring to the L2 cache
-// before their turn: with what their slots hold, as much as an H200 reads in 8 us and its cache can
-// keep.
+// before their turn: with what their slots hold, as much as an H200 reads in 8 to 10 us and its
+// cache can keep.
 inline constexpr int64_t kFewAheadBytes = int64_t{184} << 10;
 
 // The plan of F32 and F16 weights: kChain.
