@@ -24,6 +24,9 @@ __device__ __forceinline__ Words LoadWordsApart(const void* from) {
                : "l"(from));
   return v;
 }
+__device__ __forceinline__ void StoreWords(void* to, const Words& words) {
+  *static_cast<uint4*>(to) = {words.w[0], words.w[1], words.w[2], words.w[3]};
+}
 // Eight FP8 codes of a lane.
 struct alignas(8) Codes {
   uint32_t w[2];
@@ -31,6 +34,9 @@ struct alignas(8) Codes {
 __device__ __forceinline__ Codes LoadCodes(const void* from) {
   const uint2 v = *static_cast<const uint2*>(from);
   return {{v.x, v.y}};
+}
+__device__ __forceinline__ void StoreCodes(void* to, const Codes& codes) {
+  *static_cast<uint2*>(to) = {codes.w[0], codes.w[1]};
 }
 // Of two BF16 each: a * b + c, and a * b, rounded once; denormals are kept.
 __device__ __forceinline__ uint32_t FmaBf16x2(uint32_t a, uint32_t b, uint32_t c) {
@@ -122,6 +128,7 @@ __device__ __forceinline__ float Exp2Approx(float x) {
 }
 // What PrefetchLine takes at once.
 inline constexpr int kLineBytes = 128;
+inline constexpr int kLineFloats = kLineBytes / 4;
 // Has the kLineBytes that `from` lies in fetched to the L2 cache.
 __device__ __forceinline__ void PrefetchLine(const void* from) {
   asm volatile("prefetch.global.L2 [%0];" ::"l"(from) : "memory");

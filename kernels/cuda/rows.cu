@@ -1,4 +1,5 @@
 #include "kernels/choosing.h"
+#include "kernels/cuda/fours.cuh"
 #include "kernels/cuda/lane_math.h"
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/launch_order.cuh"
@@ -9,19 +10,17 @@ namespace phalanx::kernels::cuda {
 namespace {
 
 constexpr int kThreads = 256;
-// Columns of one thread block of an elementwise op.
-constexpr int kColumns = 4 * kThreads;
 
 dim3 ElementGrid(int64_t rows, int64_t cols) {
-  return dim3(static_cast<unsigned>(rows), static_cast<unsigned>((cols + kColumns - 1) / kColumns));
+  return dim3(static_cast<unsigned>(rows), static_cast<unsigned>((cols + kThreads - 1) / kThreads));
 }
 
-// Runs body(column) for this thread's columns of [0, cols).
+// Runs body(column) for this thread's column of [0, cols), if it has one: only one, for a store may
+// be to what another load reads, and a loop would wait for memory in each turn.
 template <typename Body>
-__device__ void ForColumns(int64_t cols, const Body& body) {
-  const int64_t begin = int64_t{blockIdx.y} * kColumns;
-  const int64_t end = begin + kColumns < cols ? begin + kColumns : cols;
-  for (int64_t j = begin + threadIdx.x; j < end; j += kThreads) body(j);
+__device__ void ForColumn(int64_t cols, const Body& body) {
+  const int64_t j = int64_t{blockIdx.y} * kThreads + threadIdx.x;
+  if (j < cols) body(j);
 }
 
 __global__ void __launch_bounds__(kThreads)
@@ -31,7 +30,7 @@ __global__ void __launch_bounds__(kThreads)
   const int64_t row = FedId(ids[blockIdx.x], chosen) - first_id;
   const bool held = row >= 0 && row < table.rows;
   float* to = static_cast<float*>(out.data) + blockIdx.x * out.stride;
-  ForColumns(out.cols, [&](int64_t j) {
+  ForColumn(out.cols, [&](int64_t j) {
     to[j] = held ? Load(table.data, table.dtype, row * table.stride + j) : 0.0f;
   });
 }
@@ -41,7 +40,17 @@ __global__ void __launch_bounds__(kThreads)
   BeginInTurn();
   float* to = static_cast<float*>(x.data) + blockIdx.x * x.stride;
   const float* from = static_cast<const float*>(delta.data) + blockIdx.x * delta.stride;
-  ForColumns(x.cols, [&](int64_t j) { to[j] = Residual(to[j], from[j], bias, j); });
+  ForColumn(x.cols, [&](int64_t j) { to[j] = Residual(to[j], from[j], bias, j); });
+}
+
+__device__ __forceinline__ Four ResidualOf(const Four& x, const Four& delta, const Four& bias,
+                                           bool has_bias) {
+  Four sum;
+#pragma unroll
+  for (int i = 0; i < kFour; ++i) {
+    sum.v[i] = Residual(x.v[i], delta.v[i], has_bias ? bias.v : nullptr, i);
+  }
+  return sum;
 }
 
 __global__ void __launch_bounds__(kThreads)
@@ -55,19 +64,92 @@ __global__ void __launch_bounds__(kThreads)
                          ? nullptr
                          : static_cast<const float*>(delta.data) + blockIdx.x * delta.stride;
   // A column is always this thread's: what it writes here it reads again below.
+  if (add != nullptr) {
+    for (int64_t j = threadIdx.x; j < x.cols; j += kThreads) {
+      row[j] = Residual(row[j], add[j], bias, j);
+    }
+  }
   const float sum = OrderedSum<true>(
-      x.cols,
-      [&](int64_t j) {
-        if (add == nullptr) return row[j];
-        const float value = Residual(row[j], add[j], bias, j);
-        row[j] = value;
-        return value;
-      },
-      tile, &total);
+      x.cols, [&](int64_t j) { return row[j]; }, tile, &total);
   const float scale = RmsScale(sum, x.cols, eps);
   const int64_t to = blockIdx.x * out.stride;
   for (int64_t j = threadIdx.x; j < x.cols; j += blockDim.x) {
     Store(out.data, out.dtype, to + j, Normed(row[j], scale, weight[j]));
+  }
+}
+
+constexpr int kNormThreads = 512;
+constexpr int kNormFours = kFour * kNormThreads;
+
+// Rows of at most kFours * kNormFours columns, which stay in registers. All that a row is made of
+// is asked for at once; the weight comes while the sum is made. Dynamic shared memory: a row.
+template <int kFours>
+__global__ void __launch_bounds__(kNormThreads)
+    RmsNormOfFoursKernel(TensorView x, TensorView delta, const float* bias, const float* weight,
+                         float eps, TensorView out) {
+  LetNextStart();
+  PHALANX_DYNAMIC_SHARED(float, columns);
+  __shared__ float total;
+  const int n = static_cast<int>(x.cols);
+  // Nothing has read the weight since the last step: it comes from memory, for all rows at once.
+  if (blockIdx.x == 0) {
+#pragma unroll 1
+    for (int j = static_cast<int>(threadIdx.x) * kLineFloats; j < n;
+         j += kNormThreads * kLineFloats) {
+      PrefetchLine(weight + j);
+      if (bias != nullptr) PrefetchLine(bias + j);
+    }
+  }
+  WaitForEarlier();
+  float* row = static_cast<float*>(x.data) + blockIdx.x * x.stride;
+  const float* add = delta.data == nullptr
+                         ? nullptr
+                         : static_cast<const float*>(delta.data) + blockIdx.x * delta.stride;
+  Four values[kFours] = {};
+  Four adds[kFours] = {};
+  Four biases[kFours] = {};
+  Four weights[kFours] = {};
+  const auto load = [&](Four(&fours)[kFours], const float* from) {
+#pragma unroll
+    for (int i = 0; i < kFours; ++i) {
+      const int j = i * kNormFours + static_cast<int>(threadIdx.x) * kFour;
+      if (j < n) fours[i] = LoadFour(from + j);
+    }
+  };
+  load(values, row);
+  if (add != nullptr) load(adds, add);
+  if (add != nullptr && bias != nullptr) load(biases, bias);
+  load(weights, weight);
+#pragma unroll
+  for (int i = 0; i < kFours; ++i) {
+    const int j = i * kNormFours + static_cast<int>(threadIdx.x) * kFour;
+    if (j >= n) continue;
+    if (add != nullptr) {
+      values[i] = ResidualOf(values[i], adds[i], biases[i], bias != nullptr);
+      StoreFour(row + j, values[i]);
+    }
+    StoreFour(columns + j, values[i]);
+  }
+  __syncthreads();
+  if (threadIdx.x < kWarp) {
+    float sum = 0.0f;
+    if (threadIdx.x < kSumLanes) sum = AddToLane<true>(sum, columns, n);
+    sum = HalveSum(sum);
+    if (threadIdx.x == 0) total = RmsScale(sum, n, eps);
+  }
+  __syncthreads();
+  const float scale = total;
+  const int64_t to = blockIdx.x * out.stride;
+#pragma unroll
+  for (int i = 0; i < kFours; ++i) {
+    const int j = i * kNormFours + static_cast<int>(threadIdx.x) * kFour;
+    if (j >= n) continue;
+    Four normed;
+#pragma unroll
+    for (int k = 0; k < kFour; ++k) {
+      normed.v[k] = Normed(values[i].v[k], scale, weights[i].v[k]);
+    }
+    StoreFour(out.data, out.dtype, to + j, normed);
   }
 }
 
@@ -76,7 +158,7 @@ __global__ void __launch_bounds__(kThreads)
   BeginInTurn();
   const float* gate = static_cast<const float*>(gate_up.data) + blockIdx.x * gate_up.stride;
   const int64_t to = blockIdx.x * out.stride;
-  ForColumns(out.cols, [&](int64_t j) {
+  ForColumn(out.cols, [&](int64_t j) {
     float value = 0.0f;
     if (j < n) {
       float g = gate[j];
@@ -98,7 +180,7 @@ __global__ void __launch_bounds__(kThreads)
   const int64_t row = rows[blockIdx.x];
   const Element* from = static_cast<const Element*>(in.data) + row * in.stride;
   Element* to = static_cast<Element*>(out.data) + blockIdx.x * out.stride;
-  ForColumns(out.cols, [&](int64_t j) { to[j] = row < 0 ? Element{0} : from[j]; });
+  ForColumn(out.cols, [&](int64_t j) { to[j] = row < 0 ? Element{0} : from[j]; });
 }
 
 // A thread's stack is its column of `memory`, [depth][threads].
@@ -169,6 +251,15 @@ cudaError_t AddResidual(TensorView x, TensorView delta, const float* bias, cudaS
 cudaError_t RmsNorm(TensorView x, TensorView delta, const float* bias, const float* weight,
                     float eps, TensorView out, cudaStream_t stream) {
   if (x.rows == 0 || x.cols == 0) return cudaSuccess;
+  if (AreFours(x) && AreFours(delta) && AreFours(bias) && AreFours(weight) && AreFours(out) &&
+      x.cols <= 4 * kNormFours) {
+    const auto kernel = x.cols <= kNormFours       ? RmsNormOfFoursKernel<1>
+                        : x.cols <= 2 * kNormFours ? RmsNormOfFoursKernel<2>
+                                                   : RmsNormOfFoursKernel<4>;
+    return Launch(kernel, dim3(static_cast<unsigned>(x.rows)), kNormThreads,
+                  static_cast<size_t>(x.cols) * sizeof(float), stream, x, delta, bias, weight, eps,
+                  out);
+  }
   return Launch(RmsNormKernel, dim3(static_cast<unsigned>(x.rows)), kThreads, 0, stream, x, delta,
                 bias, weight, eps, out);
 }

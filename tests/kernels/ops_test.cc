@@ -102,6 +102,39 @@ TEST(RmsNorm, EqualsReferenceAlsoFusedWithResidual) {
   }
 }
 
+// Rows that a device may read by several columns at once: as long as a thread's registers hold, and
+// longer.
+TEST(RmsNorm, EqualsReferenceOnAlignedRows) {
+  Random random(33);
+  const std::vector<NamedKernels> all = AllKernels();
+  for (const DType type : {DType::kF32, DType::kBF16, DType::kF16}) {
+    for (const int64_t width : {4, 64, 1000, 2048, 2052, 4096, 5376, 8192, 8196}) {
+      Matrix x(DType::kF32, 2, width, 4), delta(DType::kF32, 2, width, 8);
+      for (int64_t i = 0; i < 2 * width; ++i) {
+        x.Set(i / width, i % width, random.Normal(5.0f));
+        delta.Set(i / width, i % width, random.Normal(1.0f));
+      }
+      const std::vector<float> weight = random.Floats(width);
+      const std::vector<float> bias = random.Floats(width);
+      for (const float* b : {static_cast<const float*>(nullptr), bias.data()}) {
+        Matrix expected(type, 2, width, 4), expected_x = x;
+        reference::AddResidual(expected_x.view(), delta.view(), b);
+        reference::RmsNorm(expected_x.view(), weight.data(), 1e-6f, expected.view());
+        for (const auto& [name, kernels] : all) {
+          Matrix out(type, 2, width, 4), fused_x = x;
+          kernels->AddResidualRmsNorm(fused_x.view(), delta.view(), b, weight.data(), 1e-6f,
+                                      out.view());
+          EXPECT_EQ(out.Difference(expected), "") << name << ", " << width;
+          EXPECT_EQ(fused_x.Difference(expected_x), "") << name << ", " << width;
+          Matrix plain(type, 2, width, 4);
+          kernels->RmsNorm(fused_x.view(), weight.data(), 1e-6f, plain.view());
+          EXPECT_EQ(plain.Difference(expected), "") << name << ", " << width;
+        }
+      }
+    }
+  }
+}
+
 TEST(RmsNorm, IsCloseToTheFormulaInDouble) {
   Random random(4);
   Matrix x = Matrix::Of(DType::kF32, 3, 1000, random, 3.0f);

@@ -22,6 +22,11 @@ inline Words LoadWords(const void* from) {
   return *static_cast<const Words*>(from);
 }
 
+inline void StoreWords(void* to, const Words& words) {
+  if (reinterpret_cast<uintptr_t>(to) % 16 != 0) std::abort();
+  *static_cast<Words*>(to) = words;
+}
+
 struct alignas(8) Codes {
   uint32_t w[2];
 };
@@ -30,6 +35,11 @@ inline Words LoadWordsApart(const void* from) { return LoadWords(from); }
 inline Codes LoadCodes(const void* from) {
   if (reinterpret_cast<uintptr_t>(from) % 8 != 0) std::abort();
   return *static_cast<const Codes*>(from);
+}
+
+inline void StoreCodes(void* to, const Codes& codes) {
+  if (reinterpret_cast<uintptr_t>(to) % 8 != 0) std::abort();
+  *static_cast<Codes*>(to) = codes;
 }
 
 // In double, which keeps BF16's denormals whatever the environment.
@@ -103,6 +113,7 @@ inline float Exp2Approx(float x) {
   return y < std::numeric_limits<float>::min() ? 0.0f : y;
 }
 inline constexpr int kLineBytes = 128;
+inline constexpr int kLineFloats = kLineBytes / 4;
 inline void PrefetchLine(const void* from) { emulation::CheckPrefetch(from); }
 
 }  // namespace phalanx::kernels::cuda
