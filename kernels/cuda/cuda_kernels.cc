@@ -309,7 +309,12 @@ void CudaKernels::QkvToCache(const QkvArgs& args) {
   p.cos = args.cos;
   p.sin = args.sin;
   p.rotary_dim = args.rotary_dim;
-  p.positions = staging_.Put(Staged::kPositions, args.positions);
+  // The decoder's table has a row for each of the step's: known here, they needn't be read there
+  // before the table is.
+  int32_t next = 0;
+  const bool by_rows = std::all_of(args.positions.begin(), args.positions.end(),
+                                   [&next](int32_t position) { return position == next++; });
+  if (!by_rows) p.positions = staging_.Put(Staged::kPositions, args.positions);
   p.slots = staging_.Put(Staged::kSlots, args.slots);
   p.layout = cuda::LayoutOf(args.cache.shape);
   p.cache = args.cache.data;

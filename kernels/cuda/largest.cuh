@@ -8,17 +8,16 @@
 
 namespace phalanx::kernels::cuda {
 
-// The bits, without a sign, of the largest of x[0 .. n): magnitudes have the order of their bits,
-// infinity and NaN above all. All threads of the block, kWarps warps, call it and get it; one
+// The bits of a value without its sign: magnitudes have the order of their bits, infinity and NaN
+// above all.
+__device__ __forceinline__ uint32_t MagnitudeOf(float value) {
+  return __builtin_bit_cast(uint32_t, value) & 0x7fffffffu;
+}
+
+// The largest of what the block's threads, kWarps warps, bring; all of them call it and get it; one
 // barrier. `of_warp`: shared memory.
 template <int kWarps>
-__device__ __forceinline__ uint32_t LargestMagnitude(const float* x, int64_t n,
-                                                     uint32_t (&of_warp)[kWarps]) {
-  uint32_t most = 0;
-  for (int64_t i = threadIdx.x; i < n; i += kWarps * kWarp) {
-    const uint32_t magnitude = __builtin_bit_cast(uint32_t, x[i]) & 0x7fffffffu;
-    most = magnitude > most ? magnitude : most;
-  }
+__device__ __forceinline__ uint32_t LargestOfBlock(uint32_t most, uint32_t (&of_warp)[kWarps]) {
   for (int step = kWarp / 2; step > 0; step /= 2) {
     const uint32_t other = __shfl_xor_sync(0xffffffffu, most, step);
     most = other > most ? other : most;
@@ -27,6 +26,18 @@ __device__ __forceinline__ uint32_t LargestMagnitude(const float* x, int64_t n,
   __syncthreads();
   for (const uint32_t other : of_warp) most = other > most ? other : most;
   return most;
+}
+
+// The largest magnitude of x[0 .. n); as above.
+template <int kWarps>
+__device__ __forceinline__ uint32_t LargestMagnitude(const float* x, int64_t n,
+                                                     uint32_t (&of_warp)[kWarps]) {
+  uint32_t most = 0;
+  for (int64_t i = threadIdx.x; i < n; i += kWarps * kWarp) {
+    const uint32_t magnitude = MagnitudeOf(x[i]);
+    most = magnitude > most ? magnitude : most;
+  }
+  return LargestOfBlock(most, of_warp);
 }
 
 }  // namespace phalanx::kernels::cuda

@@ -8,7 +8,9 @@
 //   that ended without would be taken for done by the next one's wait, and with it all before it.
 // - Before the wait a kernel touches no memory of the device but weights that the launch itself
 //   names: those lie there since the load. (tests/kernels/emulation ends a test where a kernel
-//   doesn't wait, or reads or writes before it. It doesn't see what asynchronous copies read.)
+//   doesn't wait, or reads or writes before it. It doesn't see what asynchronous copies read.) What
+//   an earlier kernel may still write can be prefetched to the L2 cache, where all writes meet:
+//   that brings no value to anybody.
 // - A kernel whose launch doesn't ask for it, and every one on sm_80, finds nothing to wait for.
 //   (A test compiles the kernels for the host with a header of the same name in place of this one.)
 #ifndef PHALANX_KERNELS_CUDA_LAUNCH_ORDER_CUH_

@@ -25,7 +25,7 @@ struct QkvParams {
   const float* cos = nullptr;
   const float* sin = nullptr;
   int64_t rotary_dim = 0;
-  const int32_t* positions = nullptr;  // [m]
+  const int32_t* positions = nullptr;  // [m]; null: row r's is r
   const int32_t* slots = nullptr;      // [m]
   KvLayout layout = KvLayout(DType::kF32, 0, 1);
   void* cache = nullptr;

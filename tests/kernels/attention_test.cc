@@ -24,12 +24,13 @@ TEST(QkvToCache, EqualsReferenceInEveryByteOfTheCache) {
       const auto plain = CreateCpuKernels({});
       ASSERT_TRUE(plain.ok());
       Cache expected(**plain, layer.kv(), 6), cache(*kernels, layer.kv(), 6);
-      for (const int64_t rows : {1, 2, 45}) {
+      for (const auto& [rows, first] :
+           std::vector<std::pair<int64_t, int32_t>>{{1, 17}, {2, 17}, {45, 17}, {1, 0}, {40, 0}}) {
         Random random(3);
         Matrix qkv = Matrix::Of(DType::kF32, rows, layer.Cols(), random);
         std::vector<int32_t> positions, slots;
         for (int32_t i = 0; i < rows; ++i) {
-          positions.push_back(17 + i);
+          positions.push_back(first + i);
           slots.push_back(i == 7 ? -1 : static_cast<int32_t>(i * 3 + rows));
         }
         const int64_t q_cols = shape.heads * RoundUp(shape.dim, kDotGroup);
