@@ -65,10 +65,12 @@ struct DeviceProgram {
   const int* codes = nullptr;
   int steps = 0;
   int depth = 1;  // operands alive at once
+  int tree = 0;   // operands, if they are a power of two and it is R2's tree over them; else 0
 };
 
 // out[row][out_column[head] ..] = the merged values over the merged sum; rows = out.rows. Columns
-// of no head are not touched. partials: [row][head][num_in][2 + head_dim].
+// of no head are not touched; no `out_column`: heads lie side by side. partials:
+// [row][head][num_in][2 + head_dim].
 cudaError_t MergeAttention(const float* partials, int64_t num_heads, int64_t head_dim, int num_in,
                            DeviceProgram program, const int32_t* out_column, TensorView out,
                            cudaStream_t stream);

@@ -35,6 +35,30 @@ bool SameRows(const AttentionSequence& a, const AttentionSequence& b) {
          a.block_table == b.block_table;
 }
 
+// Whether `program` is R2's tree over `num_in` operands, a power of two of them: after the j-th, as
+// many sums as 2 divides j.
+bool IsTree(absl::Span<const int> program, int num_in) {
+  if (num_in < 1 || (num_in & (num_in - 1)) != 0) return false;
+  size_t at = 0;
+  const auto next_is = [&](int code) { return at < program.size() && program[at++] == code; };
+  for (int operand = 0; operand < num_in; ++operand) {
+    if (!next_is(operand)) return false;
+    for (int j = operand + 1; j % 2 == 0; j /= 2) {
+      if (!next_is(-1)) return false;
+    }
+  }
+  return at == program.size();
+}
+
+// Whether head h's columns of the output are those from h * head_dim on.
+bool HeadsLieSideBySide(const AttentionArgs& args) {
+  const int64_t d = args.cache.shape.head_dim;
+  for (int64_t head = 0; head < args.num_heads; ++head) {
+    if (args.out_column[head] != head * d) return false;
+  }
+  return true;
+}
+
 int64_t Count(const std::vector<cuda::RowTile>& tiles) {
   return static_cast<int64_t>(tiles.size());
 }
@@ -56,7 +80,13 @@ cuda::DeviceProgram CudaKernels::PutProgram(absl::Span<const int> program, int n
   out.depth = cuda::ProgramDepth(program, num_in);
   out.codes = staging_.Put(Staged::kProgram, program);
   out.steps = static_cast<int>(program.size());
+  out.tree = IsTree(program, num_in) ? num_in : 0;
   return out;
+}
+
+const int32_t* CudaKernels::PutOutColumns(const AttentionArgs& args) {
+  if (HeadsLieSideBySide(args)) return nullptr;
+  return staging_.Put(Staged::kColumns, args.out_column);
 }
 
 const cuda::HeadGroups& CudaKernels::GroupsOf(const AttentionArgs& args) {
@@ -192,7 +222,7 @@ absl::Span<const AttentionSequence> CudaKernels::AttendPrefill(AttentionArgs arg
   std::vector<int> program = {0};
   for (int i = 1; i < pieces; ++i) program.insert(program.end(), {i, -1});
   const cuda::DeviceProgram in_turn = PutProgram(program, pieces);
-  out_column = staging_.Put(Staged::kColumns, args.out_column);
+  out_column = PutOutColumns(args);
   for (const auto& [from, to] : plan.runs) {
     MergeRows(args, partials + from * pieces * piece_bytes / SizeOf(DType::kF32), pieces, from, to,
               in_turn, out_column);
@@ -202,10 +232,8 @@ absl::Span<const AttentionSequence> CudaKernels::AttendPrefill(AttentionArgs arg
 
 void CudaKernels::ClearOutput(const AttentionArgs& args, bool all_rows_are_written) {
   const int64_t d = args.cache.shape.head_dim;
-  bool whole = all_rows_are_written && args.num_heads * d == args.out.cols;
-  for (int64_t head = 0; whole && head < args.num_heads; ++head) {
-    whole = args.out_column[head] == head * d;
-  }
+  const bool whole =
+      all_rows_are_written && args.num_heads * d == args.out.cols && HeadsLieSideBySide(args);
   if (!whole) CheckCuda(cuda::ZeroBytes(cuda::BytesOf(args.out), stream_), "Attention");
 }
 
@@ -248,7 +276,7 @@ void CudaKernels::Attention(const AttentionArgs& given) {
     PartialsOf(args, plan, groups, partials);
     // Staged anew for each run of rows: what is staged lives for an op or two only.
     const cuda::DeviceProgram program = PutProgram(args.stripe_program, args.num_stripes);
-    const int32_t* out_column = staging_.Put(Staged::kColumns, args.out_column);
+    const int32_t* out_column = PutOutColumns(args);
     for (const auto& [from, to] : plan.plan.runs) {
       MergeRows(args, partials + from * row_floats, args.num_stripes, begin + from, begin + to,
                 program, out_column);
@@ -272,8 +300,7 @@ void CudaKernels::MergeAttention(const AttentionArgs& args, const float* partial
   if (args.num_heads == 0) return;
   const int num_in = args.num_partials > 0 ? args.num_partials : args.num_stripes;
   const cuda::DeviceProgram program = PutProgram(args.stripe_program, num_in);
-  MergeRows(args, partials, num_in, 0, args.out.rows, program,
-            staging_.Put(Staged::kColumns, args.out_column));
+  MergeRows(args, partials, num_in, 0, args.out.rows, program, PutOutColumns(args));
 }
 
 void CudaKernels::MergePartials(const float* partials, int64_t count, int64_t d, int num_in,

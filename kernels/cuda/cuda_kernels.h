@@ -216,6 +216,8 @@ class CudaKernels : public Kernels {
   void PartialsOf(const AttentionArgs& args, const StagedPlan& plan, const cuda::HeadGroups& groups,
                   float* partials);
   cuda::DeviceProgram PutProgram(absl::Span<const int> program, int num_in);
+  // Where MergeRows writes each head; null: side by side.
+  const int32_t* PutOutColumns(const AttentionArgs& args);
   void MergeRows(const AttentionArgs& args, const float* partials, int num_in, int64_t row_begin,
                  int64_t row_end, cuda::DeviceProgram program, const int32_t* out_column);
   // Copies results to the host and waits for them.

@@ -117,6 +117,22 @@ T __shfl_xor_sync(unsigned /*mask*/, T value, int step) {
   });
   return lane.out;
 }
+template <typename T>
+T __shfl_sync(unsigned /*mask*/, T value, int from) {
+  static_assert(sizeof(T) == 4);
+  struct Lane {
+    T in;
+    T out;
+    int from;
+  } lane = {value, T{}, from};
+  phalanx::kernels::emulation::WarpStep(&lane, [](void* const* lanes) PHALANX_UNSEEN {
+    for (int i = 0; i < 32; ++i) {
+      auto* mine = static_cast<Lane*>(lanes[i]);
+      mine->out = static_cast<Lane*>(lanes[mine->from % 32])->in;
+    }
+  });
+  return lane.out;
+}
 inline unsigned __ballot_sync(unsigned /*mask*/, bool vote) {
   struct Lane {
     bool vote;
