@@ -4,7 +4,8 @@
 // order down (a radix selection): how much each value of the byte holds, ids or units of their
 // shares, among those that agree in the bytes before. Amounts are whole numbers, so their order
 // doesn't matter, and nothing is sorted. The row, which comes from the L2 cache, is read once for
-// its maximum, four times for top_k, five for top_p, once for min_p, and twice where a tie is cut.
+// its maximum, four times for top_k, as often for top_p and once more for both, once for min_p, and
+// twice where a tie is cut.
 #include "kernels/choosing.h"
 #include "kernels/cuda/lane_math.h"
 #include "kernels/cuda/launch.cuh"
@@ -17,6 +18,7 @@ namespace {
 
 constexpr int kThreads = 1024;
 constexpr int kBins = 256;
+constexpr int kGroup = 16;          // of bins
 using Amount = unsigned long long;  // NOLINT(google-runtime-int): atomicAdd's
 
 // Rises with the logit; 0 for NaN and -inf, which are in no order. Both zeros are one.
@@ -33,6 +35,7 @@ __device__ __forceinline__ float LogitOf(uint32_t key) {
 struct RowMemory {
   float warps[kThreads / kWarp];
   Amount totals[kBins];
+  Amount of_group[kBins / kGroup];
   int ties[kThreads];
   Amount sum;
   uint32_t least;
@@ -44,23 +47,24 @@ struct CutRow {
   int64_t n;
   float temperature;
   float scaled_max;
-  Amount* bins;  // [kBins][kWarp]: a lane adds to its own, for most logits share their first byte
+  // [kBins][kWarp], the lower and the upper halves of amounts: a lane adds to its own, for most
+  // logits share their first byte.
+  uint32_t* low;
+  uint32_t* high;
   RowMemory* memory;
 
-  // All loads of a round are under way together: one block hasn't the threads to hide a cache's
-  // latency for each.
   template <typename Body>
   __device__ void ForEach(const Body& body) const {
-    constexpr int kTogether = 8;
-    int64_t j = threadIdx.x;
-    for (; j + (kTogether - 1) * kThreads < n; j += kTogether * kThreads) {
-      float logits[kTogether];
-#pragma unroll
-      for (int i = 0; i < kTogether; ++i) logits[i] = x[j + i * kThreads];
-#pragma unroll
-      for (int i = 0; i < kTogether; ++i) body(logits[i]);
-    }
-    for (; j < n; j += kThreads) body(x[j]);
+    ForEachOf(x, n, body);
+  }
+  // By two additions, of which there mostly is one: shared memory has none of 64 bits.
+  __device__ void AddToBin(int bin, Amount amount) const {
+    const int at = bin * kWarp + static_cast<int>(threadIdx.x) % kWarp;
+    const auto add = static_cast<uint32_t>(amount);
+    const uint32_t before = atomicAdd(&low[at], add);
+    const uint32_t carry = before + add < before ? 1 : 0;
+    const uint32_t rest = static_cast<uint32_t>(amount >> 32) + carry;
+    if (rest != 0) atomicAdd(&high[at], rest);
   }
   __device__ Amount UnitsOf(float logit) const {
     const float scaled = Div(logit, temperature);
@@ -72,37 +76,55 @@ struct Place {
   uint32_t key;
   Amount above;  // of all keys that are larger
   Amount at;     // of those that are equal
+  Amount wanted;
 };
 
-// The largest key such that it and what is above it amount to `wanted`, at least 1; key 0 where the
-// whole row doesn't. All threads of the block get it.
-template <typename AmountOf>
-__device__ Place Find(const CutRow& row, Amount wanted, const AmountOf& amount_of) {
-  Place place = {0, 0, 0};
+// The largest key such that it and what is above it amount to `wanted(amount of the whole row)`, at
+// least 1; key 0 where the whole row doesn't. All threads of the block get it.
+template <typename Wanted, typename AmountOf>
+__device__ Place Find(const CutRow& row, const Wanted& wanted, const AmountOf& amount_of) {
+  Place place = {0, 0, 0, 0};
   for (int shift = 24; shift >= 0; shift -= 8) {
     const uint32_t mask = shift == 24 ? 0 : 0xffffffffu << (shift + 8);
     __syncthreads();
-    for (int i = threadIdx.x; i < kBins * kWarp; i += kThreads) row.bins[i] = 0;
+    for (int i = threadIdx.x; i < kBins * kWarp; i += kThreads) row.low[i] = row.high[i] = 0;
     __syncthreads();
     row.ForEach([&](float logit) {
       const uint32_t key = OrderKey(logit);
       if (key == 0 || (key & mask) != place.key) return;
       const Amount amount = amount_of(logit);
       if (amount == 0) return;
-      atomicAdd(&row.bins[(key >> shift & (kBins - 1)) * kWarp + threadIdx.x % kWarp], amount);
+      row.AddToBin(static_cast<int>(key >> shift & (kBins - 1)), amount);
     });
     __syncthreads();
     if (threadIdx.x < kBins) {
       Amount total = 0;
       for (int i = 0; i < kWarp; ++i) {
         // Each thread begins in a bank of its own.
-        total += row.bins[threadIdx.x * kWarp + (i + threadIdx.x) % kWarp];
+        const auto at = static_cast<int>(threadIdx.x * kWarp + (i + threadIdx.x) % kWarp);
+        total += row.low[at] | Amount{row.high[at]} << 32;
       }
       row.memory->totals[threadIdx.x] = total;
     }
     __syncthreads();
-    int bin = kBins - 1;
-    while (bin > 0 && place.above + row.memory->totals[bin] < wanted) {
+    if (threadIdx.x < kBins / kGroup) {
+      Amount total = 0;
+      for (int i = 0; i < kGroup; ++i) total += row.memory->totals[threadIdx.x * kGroup + i];
+      row.memory->of_group[threadIdx.x] = total;
+    }
+    __syncthreads();
+    if (shift == 24) {
+      Amount all = 0;
+      for (const Amount of_group : row.memory->of_group) all += of_group;
+      place.wanted = wanted(all);
+    }
+    // The group of bins in which it is, then the bin: in one walk threads would wait for 256 sums.
+    int group = kBins / kGroup - 1;
+    while (group > 0 && place.above + row.memory->of_group[group] < place.wanted) {
+      place.above += row.memory->of_group[group--];
+    }
+    int bin = group * kGroup + kGroup - 1;
+    while (bin > group * kGroup && place.above + row.memory->totals[bin] < place.wanted) {
       place.above += row.memory->totals[bin--];
     }
     place.at = row.memory->totals[bin];
@@ -145,7 +167,7 @@ __device__ int32_t FindTie(const CutRow& row, uint32_t key, Amount which) {
 __global__ void __launch_bounds__(kThreads)
     CutKernel(TensorView logits, const ChoiceRow* rows, Cut* out) {
   BeginInTurn();
-  PHALANX_DYNAMIC_SHARED(Amount, bins);
+  PHALANX_DYNAMIC_SHARED(uint32_t, bins);
   __shared__ RowMemory memory;
   const ChoiceRow choice = rows[blockIdx.x];
   CutRow row = {static_cast<const float*>(logits.data) + choice.row * logits.stride,
@@ -153,6 +175,7 @@ __global__ void __launch_bounds__(kThreads)
                 choice.temperature,
                 0,
                 bins,
+                bins + kBins * kWarp,
                 &memory};
   float max = kNegativeInfinity;
   row.ForEach([&](float logit) { max = Max(logit, max); });
@@ -170,7 +193,8 @@ __global__ void __launch_bounds__(kThreads)
   Amount all_ties = 0;
   if (choice.top_k > 0 && choice.top_k < row.n) {
     const auto wanted = static_cast<Amount>(choice.top_k);
-    const Place place = Find(row, wanted, [](float) { return Amount{1}; });
+    const Place place = Find(
+        row, [wanted](Amount) { return wanted; }, [](float) { return Amount{1}; });
     if (place.key != 0) {
       key = place.key;
       ties = wanted - place.above;
@@ -178,18 +202,23 @@ __global__ void __launch_bounds__(kThreads)
     }
   }
   if (choice.top_p < 1.0f) {
-    Amount units = 0;
-    row.ForEach([&](float logit) {
-      if (OrderKey(logit) > key) units += row.UnitsOf(logit);
-    });
-    Amount total = SumOfBlock(row, units);
-    if (key != 0) total += ties * row.UnitsOf(LogitOf(key));
-    const Amount wanted = WantedUnits(choice.top_p, total);
+    // Of what top_k has left; where there is none the search itself meets all shares.
+    Amount of_top_k = 0;
+    if (key != 0) {
+      Amount units = 0;
+      row.ForEach([&](float logit) {
+        if (OrderKey(logit) > key) units += row.UnitsOf(logit);
+      });
+      of_top_k = SumOfBlock(row, units) + ties * row.UnitsOf(LogitOf(key));
+    }
+    const auto wanted = [&](Amount all) {
+      return WantedUnits(choice.top_p, key != 0 ? of_top_k : all);
+    };
     // Those that top_k has cut are the last to come, and what is wanted is there without them.
     const Place place = Find(row, wanted, [&](float logit) { return row.UnitsOf(logit); });
     const Amount each = row.UnitsOf(LogitOf(place.key));
     key = place.key;
-    ties = (wanted - place.above + each - 1) / each;
+    ties = (place.wanted - place.above + each - 1) / each;
     all_ties = place.at / each;
   }
   if (choice.min_p > 0.0f) {
@@ -220,7 +249,7 @@ __global__ void __launch_bounds__(kThreads)
 cudaError_t CutRows(TensorView logits, const ChoiceRow* rows, int64_t num_rows, Cut* out,
                     cudaStream_t stream) {
   if (num_rows == 0) return cudaSuccess;
-  constexpr size_t kShared = sizeof(Amount) * kBins * kWarp;
+  constexpr size_t kShared = 2 * sizeof(uint32_t) * kBins * kWarp;
   return Launch(CutKernel, dim3(static_cast<unsigned>(num_rows)), kThreads, kShared, stream, logits,
                 rows, out);
 }

@@ -7,6 +7,24 @@
 
 namespace phalanx::kernels::cuda {
 
+// Runs body(value) for this thread's of x[0 .. n), and a few times with -inf: values are asked for
+// together, for a block hasn't the threads to hide a cache's latency for each.
+template <typename Body>
+__device__ __forceinline__ void ForEachOf(const float* x, int64_t n, const Body& body) {
+  constexpr int kTogether = 8;
+#pragma unroll 1
+  for (int64_t begin = threadIdx.x; begin < n; begin += kTogether * int64_t{blockDim.x}) {
+    float values[kTogether];
+#pragma unroll
+    for (int i = 0; i < kTogether; ++i) {
+      const int64_t j = begin + i * int64_t{blockDim.x};
+      values[i] = j < n ? x[j] : kNegativeInfinity;
+    }
+#pragma unroll
+    for (int i = 0; i < kTogether; ++i) body(values[i]);
+  }
+}
+
 // The largest of the block's values that are no NaN, for every thread; -inf where there is none.
 // `scratch`: a float a warp. Ends with a barrier. (Of two zeros either sign may win.)
 __device__ inline float MaxOfBlock(float max, float* scratch) {
@@ -30,7 +48,7 @@ struct LogSumExpMemory {
 
 __device__ inline MaxSum LogSumExp(const float* x, int64_t n, LogSumExpMemory* memory) {
   float max = kNegativeInfinity;
-  for (int64_t j = threadIdx.x; j < n; j += blockDim.x) max = Max(x[j], max);
+  ForEachOf(x, n, [&](float value) { max = Max(value, max); });
   max = MaxOfBlock(max, memory->warps);
   if (max == kNegativeInfinity) return {max, 0.0f};
   const float sum = OrderedSum<false>(

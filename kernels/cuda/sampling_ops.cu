@@ -4,14 +4,16 @@
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/launch_order.cuh"
 #include "kernels/cuda/log_sum_exp.cuh"
+#include "kernels/cuda/mma.cuh"
 #include "kernels/cuda/sampling_ops.h"
 
 namespace phalanx::kernels::cuda {
 namespace {
 
 constexpr int kThreads = 256;
-// Logits of one block of the argmax.
-constexpr int64_t kArgmaxColumns = 2048;
+// Logits of a thread of the argmax, and of a block.
+constexpr int kOfThread = 8;
+constexpr int64_t kArgmaxColumns = kOfThread * kThreads;
 
 __global__ void __launch_bounds__(kThreads)
     LogSumExpKernel(TensorView logits, const int64_t* leaves, MaxSum* out) {
@@ -37,17 +39,29 @@ __global__ void __launch_bounds__(kThreads)
 // grid: choices, blocks of columns. out: [choice][block].
 __global__ void __launch_bounds__(kThreads)
     ArgmaxKernel(TensorView logits, const ChoiceRow* rows, StagedCuts cuts, Choice* out) {
-  BeginInTurn();
+  LetNextStart();
+  if (threadIdx.x == 0) PrefetchLine(rows + blockIdx.x);
+  WaitForEarlier();
   __shared__ BestSlot best_of_warp[kThreads / kWarp];
   const ChoiceRow row = rows[blockIdx.x];
   const int32_t which = cuts.of == nullptr ? -1 : cuts.of[blockIdx.x];
   const Cut cut = which < 0 ? kNoCut : cuts.cuts[which];
   const float* from = static_cast<const float*>(logits.data) + row.row * logits.stride;
-  const int64_t begin = blockIdx.y * kArgmaxColumns;
-  const int64_t end = begin + kArgmaxColumns < logits.cols ? begin + kArgmaxColumns : logits.cols;
+  const int64_t first = blockIdx.y * kArgmaxColumns + threadIdx.x;
+  // All of them are under way together. What isn't there never wins.
+  float logits_of_thread[kOfThread];
+#pragma unroll
+  for (int i = 0; i < kOfThread; ++i) {
+    const int64_t j = first + i * kThreads;
+    logits_of_thread[i] = j < logits.cols ? from[j] : kNegativeInfinity;
+  }
   Choice best = {-1, kNegativeInfinity};
-  for (int64_t j = begin + threadIdx.x; j < end; j += kThreads) {
-    const float logit = from[j];
+#pragma unroll 1
+  for (int64_t j = first; j < first + kArgmaxColumns; j += kThreads) {
+    // Each in its turn comes to the front: no register has an address.
+    const float logit = logits_of_thread[0];
+#pragma unroll
+    for (int i = 1; i < kOfThread; ++i) logits_of_thread[i - 1] = logits_of_thread[i];
     const auto id = static_cast<int32_t>(j);
     if (!(logit > cut.threshold || (logit == cut.threshold && id <= cut.last_id))) continue;
     float value = logit;
@@ -69,7 +83,12 @@ __global__ void __launch_bounds__(kThreads)
   const Choice* of_row = choices + blockIdx.x * count;
   Choice best = {-1, kNegativeInfinity};
   for (int64_t i = threadIdx.x; i < count; i += kThreads) {
-    if (Before(of_row[i], best)) best = of_row[i];
+    // Both words at once: the value isn't asked for only when the id is there.
+    const Codes words = LoadCodes(of_row + i);
+    Choice here;
+    here.id = static_cast<int32_t>(words.w[0]);
+    here.value = __builtin_bit_cast(float, words.w[1]);
+    if (Before(here, best)) best = here;
   }
   best = BestOfBlock(best, best_of_warp);
   if (threadIdx.x == 0) out[blockIdx.x] = best;

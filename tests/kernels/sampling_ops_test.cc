@@ -191,6 +191,24 @@ TEST(ChooseRows, CutsAsTheReferenceDoes) {
   }
 }
 
+// Shares of nearly 2^32 units each, many of which are added in one place.
+TEST(ChooseRows, CutsManySmallSharesAsTheReferenceDoes) {
+  Random random(15);
+  const std::vector<NamedKernels> all = AllKernels();
+  std::vector<float> logits = random.Floats(9001, 0.01f);
+  logits[4321] = 5.6f;
+  for (const int32_t top_k : {0, 8999}) {
+    for (uint32_t position = 0; position < 12; ++position) {
+      ChoiceRow row;
+      row.temperature = 1.0f;
+      row.top_k = top_k;
+      row.top_p = 0.6f;
+      row.key = {4, position, 0, 0};
+      ExpectSameChoice(all, logits, row);
+    }
+  }
+}
+
 // All that may be chosen is chosen by some key, and nothing else.
 TEST(ChooseRows, ACutLeavesTheFirstOfTheOrder) {
   constexpr int kDraws = 96;
