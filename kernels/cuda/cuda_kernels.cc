@@ -25,6 +25,9 @@ static_assert(cuda::kMaxHeadDim == kMaxHeadDim);
 constexpr int64_t kStagingHalf = int64_t{4} << 20;
 // Room for results from the start, more than most steps bring.
 constexpr int64_t kResultBytes = int64_t{64} << 10;
+// Rows that are cut side by side: room for them is there from the start, for no step need have cuts
+// before the scratch is frozen.
+constexpr int64_t kCutsAtOnce = 32;
 
 bool StartsEarly(const CudaOptions& options) {
   CheckCuda(cudaSetDevice(options.device), "choosing the device");
@@ -55,6 +58,7 @@ CudaKernels::CudaKernels(const CudaOptions& options, std::shared_ptr<cuda::Devic
       f16_terms_(memory_, "rows as sums of two F16"),
       partials_(memory_, "partial softmaxes"),
       choices_(memory_, "choices"),
+      cut_work_(memory_, "cuts"),
       slots_(memory_, "slots of experts"),
       results_(memory_, "results on their way to the host") {
   cudaDeviceProp properties;
@@ -66,6 +70,7 @@ CudaKernels::CudaKernels(const CudaOptions& options, std::shared_ptr<cuda::Devic
   name_ = absl::StrCat("cuda ", device_, ": ", properties.name, ", sm_", properties.major,
                        properties.minor, ", ", num_sms_, " multiprocessors");
   results_.Grow(kResultBytes);
+  cut_work_.Grow(cuda::CutScratchBytes(kCutsAtOnce));
 }
 
 CudaKernels::~CudaKernels() {
@@ -400,9 +405,19 @@ void CudaKernels::ChooseRows(TensorView logits, absl::Span<const ChoiceRow> rows
   cuda::StagedCuts cuts;
   if (!cut_rows_.empty()) {
     auto* made = reinterpret_cast<Cut*>(choices + pieces);
-    CheckCuda(cuda::CutRows(logits, staging_.Put(Staged::kCutRows, absl::MakeConstSpan(cut_rows_)),
-                            static_cast<int64_t>(cut_rows_.size()), made, stream_),
-              "CutRows");
+    cuda::KindsOfCuts kinds;
+    for (const ChoiceRow& row : cut_rows_) {
+      kinds.top_k = kinds.top_k || row.top_k > 0;
+      kinds.top_p = kinds.top_p || row.top_p < 1.0f;
+      kinds.min_p = kinds.min_p || row.min_p > 0.0f;
+    }
+    const ChoiceRow* staged = staging_.Put(Staged::kCutRows, absl::MakeConstSpan(cut_rows_));
+    const auto num_cuts = static_cast<int64_t>(cut_rows_.size());
+    for (int64_t begin = 0; begin < num_cuts; begin += kCutsAtOnce) {
+      CheckCuda(cuda::CutRows(logits, staged + begin, std::min(kCutsAtOnce, num_cuts - begin),
+                              kinds, cut_work_.data(), made + begin, stream_),
+                "CutRows");
+    }
     cuts = {made, staging_.Put(Staged::kCutOf, absl::MakeConstSpan(cut_of_))};
   }
   CheckCuda(cuda::ChooseRows(logits, staging_.Put(Staged::kChoiceRows, rows), count, cuts, choices,

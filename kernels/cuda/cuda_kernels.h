@@ -249,6 +249,7 @@ class CudaKernels : public Kernels {
   cuda::DeviceScratch f16_terms_;  // of `fast`
   cuda::DeviceScratch partials_;
   cuda::DeviceScratch choices_;                 // of pieces of rows, and where rows are cut
+  cuda::DeviceScratch cut_work_;                // of kernels that look for that
   cuda::DeviceScratch slots_;                   // of RunExperts: routes, places, tiles
   cuda::DeviceScratch results_;                 // what goes back to the host
   std::vector<ChoiceRow> cut_rows_;             // of the ChooseRows at hand, each cut once

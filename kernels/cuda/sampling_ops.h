@@ -20,10 +20,18 @@ cudaError_t LogSumExpLeaves(TensorView logits, const int64_t* leaves, int64_t nu
 cudaError_t EditLogits(TensorView logits, const LogitEdit* edits, int64_t count,
                        cudaStream_t stream);
 
+// What any of some rows has.
+struct KindsOfCuts {
+  bool top_k = false;
+  bool top_p = false;
+  bool min_p = false;
+};
+// What CutRows needs room for, aligned to 16 bytes.
+int64_t CutScratchBytes(int64_t num_rows);
 // out[i]: what is left of row rows[i].row once its cuts are made; HasCut(rows[i]). All on the
 // device. (cut.cu)
-cudaError_t CutRows(TensorView logits, const ChoiceRow* rows, int64_t num_rows, Cut* out,
-                    cudaStream_t stream);
+cudaError_t CutRows(TensorView logits, const ChoiceRow* rows, int64_t num_rows, KindsOfCuts kinds,
+                    void* scratch, Cut* out, cudaStream_t stream);
 
 // Choices that a row of ChooseRows needs room for.
 int64_t ChoiceScratch(int64_t cols);

@@ -209,6 +209,33 @@ TEST(ChooseRows, CutsManySmallSharesAsTheReferenceDoes) {
   }
 }
 
+// More rows than are cut side by side, of lengths that several blocks share.
+TEST(ChooseRows, CutsEachOfManyRowsAsTheReferenceDoes) {
+  Random random(16);
+  constexpr int64_t kRows = 70, kColumns = 5000;
+  const std::vector<float> logits = random.Floats(kRows * kColumns, 2.0f);
+  const TensorView view = {const_cast<float*>(logits.data()), DType::kF32, kRows, kColumns,
+                           kColumns};
+  std::vector<ChoiceRow> rows(kRows);
+  for (int64_t i = 0; i < kRows; ++i) {
+    rows[i].row = kRows - 1 - i;
+    rows[i].temperature = 0.7f;
+    if (i % 2 == 0) rows[i].top_k = static_cast<int32_t>(1 + i);
+    if (i % 3 != 0) rows[i].top_p = 0.05f + 0.012f * static_cast<float>(i);
+    if (i % 7 == 0) rows[i].min_p = 0.01f;
+    rows[i].key = {8, static_cast<uint32_t>(i), 0, 0};
+  }
+  for (const auto& [name, kernels] : AllKernels()) {
+    std::vector<Choice> out(kRows);
+    kernels->ChooseRows(view, rows, out.data());
+    for (int64_t i = 0; i < kRows; ++i) {
+      const Choice expected = reference::ChooseRow(view, rows[i]);
+      EXPECT_EQ(out[i].id, expected.id) << name << ", row " << i;
+      EXPECT_EQ(Bits(out[i].value), Bits(expected.value)) << name << ", row " << i;
+    }
+  }
+}
+
 // All that may be chosen is chosen by some key, and nothing else.
 TEST(ChooseRows, ACutLeavesTheFirstOfTheOrder) {
   constexpr int kDraws = 96;

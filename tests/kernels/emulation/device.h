@@ -154,6 +154,12 @@ T atomicAdd(T* to, T value) {
   return before;
 }
 template <typename T>
+T atomicMax(T* to, T value) {
+  const T before = __atomic_load_n(to, __ATOMIC_RELAXED);
+  if (value > before) __atomic_store_n(to, value, __ATOMIC_RELAXED);
+  return before;
+}
+template <typename T>
 T atomicMin(T* to, T value) {
   const T before = __atomic_load_n(to, __ATOMIC_RELAXED);
   if (value < before) __atomic_store_n(to, value, __ATOMIC_RELAXED);
