@@ -42,8 +42,8 @@ absl::Status Decoder::Impl::Attend(const Layer& layer, int64_t index, const Batc
   write.k_norm = layer.k_norm.as<float>();
   write.norm_eps = config.rms_norm_eps;
   write.num_heads = num_heads();
-  write.cos = cos.as<float>();
-  write.sin = sin.as<float>();
+  write.cos = rope.as<float>();
+  write.sin = write.cos + m * static_cast<int64_t>(inv_freq.size());
   write.rotary_dim = d;
   write.positions = absl::MakeSpan(rope_indices).subspan(0, m);
   write.slots = batch.slots;

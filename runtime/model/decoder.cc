@@ -20,6 +20,14 @@ namespace {
 // Of messages between stages; the residual stream's have tag 0.
 constexpr int kExpertTokensTag = 1;
 
+// Whether the rows are r, r + 1, ...
+bool FollowEachOther(absl::Span<const int32_t> rows) {
+  for (size_t i = 1; i < rows.size(); ++i) {
+    if (rows[i] != rows[i - 1] + 1) return false;
+  }
+  return true;
+}
+
 }  // namespace
 
 StepRows Decoder::Impl::PlaceRows(int64_t count) const {
@@ -49,11 +57,10 @@ absl::Status Decoder::Impl::Embed(const Batch& batch) {
 void Decoder::Impl::MakeRope(const Batch& batch) {
   if (num_heads() == 0) return;
   const size_t floats = rows.count * inv_freq.size();
-  host_cos.resize(floats);
-  host_sin.resize(floats);
-  kernels::RopeRows(inv_freq, batch.positions, attention_factor, host_cos.data(), host_sin.data());
-  kernels.CopyIn(cos.data(), host_cos.data(), floats * sizeof(float));
-  kernels.CopyIn(sin.data(), host_sin.data(), floats * sizeof(float));
+  host_rope.resize(2 * floats);
+  kernels::RopeRows(inv_freq, batch.positions, attention_factor, host_rope.data(),
+                    host_rope.data() + floats);
+  kernels.CopyIn(rope.data(), host_rope.data(), 2 * floats * sizeof(float));
 }
 
 absl::Status Decoder::Impl::ReceiveFromPreviousStage() {
@@ -198,12 +205,20 @@ absl::Status Decoder::Impl::Logits(absl::Span<const int32_t> wanted,
       const bool own = row >= rows.own.begin && row < rows.own.end;
       own_rows.push_back(own ? row - static_cast<int32_t>(rows.own.begin) : -1);
     }
-    kernels.GatherTokens(F32(residual, rows.own.size(), n), own_rows, F32(gathered_rows, count, n));
+    const TensorView own = F32(residual, rows.own.size(), n);
+    TensorView last = F32(gathered_rows, count, n);
+    if (!rows.sharded && FollowEachOther(own_rows)) {
+      // Of a step that only decodes these are all rows, where they stand.
+      last = RowsFrom(own, own_rows[0]);
+      last.rows = count;
+    } else {
+      kernels.GatherTokens(own, own_rows, last);
+    }
     if (rows.sharded) {
       absl::Status status = groups.stage->AllReduceOr(gathered_rows.as<uint32_t>(), count * n);
       if (!status.ok()) return status;
     }
-    kernels.RmsNorm(F32(gathered_rows, count, n), final_norm.as<float>(), config.rms_norm_eps,
+    kernels.RmsNorm(last, final_norm.as<float>(), config.rms_norm_eps,
                     NormOutput(head_input, count));
     const TensorView logits = F32(local_logits, count, local);
     if (local > 0) kernels.MatMul(NormInput(head_input, count), *head, {&logits, 1});

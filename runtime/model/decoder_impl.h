@@ -204,11 +204,9 @@ class Decoder::Impl {
   // of a long context would weigh as much as a layer.
   std::vector<float> inv_freq;  // [d / 2]
   float attention_factor = 1;
-  std::vector<float> host_cos;        // [rows, d / 2]
-  std::vector<float> host_sin;        // [rows, d / 2]
+  std::vector<float> host_rope;       // cosines, then sines, so that one copy brings both
   std::vector<int32_t> rope_indices;  // 0, 1, ...
-  kernels::Buffer cos;                // [rows, d / 2]
-  kernels::Buffer sin;
+  kernels::Buffer rope;               // [2][rows of the step, d / 2]
 
   StepRows rows;                       // of the last Forward
   kernels::Buffer residual;            // [own rows, hidden] F32

@@ -305,8 +305,7 @@ absl::Status Decoder::Impl::AllocateWorkspace() {
   if (num_heads() > 0) {
     const int64_t qkv = (num_heads() + 2 * num_kv_heads()) * d * 4;
     allocate(qkv_out, max_rows * qkv);
-    allocate(cos, max_rows * d / 2 * 4);
-    allocate(sin, max_rows * d / 2 * 4);
+    allocate(rope, max_rows * d * 4);
     allocate(queries, max_rows * num_heads() * padded_d * act);
     allocate(attended, slice * layers[0].o->k() * act);
     if (groups.sp != nullptr) {
