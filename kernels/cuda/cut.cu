@@ -84,7 +84,8 @@ struct CutRow {
     choice = rows[blockIdx.x];
     x = static_cast<const float*>(logits.data) + choice.row * logits.stride;
     n = logits.cols;
-    const int64_t piece = (n + gridDim.y - 1) / gridDim.y;
+    // Ids have 31 bits, and a division of 64 a hundred instructions.
+    const int64_t piece = (static_cast<uint32_t>(n) + gridDim.y - 1) / gridDim.y;
     begin = blockIdx.y * piece < n ? blockIdx.y * piece : n;
     end = begin + piece < n ? begin + piece : n;
     work = works + blockIdx.x;

@@ -35,6 +35,8 @@ __global__ void __launch_bounds__(kRouteThreads)
     const float value = Div(Exp(Sub(x[j], total.max)), sound ? total.sum : 1.0f);
     p[j] = value == value ? value : kFaulty;
   }
+  // Nobody needs the tile any more, and each thread writes and reads elements of its own.
+  float* const kept = memory.tile;
   float chosen = 0.0f;
   for (int64_t k = 0; k < top_k; ++k) {
     // Each thread reads only columns that it wrote.
@@ -46,19 +48,19 @@ __global__ void __launch_bounds__(kRouteThreads)
     best = BestOfBlock(best, best_of_warp);
     if (best.id % kRouteThreads == static_cast<int>(threadIdx.x)) p[best.id] = kTaken;
     chosen = k == 0 ? best.value : Add(chosen, best.value);
-    if (threadIdx.x == 0) {
+    if (k % kRouteThreads == threadIdx.x) {
       experts[row * top_k + k] = best.id;
-      weights[row * top_k + k] = best.value;
+      kept[k] = best.value;
     }
   }
-  if (threadIdx.x != 0) return;
-  for (int64_t k = 0; k < top_k; ++k) {
-    float& weight = weights[row * top_k + k];
+  for (int64_t k = threadIdx.x; k < top_k; k += kRouteThreads) {
+    float weight = kept[k];
     if (!sound) {
       weight = __builtin_bit_cast(float, kQuietNan);
     } else if (normalise) {
       weight = Div(weight, chosen);
     }
+    weights[row * top_k + k] = weight;
   }
 }
 
@@ -111,7 +113,9 @@ __global__ void __launch_bounds__(kPlaceThreads)
     if (mine) {
       const int32_t here = place + __popc(all & ((1u << lane) - 1));
       out.place[i + lane] = here;
-      out.row[here] = static_cast<int32_t>((i + lane) / top_k);
+      // Slots have 31 bits, and a division of 64 a hundred instructions.
+      out.row[here] =
+          static_cast<int32_t>(static_cast<uint32_t>(i + lane) / static_cast<uint32_t>(top_k));
     }
     place += __popc(all);
   }
@@ -167,6 +171,41 @@ __global__ void __launch_bounds__(kTileThreads)
   list.tiles[tile] = {list.weights[low], row, left < list.tile_rows ? left : list.tile_rows};
 }
 
+// The sum over a row's experts, of one column, where each expert's output is one part in its place:
+// all that eight of them bring is under way together.
+__device__ float CombinePlaced(const CombineParams& p, int64_t row, int64_t column) {
+  constexpr int kTogether = 8;
+  const float* const base = p.bases[0] + column;
+  const int32_t* const places = p.places + row * p.top_k;
+  const float* const weights = p.weights + row * p.top_k;
+  const auto top_k = static_cast<int>(p.top_k);
+  float sum = 0.0f;
+#pragma unroll 1
+  for (int begin = 0; begin < top_k; begin += kTogether) {
+    // Behind the last one that one again: loads that nothing hangs on.
+    int32_t at[kTogether];
+    float factors[kTogether];
+#pragma unroll
+    for (int i = 0; i < kTogether; ++i) {
+      const int k = begin + i < top_k ? begin + i : top_k - 1;
+      at[i] = places[k];
+      factors[i] = weights[k];
+    }
+    float values[kTogether];
+#pragma unroll
+    for (int i = 0; i < kTogether; ++i) values[i] = base[at[i] * p.base_stride];
+#pragma unroll
+    for (int i = 0; i < kTogether; ++i) {
+      if (begin + i == 0) {
+        sum = Mul(factors[i], values[i]);
+      } else if (begin + i < top_k) {
+        sum = Fma(factors[i], values[i], sum);
+      }
+    }
+  }
+  return sum;
+}
+
 // Column blockIdx.y * kCombineThreads + threadIdx.x of row blockIdx.x.
 __global__ void __launch_bounds__(kCombineThreads) CombineKernel(const CombineParams p) {
   BeginInTurn();
@@ -176,8 +215,9 @@ __global__ void __launch_bounds__(kCombineThreads) CombineKernel(const CombinePa
   const int64_t row = blockIdx.x;
   const int64_t j = int64_t{blockIdx.y} * kCombineThreads + threadIdx.x;
   if (j >= p.hidden) return;
-  float sum = 0.0f;
-  for (int64_t k = 0; k < p.top_k; ++k) {
+  const bool one_part = p.places != nullptr && p.num_parts == 1 && p.steps == 1;
+  float sum = one_part ? CombinePlaced(p, row, j) : 0.0f;
+  for (int64_t k = 0; k < p.top_k && !one_part; ++k) {
     const int64_t slot = row * p.top_k + k;
     const float* const* parts = p.places != nullptr ? p.bases : p.parts + slot * p.num_parts;
     const int64_t at = j + (p.places != nullptr ? p.places[slot] * p.base_stride : 0);
