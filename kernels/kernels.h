@@ -410,6 +410,14 @@ class Kernels {
   // j < n; columns n .. out.cols - 1 are set to +0. `bias` [2n] or null is added first.
   virtual void SiluMul(TensorView gate_up, const float* bias, int64_t n, TensorView out) = 0;
 
+  // MatMul with a weight of one part, then SiluMul of its output, fused. `gate_up`: F32 [m, 2n] of
+  // room for what is between the two; what it holds afterwards is not said.
+  virtual void MatMulSiluMul(TensorView x, const PackedWeight& w, TensorView gate_up,
+                             const float* bias, int64_t n, TensorView out) {
+    MatMul(x, w, {&gate_up, 1});
+    SiluMul(gate_up, bias, n, out);
+  }
+
   virtual int64_t KvBlockBytes(const KvShape& shape) const = 0;
   // Bias, q/k norm, rotary embedding, then the cache write. Pad columns of q are set to +0.
   virtual void QkvToCache(const QkvArgs& args) = 0;

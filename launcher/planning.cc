@@ -24,6 +24,7 @@
 #include "parallel/gpu_types.h"
 #include "runtime/checkpoint/checkpoint.h"
 #include "runtime/checkpoint/json_file.h"
+#include "runtime/model/decoder.h"
 #include "runtime/model/profile.h"
 #include "runtime/model/shape.h"
 #include "spdlog/spdlog.h"
@@ -308,6 +309,7 @@ parallel::DeviceTraits CpuTraits(kernels::DType weights) {
   traits.leaf_granule = kernels::kDotGroup;
   traits.block_tokens = kernels::kBlockTokens;
   traits.key_granule = weights == kernels::DType::kBF16 ? kernels::kDotGroup : 1;
+  traits.logit_rows = model::kLogitRows;
   return traits;
 }
 
@@ -320,6 +322,7 @@ parallel::DeviceTraits CudaTraits(kernels::DType weights) {
   traits.value_granule = bf16 ? 8 : 16;
   traits.block_tokens = kernels::kBlockTokens;
   traits.matmul_rows = 0;
+  traits.logit_rows = model::kDeviceLogitRows;
   traits.scratch_bytes = kCudaScratch;
   return traits;
 }

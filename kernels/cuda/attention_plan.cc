@@ -133,17 +133,4 @@ int64_t MostFewBlocks(const AttentionPlan& plan, int64_t window, int64_t stripes
   return most;
 }
 
-int ProgramDepth(absl::Span<const int> program, int num_in) {
-  int depth = 0;
-  int most = 0;
-  for (const int code : program) {
-    PHALANX_CHECK(code < num_in) << "a program names operand " << code << " of " << num_in;
-    depth += code >= 0 ? 1 : -1;
-    PHALANX_CHECK(depth >= 1) << "a program that isn't postfix";
-    most = std::max(most, depth);
-  }
-  PHALANX_CHECK(depth == 1) << "a program leaves " << depth << " operands";
-  return most;
-}
-
 }  // namespace phalanx::kernels::cuda

@@ -65,10 +65,6 @@ int PrefillPieces(const AttentionPlan& plan, int64_t num_groups, int64_t window,
 // The most blocks of one of `stripes` stripes that a tile of `plan.few` sees with `window`.
 int64_t MostFewBlocks(const AttentionPlan& plan, int64_t window, int64_t stripes);
 
-// Operands alive at once while a postfix program runs. A program that isn't postfix, or that names
-// an operand outside [0, num_in), is a programmer's error.
-int ProgramDepth(absl::Span<const int> program, int num_in);
-
 }  // namespace phalanx::kernels::cuda
 
 #endif  // PHALANX_KERNELS_CUDA_ATTENTION_PLAN_H_

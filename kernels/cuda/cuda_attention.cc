@@ -4,6 +4,7 @@
 #include "kernels/check.h"
 #include "kernels/cuda/cuda_kernels.h"
 #include "kernels/cuda/moves.h"
+#include "kernels/cuda/program.h"
 #include "kernels/cuda/qkv.h"
 #include "kernels/cuda/tiling.h"
 
@@ -33,21 +34,6 @@ constexpr size_t kMostPlans = 32;
 bool SameRows(const AttentionSequence& a, const AttentionSequence& b) {
   return a.row_begin == b.row_begin && a.row_count == b.row_count && a.start == b.start &&
          a.block_table == b.block_table;
-}
-
-// Whether `program` is R2's tree over `num_in` operands, a power of two of them: after the j-th, as
-// many sums as 2 divides j.
-bool IsTree(absl::Span<const int> program, int num_in) {
-  if (num_in < 1 || (num_in & (num_in - 1)) != 0) return false;
-  size_t at = 0;
-  const auto next_is = [&](int code) { return at < program.size() && program[at++] == code; };
-  for (int operand = 0; operand < num_in; ++operand) {
-    if (!next_is(operand)) return false;
-    for (int j = operand + 1; j % 2 == 0; j /= 2) {
-      if (!next_is(-1)) return false;
-    }
-  }
-  return at == program.size();
 }
 
 // Whether head h's columns of the output are those from h * head_dim on.
@@ -80,7 +66,7 @@ cuda::DeviceProgram CudaKernels::PutProgram(absl::Span<const int> program, int n
   out.depth = cuda::ProgramDepth(program, num_in);
   out.codes = staging_.Put(Staged::kProgram, program);
   out.steps = static_cast<int>(program.size());
-  out.tree = IsTree(program, num_in) ? num_in : 0;
+  out.tree = cuda::IsTree(program, num_in) ? num_in : 0;
   return out;
 }
 

@@ -10,6 +10,7 @@
 #include "kernels/choosing.h"
 #include "kernels/cuda/launch_order.h"
 #include "kernels/cuda/moves.h"
+#include "kernels/cuda/program.h"
 #include "kernels/cuda/qkv.h"
 #include "kernels/cuda/rows.h"
 #include "kernels/cuda/sampling_ops.h"
@@ -23,8 +24,8 @@ using cuda::Staged;
 static_assert(cuda::kMaxHeadDim == kMaxHeadDim);
 // What a decode step stages is a few KiB.
 constexpr int64_t kStagingHalf = int64_t{4} << 20;
-// Room for results from the start, more than most steps bring.
-constexpr int64_t kResultBytes = int64_t{64} << 10;
+// Room for results from the start: the log-sum-exps of 256 rows, of 64 leaves each, and more.
+constexpr int64_t kResultBytes = int64_t{256} << 10;
 // Rows that are cut side by side: room for them is there from the start, for no step need have cuts
 // before the scratch is frozen.
 constexpr int64_t kCutsAtOnce = 32;

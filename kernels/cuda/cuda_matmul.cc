@@ -13,6 +13,7 @@
 #include "kernels/cuda/fragment.h"
 #include "kernels/cuda/moves.h"
 #include "kernels/cuda/pack.h"
+#include "kernels/cuda/program.h"
 
 namespace phalanx::kernels {
 namespace {
@@ -28,24 +29,10 @@ bool IsAligned(TensorView x) {
   return reinterpret_cast<uintptr_t>(x.data) % 16 == 0 && x.stride * SizeOf(x.dtype) % 16 == 0;
 }
 
-// R2's tree over leaves [begin, end) as a program.
-void AppendHalves(int begin, int end, std::vector<int>& program) {
-  if (end - begin == 1) {
-    program.push_back(begin);
-    return;
-  }
-  int half = 1;
-  while (half * 2 < end - begin) half *= 2;
-  AppendHalves(begin, begin + half, program);
-  AppendHalves(begin + half, end, program);
-  program.push_back(-1);
-}
 bool AddsByHalves(const WeightPlan& plan) {
   const auto leaves = static_cast<int>(plan.leaves.size());
   if (plan.num_parts() != 1 || leaves < 1 || leaves > cuda::kHalvedLeaves) return false;
-  std::vector<int> halves;
-  AppendHalves(0, leaves, halves);
-  return plan.programs == halves;
+  return cuda::IsTree(plan.programs, leaves);
 }
 
 }  // namespace
@@ -198,6 +185,25 @@ void CudaKernels::MatMul(TensorView x, const PackedWeight& w, absl::Span<const T
   RunMatMul(x, static_cast<const CudaPackedWeight&>(w), outs, {});
 }
 
+void CudaKernels::MatMulSiluMul(TensorView x, const PackedWeight& weight, TensorView gate_up,
+                                const float* bias, int64_t n, TensorView out) {
+  const auto& w = static_cast<const CudaPackedWeight&>(weight);
+  if (x.rows > 0 && w.dtype() == DType::kBF16) {
+    // By the library gate and up come rounded, as most runtimes have them: of a prompt's step they
+    // are what is written and read most.
+    Enter();
+    CheckMatMul(x, w, {&gate_up, 1});
+    TensorView rounded = gate_up;
+    rounded.dtype = DType::kBF16;
+    rounded.stride = gate_up.stride * 2;
+    if (RunGemm(AlignedRows(x), w, {&rounded, 1})) {
+      SiluMul(rounded, bias, n, out);
+      return;
+    }
+  }
+  Kernels::MatMulSiluMul(x, weight, gate_up, bias, n, out);
+}
+
 void CudaKernels::GroupedMatMul(TensorView x, absl::Span<const ExpertRows> groups,
                                 absl::Span<const TensorView> outs) {
   for (const ExpertRows& group : groups) {
@@ -240,7 +246,8 @@ bool CudaKernels::RunGemm(TensorView x, const CudaPackedWeight& w,
     p.x_stride = stride;
     p.w = w.data.as<const char>() + offset;
     p.w_stride = w.k();
-    p.out = outs[part].f32();
+    p.out = outs[part].data;
+    p.out_type = outs[part].dtype;
     p.out_stride = outs[part].stride;
     return p;
   };

@@ -22,6 +22,17 @@ __device__ __forceinline__ Four LoadFour(const float* from) {
   for (int i = 0; i < kFour; ++i) four.v[i] = __builtin_bit_cast(float, words.w[i]);
   return four;
 }
+// Columns from `index` on of F32 or BF16.
+__device__ __forceinline__ Four LoadFour(const void* data, DType type, int64_t index) {
+  if (type == DType::kF32) return LoadFour(static_cast<const float*>(data) + index);
+  const Codes pairs = LoadCodes(static_cast<const uint16_t*>(data) + index);
+  Four four;
+#pragma unroll
+  for (int i = 0; i < kFour; ++i) {
+    four.v[i] = Bf16ToF32(static_cast<uint16_t>(pairs.w[i / 2] >> i % 2 * 16));
+  }
+  return four;
+}
 __device__ __forceinline__ void StoreFour(float* to, const Four& four) {
   Words words;
 #pragma unroll

@@ -78,7 +78,7 @@ Gemm::Choice Gemm::Choose(const Product& p) {
   };
   layout(choice.w, type, p.k, p.n, p.w_stride);
   layout(choice.x, type, p.k, p.m, p.x_stride);
-  layout(choice.out, cublas::kF32, p.n, p.m, p.out_stride);
+  layout(choice.out, TypeOf(p.out_type), p.n, p.m, p.out_stride);
 
   cublas::Preference* preference = nullptr;
   Check(l.MatmulPreferenceCreate(&preference), "a preference", p);
@@ -107,6 +107,7 @@ Gemm::Choice Gemm::Choose(const Product& p) {
 
 const Gemm::Choice& Gemm::Find(const Product& p) {
   const Key key = {static_cast<int64_t>(p.type),
+                   static_cast<int64_t>(p.out_type),
                    p.m,
                    p.n,
                    p.k,

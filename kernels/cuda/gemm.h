@@ -16,8 +16,8 @@
 
 namespace phalanx::kernels::cuda {
 
-// out[m, n] (F32) = factor x[m, k] w[n, k]^T, added in F32, or that added to what out holds. BF16 x
-// BF16, F16 x F16, or F32 x F32 without TF32.
+// out[m, n] = factor x[m, k] w[n, k]^T, added in F32, or that added to what out holds. BF16 x BF16,
+// F16 x F16, or F32 x F32 without TF32. Out is F32, or of the type of x and w.
 struct Product {
   DType type = DType::kBF16;  // of x and w
   int64_t m = 0;
@@ -27,7 +27,8 @@ struct Product {
   int64_t x_stride = 0;  // elements from one row to the next, as the others
   const void* w = nullptr;
   int64_t w_stride = 0;
-  float* out = nullptr;
+  void* out = nullptr;
+  DType out_type = DType::kF32;
   int64_t out_stride = 0;
   float factor = 1;
   bool adds = false;
@@ -68,8 +69,8 @@ class Gemm {
     cublas::MatrixLayout* out = nullptr;
     cublas::Algorithm algorithm = {};
   };
-  // Type, m, n, k, three strides, three alignments.
-  using Key = std::array<int64_t, 10>;
+  // Two types, m, n, k, three strides, three alignments.
+  using Key = std::array<int64_t, 11>;
 
   explicit Gemm(std::shared_ptr<const cublas::Library> library) : library_(std::move(library)) {}
   Choice Choose(const Product& product);

@@ -134,9 +134,8 @@ absl::Status Decoder::Impl::FeedForward(const Layer& layer, int64_t channels,
   if (channels == 0) return RowParallel({}, nullptr, delta);
   if (x.rows == 0) return absl::OkStatus();
   const TensorView gate_up = F32(gate_up_out, x.rows, 2 * channels);
-  kernels.MatMul(x, *layer.gate_up, {&gate_up, 1});
   const TensorView out = View(activated, profile.activations(), x.rows, layer.down->k());
-  kernels.SiluMul(gate_up, layer.gate_up_bias.as<float>(), channels, out);
+  kernels.MatMulSiluMul(x, *layer.gate_up, gate_up, layer.gate_up_bias.as<float>(), channels, out);
   return RowParallel(out, layer.down.get(), delta);
 }
 
@@ -198,8 +197,9 @@ absl::Status Decoder::Impl::Logits(absl::Span<const int32_t> wanted,
   const int64_t n = hidden();
   const int64_t local = shard.vocab.size();
   std::vector<int32_t> own_rows;
-  for (size_t begin = 0; begin < wanted.size(); begin += kLogitRows) {
-    const int64_t count = std::min<int64_t>(kLogitRows, wanted.size() - begin);
+  const int64_t at_once = LogitRows(kernels);
+  for (size_t begin = 0; begin < wanted.size(); begin += at_once) {
+    const int64_t count = std::min<int64_t>(at_once, wanted.size() - begin);
     own_rows.clear();
     for (const int32_t row : wanted.subspan(begin, count)) {
       const bool own = row >= rows.own.begin && row < rows.own.end;

@@ -66,8 +66,13 @@ struct StageHooks {
   std::function<void()> output_ready;  // the rows for the next stage are made; may be empty
 };
 
-// Logits are made for at most this many rows at a time.
+// Logits are made for at most this many rows at a time: on a device of its own more, since there it
+// is the head's weights that take the time, which are read once for all rows.
 inline constexpr int64_t kLogitRows = 32;
+inline constexpr int64_t kDeviceLogitRows = 256;
+inline int64_t LogitRows(const kernels::Kernels& kernels) {
+  return kernels.host_accessible() ? kLogitRows : kDeviceLogitRows;
+}
 // Takes logits [count, vocab_size] F32 of rows[begin], rows[begin + 1], ...; on the rank's device,
 // valid during the call.
 using LogitsConsumer = std::function<void(int64_t begin, kernels::TensorView logits)>;

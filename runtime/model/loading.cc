@@ -373,12 +373,13 @@ absl::Status Decoder::Impl::AllocateWorkspace() {
     }
   }
   if (shard.last_stage) {
-    allocate(gathered_rows, kLogitRows * hidden() * 4);
-    allocate(head_input, kLogitRows * normed_row_bytes());
-    allocate(local_logits, kLogitRows * shard.vocab.size() * 4);
+    const int64_t logit_rows = LogitRows(kernels);
+    allocate(gathered_rows, logit_rows * hidden() * 4);
+    allocate(head_input, logit_rows * normed_row_bytes());
+    allocate(local_logits, logit_rows * shard.vocab.size() * 4);
     if (!alone && groups.stage_rank() == 0) {
-      allocate(gathered_logits, kLogitRows * config.vocab_size * 4);
-      allocate(full_logits, kLogitRows * config.vocab_size * 4);
+      allocate(gathered_logits, logit_rows * config.vocab_size * 4);
+      allocate(full_logits, logit_rows * config.vocab_size * 4);
     }
   }
   return status;

@@ -230,7 +230,7 @@ absl::Status Worker::Impl::RunLargestStep() {
   }
   kernels->BeginStep(batch.rows());
   if (absl::Status status = decoder->Forward(batch); !status.ok()) return status;
-  std::vector<int32_t> rows(std::min<int64_t>(batch.rows(), model::kLogitRows));
+  std::vector<int32_t> rows(std::min<int64_t>(batch.rows(), model::LogitRows(*kernels)));
   std::iota(rows.begin(), rows.end(), 0);
   scheduler::SequenceStep step;
   step.token_ids = {0};

@@ -8,6 +8,7 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "kernels/cuda/cuda_kernels.h"
+#include "kernels/cuda/lane_math.h"
 #include "tests/kernels/emulation/fake_cublas.h"
 #include "tests/kernels/products_testing.h"
 
@@ -87,6 +88,37 @@ TEST(Fast, MoreRowsGoToTheLibraryAPartAProduct) {
     two.MatMul(40);
     EXPECT_EQ(emulation::TakeFakeCublasCounts().products, 2 * a_part) << Name(type);
   }
+}
+
+// Not where F16's two terms are added to each other, nor without the library.
+TEST(Fast, GatesAndUpsOfBf16ComeRoundedFromTheLibrary) {
+  const auto fast = MakeFast();
+  for (const DType type : {DType::kBF16, DType::kF32, DType::kF16}) {
+    Products products(*fast, {type});
+    const std::vector<float> bias = products.Bias();
+    for (const int64_t rows : {16, 17, 150}) {
+      const std::vector<float> fused = products.Gated(rows, /*fused=*/true);
+      std::vector<float> whole = products.MatMul(rows);
+      if (type != DType::kBF16 || rows <= 16) {
+        EXPECT_TRUE(SameBits(fused, products.Gated(rows, /*fused=*/false))) << Name(type) << rows;
+        continue;
+      }
+      for (float& value : whole) value = Bf16ToF32(F32ToBf16(value));
+      constexpr int64_t kN = Products::kN / 2;
+      std::vector<float> expected;
+      for (int64_t i = 0; i < rows * kN; ++i) {
+        const float* const row = &whole[i / kN * 2 * kN];
+        const int64_t j = i % kN;
+        expected.push_back(
+            cuda::SiluTimes(cuda::Add(row[j], bias[j]), cuda::Add(row[kN + j], bias[kN + j])));
+      }
+      EXPECT_TRUE(SameBits(fused, expected)) << rows;
+    }
+  }
+  emulation::SetFakeCublasFaults({.no_kernel_for_rows = 40});
+  Products products(*fast, {});
+  EXPECT_TRUE(SameBits(products.Gated(40, /*fused=*/true), products.Gated(40, /*fused=*/false)));
+  emulation::SetFakeCublasFaults({});
 }
 
 TEST(Fast, TheLibraryIsAskedOnceForEachShape) {

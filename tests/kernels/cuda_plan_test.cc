@@ -16,7 +16,9 @@
 #include "kernels/cuda/device_errors.h"
 #include "kernels/cuda/fragment.h"
 #include "kernels/cuda/pack.h"
+#include "kernels/cuda/program.h"
 #include "kernels/cuda/staging.h"
+#include "tests/kernels/attention_testing.h"
 
 namespace phalanx::kernels::cuda {
 namespace {
@@ -362,6 +364,22 @@ TEST(PrefillPieces, CutsContextsWhereTilesLeaveMultiprocessorsIdle) {
   EXPECT_EQ(pieces(200, 20, 1), 1);
   EXPECT_EQ(pieces(32000, 20, 1, 1024), 4);
   EXPECT_EQ(PrefillPieces(AttentionPlan(), 8, 0, 132, 100), 1);
+}
+
+TEST(IsTree, KnowsTheTreeOverAnyNumberOfOperands) {
+  for (int n = 1; n <= 64; ++n) {
+    std::vector<int> program;
+    AppendTree(0, n, program);
+    EXPECT_TRUE(IsTree(program, n)) << n;
+    EXPECT_FALSE(IsTree(program, n + 1)) << n;
+    EXPECT_FALSE(IsTree(program, n - 1)) << n;
+    program.push_back(-1);
+    EXPECT_FALSE(IsTree(program, n)) << n;
+  }
+  EXPECT_FALSE(IsTree(std::vector<int>{1, 0, -1}, 2));
+  EXPECT_FALSE(IsTree(std::vector<int>{0, 1, -1, 2, -1, 3, -1}, 4));
+  EXPECT_FALSE(IsTree(std::vector<int>{0, 1, 2, -1, -1}, 3));
+  EXPECT_FALSE(IsTree({}, 0));
 }
 
 TEST(ProgramDepth, CountsOperandsAliveAtOnce) {

@@ -194,6 +194,12 @@ void HostMemoryKernels::SiluMul(TensorView gate_up, const float* bias, int64_t n
   device_->SiluMul(op.In(gate_up), op.Put(bias, 2 * n), n, op.Out(out));
 }
 
+void HostMemoryKernels::MatMulSiluMul(TensorView x, const PackedWeight& w, TensorView gate_up,
+                                      const float* bias, int64_t n, TensorView out) {
+  Op op(*device_, arena_);
+  device_->MatMulSiluMul(op.In(x), w, op.Out(gate_up), op.Put(bias, 2 * n), n, op.Out(out));
+}
+
 void HostMemoryKernels::QkvToCache(const QkvArgs& args) {
   Op op(*device_, arena_);
   const int64_t d = args.cache.shape.head_dim;

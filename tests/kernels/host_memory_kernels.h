@@ -49,6 +49,8 @@ class HostMemoryKernels : public Kernels {
   void AddResidualRmsNorm(TensorView x, TensorView delta, const float* bias, const float* weight,
                           float eps, TensorView out) override;
   void SiluMul(TensorView gate_up, const float* bias, int64_t n, TensorView out) override;
+  void MatMulSiluMul(TensorView x, const PackedWeight& w, TensorView gate_up, const float* bias,
+                     int64_t n, TensorView out) override;
   int64_t KvBlockBytes(const KvShape& shape) const override { return device_->KvBlockBytes(shape); }
   void QkvToCache(const QkvArgs& args) override;
   void CopyBlocks(const KvView& cache,

@@ -58,6 +58,11 @@ class OpsInSteps : public CudaKernels {
     const Step step(*this);
     CudaKernels::SiluMul(gate_up, bias, n, out);
   }
+  void MatMulSiluMul(TensorView x, const PackedWeight& w, TensorView gate_up, const float* bias,
+                     int64_t n, TensorView out) override {
+    const Step step(*this);
+    CudaKernels::MatMulSiluMul(x, w, gate_up, bias, n, out);
+  }
   void QkvToCache(const QkvArgs& args) override {
     const Step step(*this);
     CudaKernels::QkvToCache(args);

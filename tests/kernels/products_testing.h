@@ -83,6 +83,10 @@ class Products {
     x_ = Allocate(static_cast<int64_t>(x.size()));
     kernels_.CopyIn(x_.data(), x.data(), static_cast<int64_t>(x.size()));
     for (size_t p = 0; p < shape.parts.size(); ++p) outs_.push_back(Allocate(kMostRows * kN * 4));
+    gated_ = Allocate(kMostRows * kN / 2 * 4);
+    const std::vector<float> bias = random.Floats(kN);
+    bias_ = Allocate(kN * 4);
+    kernels_.CopyIn(bias_.data(), bias.data(), kN * 4);
   }
 
   std::vector<float> MatMul(int64_t rows) {
@@ -90,6 +94,27 @@ class Products {
     kernels_.MatMul(X(rows), *weights_[0], Outs(rows));
     kernels_.EndStep();
     return Results(rows);
+  }
+  // Of a weight with one part, in F32: the first half of what comes out is gates.
+  std::vector<float> Gated(int64_t rows, bool fused) {
+    const TensorView gate_up = Outs(rows)[0];
+    const TensorView out = {gated_.data(), DType::kF32, rows, kN / 2, kN / 2};
+    kernels_.BeginStep(rows);
+    if (fused) {
+      kernels_.MatMulSiluMul(X(rows), *weights_[0], gate_up, bias_.as<float>(), kN / 2, out);
+    } else {
+      kernels_.MatMul(X(rows), *weights_[0], {&gate_up, 1});
+      kernels_.SiluMul(gate_up, bias_.as<float>(), kN / 2, out);
+    }
+    kernels_.EndStep();
+    std::vector<float> results(rows * kN / 2);
+    kernels_.CopyOut(results.data(), gated_.data(), rows * kN / 2 * 4);
+    return results;
+  }
+  std::vector<float> Bias() {
+    std::vector<float> bias(kN);
+    kernels_.CopyOut(bias.data(), bias_.data(), kN * 4);
+    return bias;
   }
   // Rows to the weights in turns, `counts[i]` to weight i.
   std::vector<float> Grouped(const std::vector<int64_t>& counts) {
@@ -132,6 +157,8 @@ class Products {
   std::vector<std::unique_ptr<PackedWeight>> weights_;
   Buffer x_;
   std::vector<Buffer> outs_;
+  Buffer gated_;
+  Buffer bias_;
 };
 
 inline bool SameBits(const std::vector<float>& a, const std::vector<float>& b) {

@@ -78,16 +78,16 @@ Status Drop(T* object) {
 bool Fit(const MatmulDesc& desc, const MatrixLayout& w, const MatrixLayout& x,
          const MatrixLayout& out) {
   return desc.trans_a == cuda::cublas::kTransposed && w.type == x.type &&
-         out.type == cuda::cublas::kF32 && w.rows == x.rows && w.cols == out.rows &&
-         x.cols == out.cols;
+         (out.type == cuda::cublas::kF32 || out.type == w.type) && w.rows == x.rows &&
+         w.cols == out.rows && x.cols == out.cols;
 }
 
-// The sizes and alignments for which a kernel was chosen, kept in the algorithm.
+// The types, sizes and alignments for which a kernel was chosen, kept in the algorithm.
 Algorithm AlgorithmFor(const MatrixLayout& w, const MatrixLayout& x, const MatrixLayout& out,
                        const Preference& preference) {
   Algorithm algorithm = {{w.rows, w.cols, x.cols, static_cast<uint64_t>(w.stride),
                           static_cast<uint64_t>(x.stride), static_cast<uint64_t>(out.stride), 0,
-                          0}};
+                          static_cast<uint64_t>(w.type) << 8 | static_cast<uint64_t>(out.type)}};
   for (const uint32_t alignment : preference.alignment) {
     algorithm.data[6] = algorithm.data[6] << 16 | alignment;
   }
@@ -109,17 +109,27 @@ double Load(const void* data, DataType type, uint64_t index) {
   return type == cuda::cublas::kBF16 ? Bf16ToF32(bits) : F16ToF32(bits);
 }
 
+void Store(void* data, DataType type, uint64_t index, double value) {
+  const auto rounded = static_cast<float>(value);
+  if (type == cuda::cublas::kF32) {
+    static_cast<float*>(data)[index] = rounded;
+  } else {
+    static_cast<uint16_t*>(data)[index] =
+        type == cuda::cublas::kBF16 ? F32ToBf16(rounded) : F32ToF16(rounded);
+  }
+}
+
 // In double from the last k to the first. `beta` 0: what `out` held doesn't matter, NaN or not.
 void Multiply(double alpha, const void* w, const MatrixLayout& wl, const void* x,
-              const MatrixLayout& xl, double beta, float* out, const MatrixLayout& outl) {
+              const MatrixLayout& xl, double beta, void* out, const MatrixLayout& outl) {
   std::vector<double> row(wl.rows);
   for (uint64_t m = 0; m < xl.cols; ++m) {
     for (uint64_t k = 0; k < xl.rows; ++k) row[k] = Load(x, xl.type, m * xl.stride + k);
     for (uint64_t n = 0; n < wl.cols; ++n) {
       double sum = 0;
       for (uint64_t k = wl.rows; k-- > 0;) sum += row[k] * Load(w, wl.type, n * wl.stride + k);
-      float& to = out[m * outl.stride + n];
-      to = static_cast<float>(alpha * sum + (beta == 0 ? 0 : beta * to));
+      const uint64_t to = m * outl.stride + n;
+      Store(out, outl.type, to, alpha * sum + (beta == 0 ? 0 : beta * Load(out, outl.type, to)));
     }
   }
 }
@@ -173,7 +183,7 @@ Status Run(Context* /*context*/, MatmulDesc* desc, const void* alpha, const void
           [=, a = *static_cast<const float*>(alpha), b = *static_cast<const float*>(beta),
            wl = *w_layout, xl = *x_layout, outl = *out_layout] {
             std::memset(workspace, 0xA5, workspace_bytes);
-            Multiply(a, w, wl, x, xl, b, static_cast<float*>(out), outl);
+            Multiply(a, w, wl, x, xl, b, out, outl);
           });
   return cuda::cublas::kSuccess;
 }
