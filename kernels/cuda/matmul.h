@@ -71,6 +71,10 @@ cudaError_t MatMulChain(const MatMulParams& params, const MatMulPlan& plan, cuda
 cudaError_t MatMulFew(const MatMulParams& params, const MatMulPlan& plan, cudaStream_t stream);
 cudaError_t MatMulMany(const MatMulParams& params, const MatMulPlan& plan, float* scratch,
                        cudaStream_t stream);
+// Of a plan with a split: out of the units' sums in `scratch`, [unit][rows][n], what they are
+// joined to; the second pass of MatMulMany.
+cudaError_t JoinSplit(const MatMulParams& params, const MatMulPlan& plan, const float* scratch,
+                      cudaStream_t stream);
 
 }  // namespace phalanx::kernels::cuda
 
