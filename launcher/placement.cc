@@ -54,6 +54,10 @@ absl::StatusOr<std::vector<HostSlots>> ReadHostfile(const std::string& path) {
       // mpirun's names for one thing.
       if (!absl::ConsumePrefix(&word, "slots=") && !absl::ConsumePrefix(&word, "cpu=") &&
           !absl::ConsumePrefix(&word, "count=")) {
+        if (absl::StartsWith(word, "slot=")) {
+          return absl::InvalidArgumentError(
+              absl::StrCat("--hostfile ", path, ":", number, ": \"", word, "\" is not slots=N"));
+        }
         continue;
       }
       if (!absl::SimpleAtoi(word, &host.slots) || host.slots < 1) {

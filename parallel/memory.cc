@@ -201,9 +201,9 @@ MemoryModel::Member MemoryModel::MakeMember(int g) const {
   out.moe_workspace =
       slice * (2 * shards_.shared_leaves().elements(leaves).size() * kF32Bytes + shared_k * act);
   if (group > 1) out.first_workspace = max_rows_ * vector;
-  out.last_workspace = traits_.logit_rows * (vector + normed + vocab * kF32Bytes);
-  if (group > 1 && g == 0)
-    out.last_workspace += 2 * traits_.logit_rows * shape.vocab_size * kF32Bytes;
+  const int64_t logit_rows = std::min(max_rows_, traits_.logit_rows);
+  out.last_workspace = logit_rows * (vector + normed + vocab * kF32Bytes);
+  if (group > 1 && g == 0) out.last_workspace += 2 * logit_rows * shape.vocab_size * kF32Bytes;
   return out;
 }
 

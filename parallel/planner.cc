@@ -445,9 +445,14 @@ std::string Compare(const Candidate& chosen, const Candidate& other, Objective o
 std::string Reason(const PlanOptions& options, const LayoutPlan& plan) {
   const Candidate& best = plan.candidates[0];
   const bool latency = options.objective == Objective::kLatency;
+  // Fewer ranks are preferred where more would gain next to nothing.
+  const bool is_best =
+      std::none_of(plan.candidates.begin(), plan.candidates.end(), [&](const Candidate& other) {
+        return latency ? other.request_s < best.request_s : other.tokens_per_s > best.tokens_per_s;
+      });
   std::string out = absl::StrCat(
-      best.layout.ToString(),
-      latency ? ": the least time per request (" : ": the most tokens per second (",
+      best.layout.ToString(), is_best ? ": " : ": within 0.5% of ",
+      latency ? "the least time per request (" : "the most tokens per second (",
       latency ? Milliseconds(best.request_s) : absl::StrFormat("%.0f", best.tokens_per_s), ") of ",
       plan.candidates.size(), " layouts that fit, ", plan.tried, " tried");
   const CostParts& parts = best.token_parts;

@@ -93,6 +93,7 @@ cudaKernelNodeParams CudaGraphApi::ParamsOf(const Segment& segment, const Kernel
 cudaKernelNodeParams CudaGraphApi::ParamsOf(const Upload& upload) {
   PHALANX_CHECK(upload.bytes % 16 == 0) << "an upload of " << upload.bytes << " bytes";
   upload_ = LaunchOf(upload);
+  CheckCuda(AllowShared(upload_.kernel, 0), "asking for shared memory");
   arguments_ = {&upload_.to, &upload_.from, &upload_.words};
   cudaKernelNodeParams params = {};
   params.func = const_cast<void*>(upload_.kernel);

@@ -27,8 +27,9 @@ constexpr int64_t kStagingHalf = int64_t{4} << 20;
 // Room for results from the start: the log-sum-exps of 256 rows, of 64 leaves each, and more.
 constexpr int64_t kResultBytes = int64_t{256} << 10;
 // Rows that are cut side by side: room for them is there from the start, for no step need have cuts
-// before the scratch is frozen.
-constexpr int64_t kCutsAtOnce = 32;
+// before the scratch is frozen. As many as have logits at once, so that how many there are changes
+// no step's kernels.
+constexpr int64_t kCutsAtOnce = 256;
 
 bool StartsEarly(const CudaOptions& options) {
   CheckCuda(cudaSetDevice(options.device), "choosing the device");

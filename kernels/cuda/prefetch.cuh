@@ -9,7 +9,8 @@
 
 namespace phalanx::kernels::cuda {
 
-// Has `bytes` from `from` on fetched to the L2 cache, both multiples of 16; by all lanes of a warp.
+// Has `bytes` from `from` on fetched to the L2 cache, both multiples of 16, less than 1 MiB; by all
+// lanes of a warp.
 // On sm_90 and newer as one request, which says how many bytes it is about.
 __device__ __forceinline__ void PrefetchRun(const uint8_t* from, int64_t bytes, int lane) {
 #if __CUDA_ARCH__ >= 900

@@ -7,6 +7,7 @@
 #include <map>
 #include <memory>
 #include <string>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -45,7 +46,8 @@ struct RunOptions {
 class Answers {
  public:
   // `stream`: print the text as it comes (one prompt, one sample).
-  Answers(size_t prompts, bool stream) : stream_(stream), pending_(prompts), answers_(prompts) {}
+  Answers(size_t prompts, bool stream)
+      : stream_(stream), pending_(prompts), done_(prompts), answers_(prompts) {}
 
   void Expect(size_t prompt, const coordinator::GenerateRequest& request,
               const std::string& layout) {
@@ -89,7 +91,9 @@ class Answers {
       answer.total_ms = absl::ToDoubleMilliseconds(event.usage.total_time);
       answer.preemptions = event.usage.preemptions;
     }
-    if (event.done) --pending_;
+    if (!event.done) return;
+    --pending_;
+    done_[prompt] = true;
   }
 
   // Until fewer than `most` of the prompts that were submitted, `submitted`, are unanswered.
@@ -102,39 +106,51 @@ class Answers {
     mutex_.Await(absl::Condition(&has_room));
   }
 
-  absl::Status Wait() {
+  // Waits for the answers of a prompt, which don't change any more.
+  const std::vector<Answer>& WaitFor(size_t prompt) {
     absl::MutexLock lock(&mutex_);
-    mutex_.Await(absl::Condition(
-        +[](size_t* pending) { return *pending == 0; }, &pending_));
-    return failure_;
+    const auto is_done = [this, prompt]() ABSL_SHARED_LOCKS_REQUIRED(mutex_) {
+      return static_cast<bool>(done_[prompt]);
+    };
+    mutex_.Await(absl::Condition(&is_done));
+    return answers_[prompt];
   }
 
-  // After Wait.
-  const std::vector<std::vector<Answer>>& all() const { return answers_; }
+  // Of the prompt that failed first, when all are done.
+  absl::Status failure() {
+    absl::MutexLock lock(&mutex_);
+    return failure_;
+  }
 
  private:
   const bool stream_;
   absl::Mutex mutex_;
   size_t pending_;
+  std::vector<char> done_;
   absl::Status failure_;
   std::vector<std::vector<Answer>> answers_;  // [prompt][sample]
 };
 
-// Without text, its ids.
-void PrintText(const std::vector<std::vector<Answer>>& answers, const std::vector<Prompt>& prompts,
+// Of prompt `number`, from 1. Without text, its ids.
+void PrintText(const std::vector<Answer>& answers, const Prompt& prompt, size_t number,
                bool has_text) {
-  for (size_t p = 0; p < answers.size(); ++p) {
-    for (const Answer& answer : answers[p]) {
-      std::cout << "== prompt " << p + 1;
-      if (answer.index.has_value()) std::cout << ", answer " << *answer.index + 1;
-      std::cout << " (" << answer.finish_reason << ")\n"
-                << (prompts[p].is_text ? prompts[p].text : "")
-                << (has_text ? answer.text : absl::StrJoin(answer.token_ids, ",")) << "\n";
-    }
+  for (const Answer& answer : answers) {
+    std::cout << "== prompt " << number;
+    if (answer.index.has_value()) std::cout << ", answer " << *answer.index + 1;
+    std::cout << " (" << answer.finish_reason;
+    if (!answer.error.empty()) std::cout << ": " << answer.error;
+    std::cout << ")\n"
+              << (prompt.is_text ? prompt.text : "")
+              << (has_text ? answer.text : absl::StrJoin(answer.token_ids, ",")) << "\n";
   }
 }
 
 absl::Status Run(const RunOptions& options) {
+  // Before other threads. The ranks end with this process.
+  const StopOnSignal stop([](int signal) {
+    std::cerr << "\nphalanx run: stopped by signal " << signal << "\n";
+    _exit(kExitFailed);
+  });
   const absl::StatusOr<std::vector<Prompt>> prompts = ReadPrompts(options.prompts);
   if (!prompts.ok()) return prompts.status();
   ServiceOptions service_options = options.service;
@@ -172,7 +188,6 @@ absl::Status Run(const RunOptions& options) {
     requests.push_back(*std::move(request));
   }
 
-  StopOnSignal stop([](int) { _exit(kExitFailed); });
   if (absl::Status status = (*service)->Start(); !status.ok()) return status;
   const bool stream = !options.json && requests.size() == 1 && requests[0].n == 1 && has_text;
   Answers answers(requests.size(), stream);
@@ -180,6 +195,20 @@ absl::Status Run(const RunOptions& options) {
   for (size_t i = 0; i < requests.size(); ++i) {
     answers.Expect(i, requests[i], (*service)->layout());
   }
+  // As soon as a prompt and all before it are answered.
+  std::thread printer([&] {
+    for (size_t i = 0; i < requests.size(); ++i) {
+      const std::vector<Answer>& samples = answers.WaitFor(i);
+      if (options.json) {
+        for (const Answer& answer : samples) std::cout << ToJson(answer) << "\n";
+      } else if (stream) {
+        std::cout << "\n";
+      } else {
+        PrintText(samples, (*prompts)[i], i + 1, has_text);
+      }
+      std::cout << std::flush;
+    }
+  });
   // No more than the queue holds: nobody else fills it.
   const auto most = static_cast<size_t>(std::max<int64_t>(1, options.service.max_queue));
   for (size_t i = 0; i < requests.size(); ++i) {
@@ -193,19 +222,9 @@ absl::Status Run(const RunOptions& options) {
       answers.On(i, refused);
     }
   }
-  absl::Status status = answers.Wait();
-  if (options.json) {
-    for (const std::vector<Answer>& samples : answers.all()) {
-      for (const Answer& answer : samples) std::cout << ToJson(answer) << "\n";
-    }
-  } else if (stream) {
-    std::cout << std::endl;
-  } else {
-    PrintText(answers.all(), *prompts, has_text);
-  }
-  std::cout << std::flush;
+  printer.join();
   (*service)->Stop();
-  return status;
+  return answers.failure();
 }
 
 }  // namespace

@@ -225,12 +225,12 @@ class Decoder::Impl {
   kernels::Buffer activated;           // [slice rows, down.k]
   std::vector<kernels::Buffer> parts;  // [slice rows, hidden] F32 each: this rank's subtrees
   kernels::Buffer delta;               // [own rows, hidden] F32
-  kernels::Buffer gathered_rows;       // [LogitRows, hidden] F32
-  kernels::Buffer head_input;          // [LogitRows, padded hidden]
-  kernels::Buffer local_logits;        // [LogitRows, local vocabulary] F32
+  kernels::Buffer gathered_rows;       // [logit rows, hidden] F32
+  kernels::Buffer head_input;          // [logit rows, padded hidden]
+  kernels::Buffer local_logits;        // [logit rows, local vocabulary] F32
   // The stage's first rank's, where it has several.
   kernels::Buffer gathered_logits;  // by rank: [rows, its vocabulary] F32
-  kernels::Buffer full_logits;      // [LogitRows, vocab_size] F32
+  kernels::Buffer full_logits;      // [logit rows, vocab_size] F32
 
   // Experts. A slot is one of a row's experts_per_token choices; a rank's slots are those whose
   // expert it holds (a share of).

@@ -73,8 +73,11 @@ std::vector<Sampler::Normalizer> Sampler::Normalize(kernels::TensorView rows) {
 float* Sampler::HostRows(int64_t floats) {
   const auto bytes = static_cast<size_t>(floats) * sizeof(float);
   if (host_rows_.bytes() < bytes) {
+    // More than is asked for, lest a batch that grows by a row at a time has it made anew each
+    // time.
+    const size_t room = std::max(bytes, 2 * host_rows_.bytes());
     host_rows_ = {};
-    absl::StatusOr<kernels::Buffer> host = kernels_->AllocateHost(static_cast<int64_t>(bytes));
+    absl::StatusOr<kernels::Buffer> host = kernels_->AllocateHost(static_cast<int64_t>(room));
     if (host.ok()) host_rows_ = *std::move(host);
   }
   if (host_rows_.bytes() >= bytes) return host_rows_.as<float>();

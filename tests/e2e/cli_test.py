@@ -243,6 +243,34 @@ class Cli(unittest.TestCase):
                                "--max-sequences", "2")
         self.assertEqual([answer["finish_reason"] for answer in answers], ["length"] * 30)
 
+    def test_run_says_why_each_prompt_failed(self):
+        path = harness.scratch() / "prompts.jsonl"
+        path.write_text('{"prompt": "hi", "max_tokens": 100}\n{"prompt": "yo", "max_tokens": 5}\n'
+                        '{"prompt": "ho", "max_tokens": 300}\n')
+        result = harness.run("run", "--model", DEMO, "--prompts-file", str(path), "--kv-blocks", "2")
+        self.assertEqual(result.returncode, 1)
+        text = result.stdout.decode()
+        self.assertIn("== prompt 1 (error: the request needs 4 KV blocks", text)
+        self.assertIn("== prompt 2 (", text)
+        self.assertIn("== prompt 3 (error: the request needs 10 KV blocks", text)
+
+    def test_run_prints_an_answer_before_later_ones_are_there_and_tells_of_a_signal(self):
+        # Two threads of gRPC's are there with two ranks; none takes the signal from who handles it.
+        for layout in ("tp=1", "tp=2"):
+            path = harness.scratch() / "prompts.jsonl"
+            path.write_text('{"prompt": "a", "max_tokens": 3}\n' +
+                            '{"prompt": "b", "max_tokens": 2000}\n' * 8)
+            run = subprocess.Popen([harness.binary(), "run", "--model", DEMO, "--json", "--layout",
+                                    layout, "--ignore-eos", "--prompts-file", str(path)],
+                                   stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+            self.addCleanup(run.kill)
+            self.assertEqual(len(json.loads(run.stdout.readline())["token_ids"]), 3)
+            run.send_signal(signal.SIGINT)
+            rest, stderr = run.communicate(timeout=harness.DEADLINE)
+            self.assertEqual(rest, b"", "the test's answers are too short to be interrupted")
+            self.assertEqual(run.returncode, 1, layout)
+            self.assertIn(b"phalanx run: stopped by signal 2", stderr)
+
     def test_equal_ids_are_refused_before_anything_is_started(self):
         path = harness.scratch() / "prompts.jsonl"
         path.write_text('{"prompt": "a", "id": "same"}\n{"prompt": "b", "id": "same"}\n')

@@ -42,6 +42,9 @@ TEST(ReadHostfile, ReadsSlotsAndLeavesTheRestToMpirun) {
   std::ofstream(path) << "a\nb slots=none\n";
   EXPECT_THAT(std::string(ReadHostfile(path).status().message()),
               HasSubstr(absl::StrCat(path, ":2: \"slots=none\"")));
+  std::ofstream(path) << "a slot=2\n";
+  EXPECT_THAT(std::string(ReadHostfile(path).status().message()),
+              HasSubstr(absl::StrCat(path, ":1: \"slot=2\" is not slots=N")));
   std::remove(path.c_str());
   std::ofstream(path) << "# nobody\n";
   EXPECT_THAT(std::string(ReadHostfile(path).status().message()), HasSubstr("names no host"));
