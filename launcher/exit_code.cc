@@ -2,6 +2,8 @@
 
 #include <iostream>
 
+#include "absl/strings/str_cat.h"
+
 namespace phalanx::launcher {
 
 int ExitCode(const absl::Status& status) {
@@ -21,7 +23,8 @@ int ExitCode(const absl::Status& status) {
 }
 
 int Fail(const char* command, const absl::Status& status) {
-  std::cerr << "phalanx " << command << ": " << status.message() << std::endl;
+  // By one write: ranks that fail at once share a terminal, or mpirun's pipe.
+  std::cerr << absl::StrCat("phalanx ", command, ": ", status.message(), "\n");
   return ExitCode(status);
 }
 
