@@ -5,7 +5,6 @@
 // at work is how far it reads ahead: weights and x come by asynchronous copies, a slot for each
 // group of 32 values of k. The first groups' weights are asked for while the kernels before still
 // run (launch_order.cuh).
-#include <cuda_fp16.h>
 
 #include <cstddef>
 #include <type_traits>
@@ -31,7 +30,7 @@ __device__ __forceinline__ float Widened(WeightElement<kType> weight) {
   if constexpr (kType == DType::kF32) {
     return weight;
   } else {
-    return __half2float(__ushort_as_half(weight));  // exact, denormals included
+    return F16ToF32(weight);
   }
 }
 

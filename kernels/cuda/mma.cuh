@@ -63,13 +63,20 @@ __device__ __forceinline__ void Mma(float (&c)[4], uint32_t a0, uint32_t a1, uin
       : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
 }
 
+// A place in shared memory, in bytes, for what walks over it.
+using SharedAt = uint32_t;
+__device__ __forceinline__ SharedAt AtShared(const void* shared) {
+  return static_cast<uint32_t>(__cvta_generic_to_shared(shared));
+}
 // Copies 16 bytes to shared memory, or 16 zero bytes where `valid` is false (`from` must be a
 // pointer into memory of the device all the same).
-__device__ __forceinline__ void CopyAsync(void* shared, const void* from, bool valid) {
-  const auto to = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
+__device__ __forceinline__ void CopyAsync(SharedAt to, const void* from, bool valid) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from),
                "r"(valid ? 16 : 0)
                : "memory");
+}
+__device__ __forceinline__ void CopyAsync(void* shared, const void* from, bool valid) {
+  CopyAsync(AtShared(shared), from, valid);
 }
 // `value`, kept in a register from here on: the assembler would rather work it out again at each
 // use, ten instructions in front of a copy, than hold it, and sees through everything but an
@@ -83,11 +90,6 @@ __device__ __forceinline__ const Type* Kept(const Type* pointer) {
   const uint64_t high = Kept(static_cast<uint32_t>(bits >> 32));
   return reinterpret_cast<const Type*>(high << 32 | Kept(static_cast<uint32_t>(bits)));
 }
-// A place in shared memory, in bytes, for what walks over it.
-using SharedAt = uint32_t;
-__device__ __forceinline__ SharedAt AtShared(const void* shared) {
-  return static_cast<uint32_t>(__cvta_generic_to_shared(shared));
-}
 __device__ __forceinline__ Words LoadShared(SharedAt at) {
   Words v;
   asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
@@ -100,11 +102,6 @@ __device__ __forceinline__ uint32_t LoadSharedWord(SharedAt at) {
   uint32_t v;
   asm volatile("ld.shared.u32 %0, [%1];" : "=r"(v) : "r"(at) : "memory");
   return v;
-}
-__device__ __forceinline__ void CopyAsync(SharedAt to, const void* from, bool valid) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from),
-               "r"(valid ? 16 : 0)
-               : "memory");
 }
 // Copies 16 bytes to shared memory, and has all of the 128 bytes that they lie in fetched to the L2
 // cache: where the rest is read soon.

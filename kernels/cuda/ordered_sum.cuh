@@ -61,8 +61,7 @@ __device__ __forceinline__ float AddToLane(float sum, const float* columns, int 
 
 // sum over n columns of fma(value, value, .) or of value, as `kSquare` says; `value(j)` is computed
 // by all threads of the block, for some columns more than once, `tile` is kSumTile floats of shared
-// memory. Every thread gets the
-// sum. Begins and ends with a barrier.
+// memory. Every thread gets the sum. Begins and ends with a barrier.
 template <bool kSquare, typename Value>
 __device__ float OrderedSum(int64_t n, const Value& value, float* tile, float* result) {
   constexpr int kTogether = 4;

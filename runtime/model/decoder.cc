@@ -197,9 +197,8 @@ absl::Status Decoder::Impl::Logits(absl::Span<const int32_t> wanted,
   const int64_t n = hidden();
   const int64_t local = shard.vocab.size();
   std::vector<int32_t> own_rows;
-  const int64_t at_once = std::min(max_rows, LogitRows(kernels));
-  for (size_t begin = 0; begin < wanted.size(); begin += at_once) {
-    const int64_t count = std::min<int64_t>(at_once, wanted.size() - begin);
+  for (size_t begin = 0; begin < wanted.size(); begin += logit_rows()) {
+    const int64_t count = std::min<int64_t>(logit_rows(), wanted.size() - begin);
     own_rows.clear();
     for (const int32_t row : wanted.subspan(begin, count)) {
       const bool own = row >= rows.own.begin && row < rows.own.end;

@@ -3,6 +3,7 @@
 #ifndef PHALANX_RUNTIME_MODEL_DECODER_IMPL_H_
 #define PHALANX_RUNTIME_MODEL_DECODER_IMPL_H_
 
+#include <algorithm>
 #include <atomic>
 #include <condition_variable>
 #include <cstdint>
@@ -85,6 +86,8 @@ class Decoder::Impl {
     return {kv_shape(), layer.kv.data(), num_kv_blocks};
   }
   int64_t hidden() const { return config.hidden_size; }
+  // Rows that Logits makes at a time: a step has no more than it was sized for.
+  int64_t logit_rows() const { return std::min(max_rows, LogitRows(kernels)); }
   // The output of a norm: rows padded to whole dot groups. The pad is +0 from the allocation on and
   // nothing writes it.
   int64_t padded_hidden() const { return kernels::RoundUp(hidden(), kernels::kDotGroup); }
@@ -225,12 +228,12 @@ class Decoder::Impl {
   kernels::Buffer activated;           // [slice rows, down.k]
   std::vector<kernels::Buffer> parts;  // [slice rows, hidden] F32 each: this rank's subtrees
   kernels::Buffer delta;               // [own rows, hidden] F32
-  kernels::Buffer gathered_rows;       // [logit rows, hidden] F32
-  kernels::Buffer head_input;          // [logit rows, padded hidden]
-  kernels::Buffer local_logits;        // [logit rows, local vocabulary] F32
+  kernels::Buffer gathered_rows;       // [logit_rows(), hidden] F32
+  kernels::Buffer head_input;          // [logit_rows(), padded hidden]
+  kernels::Buffer local_logits;        // [logit_rows(), local vocabulary] F32
   // The stage's first rank's, where it has several.
   kernels::Buffer gathered_logits;  // by rank: [rows, its vocabulary] F32
-  kernels::Buffer full_logits;      // [logit rows, vocab_size] F32
+  kernels::Buffer full_logits;      // [logit_rows(), vocab_size] F32
 
   // Experts. A slot is one of a row's experts_per_token choices; a rank's slots are those whose
   // expert it holds (a share of).

@@ -373,13 +373,12 @@ absl::Status Decoder::Impl::AllocateWorkspace() {
     }
   }
   if (shard.last_stage) {
-    const int64_t logit_rows = std::min(max_rows, LogitRows(kernels));
-    allocate(gathered_rows, logit_rows * hidden() * 4);
-    allocate(head_input, logit_rows * normed_row_bytes());
-    allocate(local_logits, logit_rows * shard.vocab.size() * 4);
+    allocate(gathered_rows, logit_rows() * hidden() * 4);
+    allocate(head_input, logit_rows() * normed_row_bytes());
+    allocate(local_logits, logit_rows() * shard.vocab.size() * 4);
     if (!alone && groups.stage_rank() == 0) {
-      allocate(gathered_logits, logit_rows * config.vocab_size * 4);
-      allocate(full_logits, logit_rows * config.vocab_size * 4);
+      allocate(gathered_logits, logit_rows() * config.vocab_size * 4);
+      allocate(full_logits, logit_rows() * config.vocab_size * 4);
     }
   }
   return status;

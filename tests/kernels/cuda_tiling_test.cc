@@ -13,13 +13,19 @@
 namespace phalanx::kernels::cuda {
 namespace {
 
+// Of a product with 4096 columns, whose 8 leaves have 32 chunks.
+MatMulShape ShapeOfO(int64_t rows) {
+  MatMulShape shape;
+  shape.rows = shape.most_rows = rows;
+  shape.n = 4096;
+  shape.num_leaves = 8;
+  shape.num_chunks = 32;
+  shape.depth = 4;
+  return shape;
+}
+
 TEST(PlanMatMul, TakesTheKernelThatTheRowsAskForAndFillsTheDevice) {
-  MatMulShape decode;
-  decode.rows = decode.most_rows = 1;
-  decode.n = 4096;
-  decode.num_leaves = 8;
-  decode.num_chunks = 32;
-  decode.depth = 4;
+  MatMulShape decode = ShapeOfO(1);
   MatMulPlan plan = PlanMatMul(decode, 132, 227 << 10);
   EXPECT_EQ(plan.kernel, MatMulKernel::kFew);
   EXPECT_EQ(plan.tile_rows, 1);
@@ -190,12 +196,7 @@ TEST(PlanChain, FitsEveryDeviceAndNumberOfLeaves) {
 }
 
 TEST(PlanMatMul, MakesDoWithTheScratchThatThereIs) {
-  MatMulShape batch;
-  batch.rows = batch.most_rows = 64;
-  batch.n = 4096;
-  batch.num_leaves = 8;
-  batch.num_chunks = 32;
-  batch.depth = 4;
+  MatMulShape batch = ShapeOfO(64);
   const MatMulPlan whole = PlanMatMul(batch, 132, 227 << 10);
   ASSERT_EQ(whole.split, MatMulSplit::kLeaves);
   EXPECT_EQ(PlanMatMul(batch, 132, 227 << 10, whole.scratch_bytes).split, MatMulSplit::kLeaves);
