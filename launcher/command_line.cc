@@ -58,10 +58,12 @@ int CheckOutput(const CLI::App& app, int code) {
 int RunCommandLine(int argc, char** argv, const WorkerHooks& hooks) {
   FillStandardDescriptors();
   RaiseDescriptorLimit();
+  ExplainRefusedResources();
   CLI::App app{
       "Phalanx: distributed LLM inference on MPI and Slurm clusters.\n"
       "Results go to stdout, logs to stderr. Exit codes: 0 done, 1 failed while running, 2 wrong\n"
-      "usage, configuration or model; of serve 75, stopped before the end (run it again).",
+      "usage, configuration or model, 3 some of several prompts failed, 75 stopped before the end\n"
+      "(run it again).",
       "phalanx"};
   app.set_version_flag("--version", std::string("phalanx ") + kVersion);
   app.require_subcommand(1);

@@ -342,6 +342,7 @@ absl::Status ApplyClusterFile(const CLI::App& flags, ServiceOptions& options,
     absl::Status applied = ApplyConfig(*file, flags, options, serving);
     if (!applied.ok()) return applied;
   }
+  if (absl::Status fit = CheckDeviceFlags(flags, options.rank); !fit.ok()) return fit;
   options.hosts_are_named = !options.hosts.empty() || !options.hostfile.empty();
   if (options.hosts_are_named && options.workers == "threads") {
     return absl::InvalidArgumentError(absl::StrCat(

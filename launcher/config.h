@@ -40,7 +40,7 @@ absl::Status ApplyConfig(const ConfigFile& file, const CLI::App& flags, ServiceO
                          ServingOptions* serving);
 
 // ReadConfig() and ApplyConfig() of --cluster, if it is given; INVALID_ARGUMENT where neither file
-// nor command line names a model, and where hosts are named for threads.
+// nor command line names a model, where hosts are named for threads, and CheckDeviceFlags()'s.
 absl::Status ApplyClusterFile(const CLI::App& flags, ServiceOptions& options,
                               ServingOptions* serving);
 

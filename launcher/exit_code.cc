@@ -1,10 +1,52 @@
 #include "launcher/exit_code.h"
 
+#include <unistd.h>
+
+#include <atomic>
+#include <cstdlib>
+#include <exception>
 #include <iostream>
+#include <new>
+#include <string>
+#include <system_error>
 
 #include "absl/strings/str_cat.h"
 
 namespace phalanx::launcher {
+namespace {
+
+void Complain(const char* command, absl::string_view message) {
+  // By one write: ranks that fail at once share a terminal, or mpirun's pipe.
+  std::cerr << absl::StrCat("phalanx ", command, ": ", message, "\n");
+}
+
+[[noreturn]] void OnTerminate() {
+  // The first thread that comes here speaks for all: where one is refused, others are.
+  static std::atomic_flag taken = ATOMIC_FLAG_INIT;
+  while (taken.test_and_set()) pause();
+  std::string why = "unknown";
+  try {
+    if (std::current_exception()) std::rethrow_exception(std::current_exception());
+  } catch (const std::bad_alloc&) {
+    std::cerr << "phalanx: the system gives no more memory; take a machine with more, a larger "
+                 "limit of the container or job, or ulimit -v\n";
+    _exit(kExitFailed);
+  } catch (const std::system_error& error) {
+    if (error.code() == std::errc::resource_unavailable_try_again) {
+      std::cerr << "phalanx: the system gives no more threads; raise the limit (ulimit -u, or the "
+                   "container's or job's) or take fewer --threads\n";
+      _exit(kExitFailed);
+    }
+    why = error.what();
+  } catch (const std::exception& error) {
+    why = error.what();
+  } catch (...) {
+  }
+  std::cerr << absl::StrCat("phalanx: a fault of the program: ", why, "\n");
+  std::abort();
+}
+
+}  // namespace
 
 int ExitCode(const absl::Status& status) {
   switch (status.code()) {
@@ -23,9 +65,25 @@ int ExitCode(const absl::Status& status) {
 }
 
 int Fail(const char* command, const absl::Status& status) {
-  // By one write: ranks that fail at once share a terminal, or mpirun's pipe.
-  std::cerr << absl::StrCat("phalanx ", command, ": ", status.message(), "\n");
+  Complain(command, status.message());
   return ExitCode(status);
 }
+
+int EndOfPrompts(const char* command, const PromptOutcomes& outcomes) {
+  const auto& [prompts, failed, first_failure] = outcomes;
+  if (failed == 0) return kExitDone;
+  if (failed == prompts || absl::IsUnavailable(first_failure)) return Fail(command, first_failure);
+  Complain(command, absl::StrCat(failed, " of ", prompts,
+                                 " prompts failed, the first with: ", first_failure.message()));
+  return kExitFailedItems;
+}
+
+void ExitOnSignal(const char* command, int signal) {
+  std::cerr << "\n";
+  Complain(command, absl::StrCat("stopped by signal ", signal));
+  _exit(kExitAgain);
+}
+
+void ExplainRefusedResources() { std::set_terminate(OnTerminate); }
 
 }  // namespace phalanx::launcher

@@ -2,6 +2,8 @@
 #ifndef PHALANX_LAUNCHER_EXIT_CODE_H_
 #define PHALANX_LAUNCHER_EXIT_CODE_H_
 
+#include <cstdint>
+
 #include "absl/status/status.h"
 
 namespace phalanx::launcher {
@@ -9,13 +11,32 @@ namespace phalanx::launcher {
 inline constexpr int kExitDone = 0;
 inline constexpr int kExitFailed = 1;       // failed while running
 inline constexpr int kExitUsage = 2;        // wrong usage, configuration or model
-inline constexpr int kExitFailedItems = 3;  // a batch finished with failed items
+inline constexpr int kExitFailedItems = 3;  // all prompts were tried, some failed
 inline constexpr int kExitAgain = 75;       // stopped before the end: run it again
 
 // What a status that ends a command means for its exit code.
 int ExitCode(const absl::Status& status);
 // Prints "phalanx COMMAND: message" to stderr and returns ExitCode(status).
 int Fail(const char* command, const absl::Status& status);
+
+// How several prompts ended.
+struct PromptOutcomes {
+  int64_t prompts = 0;
+  int64_t failed = 0;
+  absl::Status first_failure;
+};
+// kExitDone where none failed, kExitFailedItems where some have an answer and somebody was there to
+// answer the others, else ExitCode() of the first failure; says so on stderr.
+int EndOfPrompts(const char* command, const PromptOutcomes& outcomes);
+
+// Of a command that a signal ends before its work is done: "phalanx COMMAND: stopped by signal N"
+// on stderr, and kExitAgain without a destructor run.
+[[noreturn]] void ExitOnSignal(const char* command, int signal);
+
+// From here on a thread or memory that the system refuses, which the standard library throws and
+// nobody catches, ends the process with a line that says so and kExitFailed. Other exceptions are
+// faults of the program and end it as ever, with a core dump.
+void ExplainRefusedResources();
 
 }  // namespace phalanx::launcher
 

@@ -1,6 +1,7 @@
 #include "launcher/options.h"
 
 #include <fstream>
+#include <iostream>
 #include <utility>
 
 #include "CLI/CLI.hpp"
@@ -9,6 +10,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
 #include "nlohmann/json.hpp"
+#include "runtime/control/listen_address.h"
 
 namespace phalanx::launcher {
 
@@ -19,6 +21,11 @@ std::string CheckFraction(const std::string& text) {
   double value = 0;
   if (absl::SimpleAtod(text, &value) && value > 0 && value <= 1) return "";
   return absl::StrCat("expected a number above 0 and at most 1, found ", text);
+}
+
+// Of names: an empty one is a variable that wasn't set rather than a wish.
+std::string CheckGiven(const std::string& text) {
+  return text.empty() ? "expected a value, found nothing (an empty variable?)" : "";
 }
 
 // CLI11 takes -1 for the largest number that there is.
@@ -34,6 +41,10 @@ std::string CheckPositive(const std::string& text) {
   double value = 0;
   if (absl::SimpleAtod(text, &value) && value > 0) return "";
   return absl::StrCat("expected a number above 0, found ", text);
+}
+
+std::string CheckHostPort(const std::string& text) {
+  return std::string(control::ParseHostPort(text).status().message());
 }
 
 void AddDeviceOptions(CLI::App& app, RankOptions& o) {
@@ -55,6 +66,17 @@ void AddDeviceOptions(CLI::App& app, RankOptions& o) {
       ->check(CheckFraction)
       ->capture_default_str()
       ->group(group);
+}
+
+absl::Status CheckDeviceFlags(const CLI::App& flags, const RankOptions& options) {
+  if (options.device == "cuda") return absl::OkStatus();
+  for (const char* name : {"--device-comm", "--gpu-memory-fraction", "--gpu"}) {
+    const CLI::Option* flag = flags.get_option_no_throw(name);
+    if (flag == nullptr || flag->count() == 0) continue;
+    return absl::InvalidArgumentError(absl::StrCat(
+        name, " is for --device cuda, but ranks are to compute on CPUs; give both or neither"));
+  }
+  return absl::OkStatus();
 }
 
 void AddNumericsOptions(CLI::App& app, RankOptions& o, const std::string& group) {
@@ -155,6 +177,7 @@ void AddServiceOptions(CLI::App& app, ServiceOptions& o) {
       ->group("Configuration");
   AddRankOptions(app, o.rank);
   app.get_option("--model")->required(false);
+  app.get_option("--kv-blocks")->excludes("--kv-memory");
   const std::string workers = "Workers";
   app.add_option(
          "--workers", o.workers,
@@ -170,8 +193,10 @@ void AddServiceOptions(CLI::App& app, ServiceOptions& o) {
          "--hosts", o.hosts,
          "Hosts and ranks that each may run, e.g. a:2,b:2, in rank order; replicas (dp) take "
          "them one after the other (default: the Slurm allocation, else this machine)")
+      ->check(CheckGiven)
       ->group(workers);
   app.add_option("--hostfile", o.hostfile, "Hosts as lines \"a slots=2\", instead of --hosts")
+      ->check(CheckGiven)
       ->excludes("--hosts")
       ->group(workers);
   app.add_option("--mpirun-arg", o.mpirun_args, "A further argument for mpirun; may be repeated")
@@ -252,6 +277,7 @@ void AddServingOptions(CLI::App& app, ServingOptions& o) {
 
 void AddRequestOptions(CLI::App& app, RequestOptions& o) {
   const std::string group = "Request";
+  app.add_flag("--json", o.json, "One JSON object per answer");
   app.add_option("--max-tokens", o.max_tokens, "Tokens to generate (default: up to the context)")
       ->group(group);
   app.add_option("--min-tokens", o.min_tokens, "Tokens before the answer may end")->group(group);
@@ -280,9 +306,12 @@ void AddRequestOptions(CLI::App& app, RequestOptions& o) {
       ->group(group)
       ->allow_extra_args(false);
   app.add_flag("--ignore-eos", o.ignore_eos, "Go on past the model's end token")->group(group);
-  app.add_option("--logprobs", o.logprobs, "Logprobs of each token and of the K likeliest")
+  app.add_option("--logprobs", o.logprobs,
+                 "With --json: logprobs of each token and of the K likeliest")
+      ->needs("--json")
       ->group(group);
   app.add_option("--prompt-logprobs", o.prompt_logprobs, "Likewise for the prompt's tokens")
+      ->needs("--json")
       ->group(group);
   app.add_option("-n,--n", o.n, "Answers to the same prompt")->capture_default_str()->group(group);
   app.add_option("--cache-salt", o.cache_salt, "Share cached prefixes only with equal salts")
@@ -302,7 +331,8 @@ void AddPromptOptions(CLI::App& app, PromptOptions& o) {
       ->allow_extra_args(false);
   app.add_option("--token-ids", o.token_ids, "Token ids to go on from, 1,2,3")->group(group);
   app.add_option("--prompts-file", o.prompts_file,
-                 "JSON lines: a string, an array of token ids, or an object with \"prompt\" or "
+                 "JSON lines (-: on stdin): a string, an array of token ids, or an object with "
+                 "\"prompt\" or "
                  "\"token_ids\" and optionally \"id\", \"seed\", \"max_tokens\"")
       ->group(group);
 }
@@ -410,7 +440,10 @@ absl::StatusOr<std::vector<Prompt>> ReadPrompts(const PromptOptions& options) {
     out.push_back(std::move(prompt));
   }
   if (!options.prompts_file.empty()) {
-    std::ifstream in(options.prompts_file);
+    std::ifstream file;
+    const bool is_stdin = options.prompts_file == "-";
+    if (!is_stdin) file.open(options.prompts_file);
+    std::istream& in = is_stdin ? std::cin : file;
     if (!in) {
       return absl::NotFoundError(
           absl::StrCat("--prompts-file ", options.prompts_file, ": can't be read"));

@@ -21,6 +21,8 @@ namespace phalanx::launcher {
 
 // For an option's check(): a number above 0, which NaN isn't. Empty: it is; else why not.
 std::string CheckPositive(const std::string& text);
+// Likewise: HOST:PORT.
+std::string CheckHostPort(const std::string& text);
 
 // What a rank needs to know.
 struct RankOptions {
@@ -48,6 +50,9 @@ void AddRankOptions(CLI::App& app, RankOptions& options);
 void AddDeviceOptions(CLI::App& app, RankOptions& options);
 // --numerics, --weight-dtype and --kv-dtype, likewise.
 void AddNumericsOptions(CLI::App& app, RankOptions& options, const std::string& group);
+// Flags of GPUs beside what makes them void: INVALID_ARGUMENT names one that the command line gives
+// where `options.device`, by now settled, is cpu.
+absl::Status CheckDeviceFlags(const CLI::App& flags, const RankOptions& options);
 // What --weight-dtype and --kv-dtype say.
 absl::StatusOr<kernels::WeightFormat> ParseWeightDtype(const std::string& name);
 absl::StatusOr<kernels::KvFormat> ParseKvDtype(const std::string& name);
@@ -115,6 +120,7 @@ struct RequestOptions {
   std::string cache_salt;
   bool parse_special = false;
   bool no_special_tokens = false;
+  bool json = false;  // how the answer is printed, of which only JSON has logprobs
 };
 void AddRequestOptions(CLI::App& app, RequestOptions& options);
 
@@ -141,7 +147,8 @@ struct PromptOptions {
 void AddPromptOptions(CLI::App& app, PromptOptions& options);
 // The prompts of all three flags in that order. --prompts-file holds a JSON value a line: a string,
 // an array of token ids, or an object with "prompt" or "token_ids" and optionally "id", "seed" and
-// "max_tokens". INVALID_ARGUMENT names file, line and fault; no prompt at all is one, too.
+// "max_tokens"; "-" is stdin. INVALID_ARGUMENT names file, line and fault; no prompt at all is one,
+// too.
 absl::StatusOr<std::vector<Prompt>> ReadPrompts(const PromptOptions& options);
 
 }  // namespace phalanx::launcher

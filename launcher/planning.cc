@@ -345,6 +345,11 @@ absl::StatusOr<parallel::ClusterSpec> MakeCluster(const ConfigFile* file, const 
     named = *std::move(parsed);
   }
   if (file != nullptr && file->config.cluster().nodes_size() > 0) {
+    if (!gpu_type.empty()) {
+      return absl::InvalidArgumentError(absl::StrCat(
+          "--gpu-type: ", file->path,
+          " describes the machines already (cluster.nodes); leave one of the two out"));
+    }
     for (const v1::NodeConfig& node : file->config.cluster().nodes()) {
       if ((node.device() == v1::NodeConfig::DEVICE_CUDA) != cuda) {
         return absl::InvalidArgumentError(absl::StrCat(

@@ -175,6 +175,13 @@ absl::StatusOr<std::unique_ptr<Service>> Service::Create(const ServiceOptions& o
   auto tokenizer = tokenizer::Tokenizer::Load(options.rank.model);
   if (tokenizer.ok()) {
     service->tokenizer_ = *std::move(tokenizer);
+    const int32_t tokens = service->tokenizer_->vocab_size();
+    if (tokens > service->config_.vocab_size) {
+      spdlog::warn(
+          "{}: the tokenizer has {} tokens, but config.json says vocab_size {}: are they one "
+          "model's? Prompts with a token that the model doesn't have are refused",
+          options.rank.model, tokens, service->config_.vocab_size);
+    }
   } else if (options.needs_text || !absl::IsNotFound(tokenizer.status())) {
     return tokenizer.status();
   }
@@ -228,6 +235,7 @@ absl::StatusOr<std::unique_ptr<Service>> Service::Create(const ServiceOptions& o
     coordinator.restart.max_tries = 0;
   }
   coordinator.log = [](const std::string& line) { spdlog::warn("{}", line); };
+  coordinator.replica_changed = [made = service.get()] { made->on_replica_change_(); };
   auto sources = service->CreateSources();
   if (!sources.ok()) return sources.status();
   service->coordinator_ =

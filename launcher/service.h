@@ -40,6 +40,8 @@ class Service {
 
   // How far Start() has got, for people. From any thread.
   std::string LoadingMessage() const { return loading_->Message(); }
+  // CoordinatorOptions::replica_changed. Before Start().
+  void OnReplicaChange(std::function<void()> call) { on_replica_change_ = std::move(call); }
   // Starts the ranks and waits until they have loaded; prints them to the log.
   absl::Status Start();
   void Stop();
@@ -85,6 +87,7 @@ class Service {
   std::unique_ptr<control::ControlServer> control_;
   GroupSetup setup_;
   std::shared_ptr<LoadingProgress> loading_;
+  std::function<void()> on_replica_change_ = [] {};
   // By replica, where ranks are processes; the coordinator owns them.
   std::vector<const ProcessGroupSource*> sources_;
   std::unique_ptr<coordinator::Coordinator> coordinator_;

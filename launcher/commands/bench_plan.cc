@@ -1,14 +1,12 @@
 // `phalanx bench plan`: what the planner's cost model says of a step against what a step takes.
 
 #include <algorithm>
-#include <filesystem>
 #include <iostream>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <random>
 #include <set>
 #include <string>
-#include <system_error>
 #include <utility>
 #include <vector>
 
@@ -28,6 +26,7 @@
 #include "launcher/measure.h"
 #include "launcher/planning.h"
 #include "launcher/random_checkpoint.h"
+#include "launcher/scratch_directory.h"
 #include "launcher/statistics.h"
 #include "parallel/cost_model.h"
 #include "runtime/cache/block_striping.h"
@@ -392,6 +391,7 @@ void PrintTable(const std::vector<Row>& rows, const std::vector<Choice>& choices
 }
 
 absl::Status RunPlanBench(const PlanBenchOptions& options) {
+  const ScratchDirectory scratch("bench plan");
   absl::StatusOr<v1::Calibration> calibration;
   if (options.calibration.empty()) {
     MeasureOptions measure;
@@ -407,14 +407,10 @@ absl::Status RunPlanBench(const PlanBenchOptions& options) {
   if (absl::Status status = Apply(*calibration, *cluster); !status.ok()) return status;
 
   std::vector<std::string> directories = options.models;
-  std::string scratch;
   if (directories.empty()) {
-    std::error_code error;
-    scratch = std::filesystem::temp_directory_path(error) /
-              absl::StrCat("phalanx-bench-", RandomToken().substr(0, 12));
     const std::pair<const char*, const char*> random[] = {{"dense", kDense}, {"experts", kExperts}};
     for (const auto& [name, config] : random) {
-      directories.push_back(absl::StrCat(scratch, "/", name));
+      directories.push_back(absl::StrCat(scratch.path(), "/", name));
       absl::Status written = WriteRandomCheckpoint(directories.back(), config, 1);
       if (!written.ok()) return written;
     }
@@ -435,10 +431,6 @@ absl::Status RunPlanBench(const PlanBenchOptions& options) {
       if (!status.ok()) break;
     }
     if (!status.ok()) break;
-  }
-  if (!scratch.empty()) {
-    std::error_code error;
-    std::filesystem::remove_all(scratch, error);
   }
   if (!status.ok()) return status;
 

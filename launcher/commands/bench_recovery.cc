@@ -4,14 +4,12 @@
 #include <signal.h>
 
 #include <algorithm>
-#include <filesystem>
 #include <fstream>
 #include <functional>
 #include <iostream>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <string>
-#include <system_error>
 #include <utility>
 #include <vector>
 
@@ -30,6 +28,7 @@
 #include "launcher/options.h"
 #include "launcher/planning.h"
 #include "launcher/random_checkpoint.h"
+#include "launcher/scratch_directory.h"
 #include "launcher/service.h"
 #include "spdlog/spdlog.h"
 
@@ -295,15 +294,12 @@ std::string Cell(const std::vector<Sample>& samples,
 }
 
 absl::Status RunRecoveryBench(RecoveryBenchOptions options) {
-  std::string scratch;
+  const ScratchDirectory scratch("bench recovery");
   if (options.service.rank.model.empty()) {
-    std::error_code error;
-    scratch = std::filesystem::temp_directory_path(error) /
-              absl::StrCat("phalanx-bench-", RandomToken().substr(0, 12));
-    absl::Status written = WriteRandomCheckpoint(scratch, kConfig, 1);
+    absl::Status written = WriteRandomCheckpoint(scratch.path(), kConfig, 1);
     if (!written.ok()) return written;
-    WriteTokenizer(scratch);
-    options.service.rank.model = scratch;
+    WriteTokenizer(scratch.path());
+    options.service.rank.model = scratch.path();
   }
   options.service.workers = "mpirun";
   const ForeignLoad others;
@@ -311,10 +307,6 @@ absl::Status RunRecoveryBench(RecoveryBenchOptions options) {
   absl::StatusOr<std::vector<Sample>> cold = std::vector<Sample>();
   if (warm.ok() && options.cold) cold = Measure(options, /*keep=*/false);
   const double busy = others.Cores();
-  if (!scratch.empty()) {
-    std::error_code error;
-    std::filesystem::remove_all(scratch, error);
-  }
   if (!warm.ok()) return warm.status();
   if (!cold.ok()) return cold.status();
 

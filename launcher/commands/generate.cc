@@ -10,13 +10,12 @@
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
 #include "absl/time/time.h"
+#include "launcher/answer.h"
 #include "launcher/client.h"
 #include "launcher/commands/commands.h"
 #include "launcher/exit_code.h"
-#include "launcher/json_output.h"
 #include "launcher/options.h"
 #include "launcher/request_builder.h"
-#include "spdlog/spdlog.h"
 
 namespace phalanx::launcher {
 namespace {
@@ -27,7 +26,6 @@ struct GenerateOptions {
   double timeout = 0;
   PromptOptions prompts;
   RequestOptions request;
-  bool json = false;
 };
 
 scheduler::TokenLogprobs FromProto(const v1::TokenLogprobs& proto) {
@@ -38,7 +36,10 @@ scheduler::TokenLogprobs FromProto(const v1::TokenLogprobs& proto) {
   return out;
 }
 
-absl::Status GenerateOne(const GenerateOptions& options, const Prompt& prompt) {
+// `number`: of the prompt, from 1; its answer is printed as it comes where it is the only one
+// (`stream`), else when it is whole.
+absl::Status GenerateOne(const GenerateOptions& options, const Prompt& prompt, size_t number,
+                         bool stream) {
   absl::StatusOr<v1::GenerateRequest> request = BuildRequest(options.request, prompt);
   if (!request.ok()) return request.status();
   request->set_model(options.model);
@@ -47,10 +48,9 @@ absl::Status GenerateOne(const GenerateOptions& options, const Prompt& prompt) {
   if (options.timeout > 0) {
     context.set_deadline(absl::ToChronoTime(absl::Now() + absl::Seconds(options.timeout)));
   }
-  const bool stream = !options.json && options.request.n == 1;
   std::map<int, Answer> answers;
   Answer shared;
-  if (options.request.n == 1) shared.request_id = prompt.id;
+  shared.request_id = prompt.id;
   const auto reader = client.stub->Generate(&context, *request);
   v1::GenerateResponse response;
   while (reader->Read(&response)) {
@@ -108,7 +108,7 @@ absl::Status GenerateOne(const GenerateOptions& options, const Prompt& prompt) {
     return status;
   }
   // One that was refused has an answer, too.
-  if (!status.ok() && options.json && answers.empty()) answers[0] = {};
+  if (!status.ok() && answers.empty()) answers[0] = {};
   for (auto& [index, part] : answers) {
     Answer answer = shared;
     answer.token_ids = part.token_ids;
@@ -117,29 +117,29 @@ absl::Status GenerateOne(const GenerateOptions& options, const Prompt& prompt) {
     answer.finish_reason = part.finish_reason.empty() ? "error" : part.finish_reason;
     if (part.finish_reason.empty()) answer.error = std::string(status.message());
     if (options.request.n > 1) answer.index = index;
-    if (options.json) {
-      std::cout << ToJson(answer) << std::endl;
-    } else {
-      std::cout << "== answer " << index + 1 << " (" << answer.finish_reason << ")\n"
-                << (prompt.is_text ? prompt.text : "") << answer.text << std::endl;
-    }
+    std::cout << (options.request.json ? ToJson(answer) + "\n"
+                                       : ToText(answer, prompt, number, /*has_text=*/true));
   }
   return status;
 }
 
-absl::Status Generate(const GenerateOptions& options) {
+// The exit code, or why nothing was asked.
+absl::StatusOr<int> Generate(const GenerateOptions& options) {
   const absl::StatusOr<std::vector<Prompt>> prompts = ReadPrompts(options.prompts);
   if (!prompts.ok()) return prompts.status();
-  absl::Status first;
+  const bool stream = !options.request.json && prompts->size() == 1 && options.request.n == 1;
+  PromptOutcomes outcomes;
+  outcomes.prompts = static_cast<int64_t>(prompts->size());
   for (size_t i = 0; i < prompts->size(); ++i) {
-    const absl::Status status = GenerateOne(options, (*prompts)[i]);
+    const absl::Status status = GenerateOne(options, (*prompts)[i], i + 1, stream);
+    std::cout << std::flush;
     if (status.ok()) continue;
-    if (first.ok()) first = status;
+    ++outcomes.failed;
+    if (outcomes.first_failure.ok()) outcomes.first_failure = status;
     // Nobody would answer the others either.
-    if (absl::IsUnavailable(status) || prompts->size() == 1) break;
-    spdlog::error("prompt {} of {}: {}", i + 1, prompts->size(), std::string(status.message()));
+    if (absl::IsUnavailable(status)) return Fail("generate", status);
   }
-  return first;
+  return EndOfPrompts("generate", outcomes);
 }
 
 }  // namespace
@@ -148,6 +148,7 @@ void AddGenerateCommand(CLI::App& parent, Command* run) {
   CLI::App* app = parent.add_subcommand("generate", "Ask a running server and stream its answer");
   auto options = std::make_shared<GenerateOptions>();
   app->add_option("--endpoint", options->endpoint, "HOST:PORT of the server")
+      ->check(CheckHostPort)
       ->capture_default_str()
       ->group("Server");
   app->add_option("--model", options->model, "Model name (default: the one that is served)")
@@ -157,11 +158,10 @@ void AddGenerateCommand(CLI::App& parent, Command* run) {
       ->group("Server");
   AddPromptOptions(*app, options->prompts);
   AddRequestOptions(*app, options->request);
-  app->add_flag("--json", options->json, "One JSON object per answer");
   app->callback([options, run] {
     *run = [options] {
-      const absl::Status status = Generate(*options);
-      return status.ok() ? kExitDone : Fail("generate", status);
+      const absl::StatusOr<int> code = Generate(*options);
+      return code.ok() ? *code : Fail("generate", code.status());
     };
   });
 }

@@ -247,6 +247,7 @@ absl::Status RunPlan(const CLI::App& flags, PlanCommandOptions& options) {
       file->config.cluster().nodes(0).device() == v1::NodeConfig::DEVICE_CUDA) {
     options.service.rank.device = "cuda";
   }
+  if (absl::Status fit = CheckDeviceFlags(flags, options.service.rank); !fit.ok()) return fit;
   // Where nothing describes the machines, they are those that `serve` would use.
   if (options.planning.gpu_type.empty() &&
       (!file.has_value() || file->config.cluster().nodes_size() == 0)) {

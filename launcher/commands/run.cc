@@ -1,7 +1,5 @@
 // `phalanx run`: start, generate, stop.
 
-#include <unistd.h>
-
 #include <algorithm>
 #include <iostream>
 #include <map>
@@ -14,13 +12,12 @@
 #include "CLI/CLI.hpp"
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
-#include "absl/strings/str_join.h"
 #include "absl/synchronization/mutex.h"
+#include "launcher/answer.h"
 #include "launcher/commands/commands.h"
 #include "launcher/config.h"
 #include "launcher/env.h"
 #include "launcher/exit_code.h"
-#include "launcher/json_output.h"
 #include "launcher/model_info.h"
 #include "launcher/options.h"
 #include "launcher/planning.h"
@@ -39,7 +36,6 @@ struct RunOptions {
   PlanningOptions planning;  // --layout auto
   PromptOptions prompts;
   RequestOptions request;
-  bool json = false;
 };
 
 // All prompts' answers, filled by the coordinator's thread.
@@ -47,7 +43,9 @@ class Answers {
  public:
   // `stream`: print the text as it comes (one prompt, one sample).
   Answers(size_t prompts, bool stream)
-      : stream_(stream), pending_(prompts), done_(prompts), answers_(prompts) {}
+      : stream_(stream), pending_(prompts), done_(prompts), answers_(prompts) {
+    outcomes_.prompts = static_cast<int64_t>(prompts);
+  }
 
   void Expect(size_t prompt, const coordinator::GenerateRequest& request,
               const std::string& layout) {
@@ -83,7 +81,7 @@ class Answers {
       if (!event.status.ok()) {
         answer.finish_reason = "error";
         answer.error = std::string(event.status.message());
-        if (failure_.ok()) failure_ = event.status;
+        if (outcomes_.first_failure.ok()) outcomes_.first_failure = event.status;
       }
       answer.cached_tokens = event.usage.cached_tokens;
       answer.queue_ms = absl::ToDoubleMilliseconds(event.usage.queue_time);
@@ -92,6 +90,7 @@ class Answers {
       answer.preemptions = event.usage.preemptions;
     }
     if (!event.done) return;
+    if (!event.status.ok()) ++outcomes_.failed;
     --pending_;
     done_[prompt] = true;
   }
@@ -116,10 +115,10 @@ class Answers {
     return answers_[prompt];
   }
 
-  // Of the prompt that failed first, when all are done.
-  absl::Status failure() {
+  // When all are done.
+  PromptOutcomes outcomes() {
     absl::MutexLock lock(&mutex_);
-    return failure_;
+    return outcomes_;
   }
 
  private:
@@ -127,30 +126,14 @@ class Answers {
   absl::Mutex mutex_;
   size_t pending_;
   std::vector<char> done_;
-  absl::Status failure_;
+  PromptOutcomes outcomes_;
   std::vector<std::vector<Answer>> answers_;  // [prompt][sample]
 };
 
-// Of prompt `number`, from 1. Without text, its ids.
-void PrintText(const std::vector<Answer>& answers, const Prompt& prompt, size_t number,
-               bool has_text) {
-  for (const Answer& answer : answers) {
-    std::cout << "== prompt " << number;
-    if (answer.index.has_value()) std::cout << ", answer " << *answer.index + 1;
-    std::cout << " (" << answer.finish_reason;
-    if (!answer.error.empty()) std::cout << ": " << answer.error;
-    std::cout << ")\n"
-              << (prompt.is_text ? prompt.text : "")
-              << (has_text ? answer.text : absl::StrJoin(answer.token_ids, ",")) << "\n";
-  }
-}
-
-absl::Status Run(const RunOptions& options) {
+// The exit code, or why nothing was begun.
+absl::StatusOr<int> Run(const RunOptions& options) {
   // Before other threads. The ranks end with this process.
-  const StopOnSignal stop([](int signal) {
-    std::cerr << "\nphalanx run: stopped by signal " << signal << "\n";
-    _exit(kExitFailed);
-  });
+  const StopOnSignal stop([](int signal) { ExitOnSignal("run", signal); });
   const absl::StatusOr<std::vector<Prompt>> prompts = ReadPrompts(options.prompts);
   if (!prompts.ok()) return prompts.status();
   ServiceOptions service_options = options.service;
@@ -189,7 +172,8 @@ absl::Status Run(const RunOptions& options) {
   }
 
   if (absl::Status status = (*service)->Start(); !status.ok()) return status;
-  const bool stream = !options.json && requests.size() == 1 && requests[0].n == 1 && has_text;
+  const bool json = options.request.json;
+  const bool stream = !json && requests.size() == 1 && requests[0].n == 1 && has_text;
   Answers answers(requests.size(), stream);
   if (stream && (*prompts)[0].is_text) std::cout << (*prompts)[0].text << std::flush;
   for (size_t i = 0; i < requests.size(); ++i) {
@@ -198,13 +182,10 @@ absl::Status Run(const RunOptions& options) {
   // As soon as a prompt and all before it are answered.
   std::thread printer([&] {
     for (size_t i = 0; i < requests.size(); ++i) {
-      const std::vector<Answer>& samples = answers.WaitFor(i);
-      if (options.json) {
-        for (const Answer& answer : samples) std::cout << ToJson(answer) << "\n";
-      } else if (stream) {
-        std::cout << "\n";
-      } else {
-        PrintText(samples, (*prompts)[i], i + 1, has_text);
+      for (const Answer& answer : answers.WaitFor(i)) {
+        std::cout << (json     ? ToJson(answer) + "\n"
+                      : stream ? "\n"
+                               : ToText(answer, (*prompts)[i], i + 1, has_text));
       }
       std::cout << std::flush;
     }
@@ -224,7 +205,7 @@ absl::Status Run(const RunOptions& options) {
   }
   printer.join();
   (*service)->Stop();
-  return answers.failure();
+  return EndOfPrompts("run", answers.outcomes());
 }
 
 }  // namespace
@@ -236,14 +217,14 @@ void AddRunCommand(CLI::App& parent, Command* run) {
   AddServiceOptions(*app, options->service);
   AddPlanningOptions(*app, options->planning);
   AddRequestOptions(*app, options->request);
-  app->add_flag("--json", options->json, "One JSON object per answer");
   app->callback([app, options, run] {
     *run = [app, options] {
       absl::Status status = ApplyClusterFile(*app, options->service, /*serving=*/nullptr);
       if (status.ok()) status = SettleAllocation(ReadEnvironment(), options->service);
       if (status.ok()) status = SettleLayout(options->planning, options->service);
-      if (status.ok()) status = Run(*options);
-      return status.ok() ? kExitDone : Fail("run", status);
+      if (!status.ok()) return Fail("run", status);
+      const absl::StatusOr<int> code = Run(*options);
+      return code.ok() ? *code : Fail("run", code.status());
     };
   });
 }

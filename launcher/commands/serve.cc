@@ -120,6 +120,7 @@ absl::StatusOr<int> Serve(const ServeOptions& options) {
   (void)std::signal(SIGPIPE, SIG_IGN);
   absl::Mutex mutex;
   bool stop = false;
+  bool replica_changed = false;
   Service* loading = nullptr;
   EndpointFile endpoint_file(options.endpoint_file);
   absl::Time first_signal = absl::InfiniteFuture();
@@ -128,7 +129,7 @@ absl::StatusOr<int> Serve(const ServeOptions& options) {
     if (now - first_signal > kSameSignal) {
       spdlog::warn("second signal {}: stopping at once", signal);
       endpoint_file.Remove();
-      _exit(kExitFailed);
+      _exit(kExitAgain);
     }
     if (first_signal != absl::InfiniteFuture()) return;
     // The next one is looked at when this one has been dealt with.
@@ -175,6 +176,10 @@ absl::StatusOr<int> Serve(const ServeOptions& options) {
   if (!written.ok()) return written;
   spdlog::info("listening on {}, loading {}", (*server)->address(), (*service)->model_directory());
 
+  (*service)->OnReplicaChange([&] {
+    absl::MutexLock lock(&mutex);
+    replica_changed = true;
+  });
   absl::Status started;
   if (set_loading(service->get())) started = (*service)->Start();
   if (!set_loading(nullptr)) {
@@ -193,9 +198,14 @@ absl::StatusOr<int> Serve(const ServeOptions& options) {
 
   absl::Status failure;
   RecoveryLog recovery_log;
+  const auto has_news = [&] { return stop || replica_changed; };
   while (true) {
-    absl::MutexLock lock(&mutex);
-    if (mutex.AwaitWithTimeout(absl::Condition(&stop), absl::Milliseconds(500))) break;
+    {
+      absl::MutexLock lock(&mutex);
+      mutex.Await(absl::Condition(&has_news));
+      if (stop) break;
+      replica_changed = false;
+    }
     const coordinator::CoordinatorStatus status = (*service)->coordinator().GetStatus();
     recovery_log.Look(status);
     if (status.state == coordinator::CoordinatorState::kFailed) {

@@ -14,6 +14,7 @@
 #include "launcher/client.h"
 #include "launcher/commands/commands.h"
 #include "launcher/exit_code.h"
+#include "launcher/options.h"
 #include "launcher/status_table.h"
 
 namespace phalanx::launcher {
@@ -117,6 +118,7 @@ void AddStatusCommand(CLI::App& parent, Command* run) {
   CLI::App* app = parent.add_subcommand("status", "Ranks, layout, queue and KV use of a server");
   auto options = std::make_shared<StatusOptions>();
   app->add_option("--endpoint", options->endpoint, "HOST:PORT of the server")
+      ->check(CheckHostPort)
       ->capture_default_str();
   app->add_flag("--json", options->json, "One JSON object");
   app->callback([options, run] {

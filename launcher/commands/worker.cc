@@ -28,7 +28,6 @@
 #include "launcher/service.h"
 #include "launcher/step_trace.h"
 #include "runtime/control/conversions.h"
-#include "runtime/control/listen_address.h"
 #include "runtime/control/worker_client.h"
 #include "runtime/worker/step_runner.h"
 #include "runtime/worker/worker.h"
@@ -262,9 +261,7 @@ void AddWorkerCommand(CLI::App& parent, Command* run, const WorkerHooks& hooks) 
       ->description("Axes and sizes of the group, as serve has them, e.g. pp=2,tp=2");
   app->add_option("--coordinator", options->coordinator,
                   "Where the coordinator waits for ranks, HOST:PORT (serve prints it)")
-      ->check([](const std::string& text) {
-        return std::string(control::ParseHostPort(text).status().message());
-      })
+      ->check(CheckHostPort)
       ->required()
       ->group("Workers");
   app->add_option("--token", options->token,
@@ -291,11 +288,12 @@ void AddWorkerCommand(CLI::App& parent, Command* run, const WorkerHooks& hooks) 
       ->check(CheckPositive)
       ->capture_default_str()
       ->group("Workers");
-  app->callback([options, run, hooks] {
-    *run = [options, hooks] {
+  app->callback([app, options, run, hooks] {
+    *run = [app, options, hooks] {
       const Environment environment = ReadEnvironment();
       if (options->token.empty()) options->token = environment.control_token;
-      const absl::Status status = RunWorker(*options, environment, hooks);
+      absl::Status status = CheckDeviceFlags(*app, options->rank);
+      if (status.ok()) status = RunWorker(*options, environment, hooks);
       return status.ok() ? kExitDone : Fail("worker", status);
     };
   });

@@ -17,6 +17,8 @@ absl::StatusOr<HostPort> ParseHostPort(absl::string_view text) {
     return absl::InvalidArgumentError(absl::StrCat("address \"", text, "\": ", why,
                                                    "; expected HOST:PORT, e.g. 127.0.0.1:50051"));
   };
+  if (text.empty()) return bad("is empty");
+  if (text.find('/') != absl::string_view::npos) return bad("is a URL or a path");
   const size_t colon = text.rfind(':');
   if (colon == absl::string_view::npos) return bad("has no port");
   absl::string_view host = text.substr(0, colon);

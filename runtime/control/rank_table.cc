@@ -64,6 +64,13 @@ std::string RankTable::ReasonToRefuse(const v1::Register& rank) const {
   if (!options_.layout.empty() && rank.layout() != options_.layout) {
     return Differ("layout", rank.layout(), coordinator, options_.layout);
   }
+  // Before the profile, which names the model's types.
+  if (!options_.checkpoint_digest.empty() &&
+      rank.checkpoint_digest() != options_.checkpoint_digest) {
+    return absl::StrCat(Differ("checkpoint digest", rank.checkpoint_digest(), coordinator,
+                               options_.checkpoint_digest),
+                        "; both must read the same model directory");
+  }
   if (!options_.profile.empty() && rank.profile() != options_.profile) {
     return Differ("numerics profile", Quoted(rank.profile()), coordinator,
                   Quoted(options_.profile));
@@ -79,12 +86,6 @@ std::string RankTable::ReasonToRefuse(const v1::Register& rank) const {
     return absl::StrCat("it takes contexts of up to ", rank.max_context(), " tokens, ", coordinator,
                         " of up to ", options_.max_context,
                         "; start the workers with --max-context ", options_.max_context);
-  }
-  if (!options_.checkpoint_digest.empty() &&
-      rank.checkpoint_digest() != options_.checkpoint_digest) {
-    return absl::StrCat(Differ("checkpoint digest", rank.checkpoint_digest(), coordinator,
-                               options_.checkpoint_digest),
-                        "; both must read the same model directory");
   }
   // Those that are there agree with each other, so one of them stands for all.
   const auto other =

@@ -55,6 +55,8 @@ struct CoordinatorOptions {
   RestartOptions restart;
   // A line for the log; may be null. From any thread.
   std::function<void(const std::string& line)> log;
+  // A replica has a new group, or is lost, and GetStatus() says so; may be null. From any thread.
+  std::function<void()> replica_changed;
 };
 
 // kRecovering: the workers have died and others are on their way; requests are accepted and wait.

@@ -163,17 +163,20 @@ void Replica::Handle(Up news) {
   const int64_t blocks = scheduler_->stats().blocks.total;
   kv_tokens_ = blocks * made->block_tokens;
   prefixes_.SetCapacity(blocks);
-  std::lock_guard<std::mutex> lock(mu_);
-  state_ = CoordinatorState::kServing;
-  scheduler_options_ = *std::move(made);
-  status_.group = info;
-  status_.blocks = scheduler_->stats().blocks;
-  status_.first_result = absl::InfinitePast();
-  if (news.recovery.has_value()) {
-    ++status_.recoveries;
-    status_.last_recovery = std::move(news.recovery);
+  {
+    std::lock_guard<std::mutex> lock(mu_);
+    state_ = CoordinatorState::kServing;
+    scheduler_options_ = *std::move(made);
+    status_.group = info;
+    status_.blocks = scheduler_->stats().blocks;
+    status_.first_result = absl::InfinitePast();
+    if (news.recovery.has_value()) {
+      ++status_.recoveries;
+      status_.last_recovery = std::move(news.recovery);
+    }
+    info_ = std::move(info);
   }
-  info_ = std::move(info);
+  if (options_.replica_changed) options_.replica_changed();
 }
 
 void Replica::Handle(GaveUp news) {
@@ -184,6 +187,7 @@ void Replica::Handle(GaveUp news) {
     state_ = CoordinatorState::kFailed;
     failure_ = gave_up_;
   }
+  if (options_.replica_changed) options_.replica_changed();
   prefixes_.Clear();
   GiveAway(Gone(gave_up_));
 }

@@ -148,11 +148,27 @@ class Cli(unittest.TestCase):
             file.write_text('{"prompt": "One", "id": "a"}\n{"token_ids": [5000], "id": "b"}\n"Two"\n')
             some = harness.run("generate", "--endpoint", server.endpoint, "--prompts-file",
                                str(file), "--max-tokens", "3", "--json")
-            self.assertEqual(some.returncode, 2)
+            self.assertEqual(some.returncode, 3)
+            self.assertIn(b"phalanx generate: 1 of 3 prompts failed, the first with: ", some.stderr)
             answers = [json.loads(line) for line in some.stdout.splitlines()]
             self.assertEqual([a.get("id", "") for a in answers], ["a", "b", ""])
             self.assertEqual([a["finish_reason"] == "error" for a in answers], [False, True, False])
             self.assertIn("5000", answers[1]["error"])
+
+            # As text, the same headings as run's; from stdin, too.
+            file.write_text('{"prompt": "One", "max_tokens": 3}\n{"token_ids": [5000]}\n')
+            some = harness.run("generate", "--endpoint", server.endpoint, "--prompts-file", "-",
+                               "-n", "2", "--temperature", "1", "--seed", "5",
+                               stdin=file.read_bytes())
+            self.assertEqual(some.returncode, 3)
+            self.assertRegex(some.stdout.decode(), r"(?s)^== prompt 1, answer 1 \(length\)\nOne.*\n"
+                             r"== prompt 1, answer 2 \(length\)\nOne.*\n"
+                             r"== prompt 2, answer 1 \(error: .*5000.*\)\n")
+            named = self.succeed("generate", "--endpoint", server.endpoint, "--prompts-file", "-",
+                                 "-n", "2", "--json", "--max-tokens", "2",
+                                 stdin=b'{"prompt": "One", "id": "a"}\n')
+            self.assertEqual([(a["id"], a["index"]) for a in map(json.loads, named.splitlines())],
+                             [("a", 0), ("a", 1)])
 
     def test_tokenize_round_trip(self):
         text = "Once upon a time, naïve 日本 🙂\n\tTwo  spaces.\n"
@@ -248,7 +264,9 @@ class Cli(unittest.TestCase):
         path.write_text('{"prompt": "hi", "max_tokens": 100}\n{"prompt": "yo", "max_tokens": 5}\n'
                         '{"prompt": "ho", "max_tokens": 300}\n')
         result = harness.run("run", "--model", DEMO, "--prompts-file", str(path), "--kv-blocks", "2")
-        self.assertEqual(result.returncode, 1)
+        self.assertEqual(result.returncode, 3)
+        self.assertIn(b"phalanx run: 2 of 3 prompts failed, the first with: the request needs 4",
+                      result.stderr)
         text = result.stdout.decode()
         self.assertIn("== prompt 1 (error: the request needs 4 KV blocks", text)
         self.assertIn("== prompt 2 (", text)
@@ -268,7 +286,7 @@ class Cli(unittest.TestCase):
             run.send_signal(signal.SIGINT)
             rest, stderr = run.communicate(timeout=harness.DEADLINE)
             self.assertEqual(rest, b"", "the test's answers are too short to be interrupted")
-            self.assertEqual(run.returncode, 1, layout)
+            self.assertEqual(run.returncode, 75, layout)
             self.assertIn(b"phalanx run: stopped by signal 2", stderr)
 
     def test_equal_ids_are_refused_before_anything_is_started(self):

@@ -1,8 +1,11 @@
 #include "launcher/options.h"
 
+#include <algorithm>
 #include <filesystem>
 #include <fstream>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "CLI/CLI.hpp"
 #include "gmock/gmock.h"
@@ -31,18 +34,26 @@ class PromptsFile : public ::testing::Test {
   std::string path_;
 };
 
+// What is wrong with `arguments`; empty: nothing.
+std::string Fault(CLI::App& app, std::vector<std::string> arguments) {
+  std::reverse(arguments.begin(), arguments.end());
+  try {
+    app.parse(std::move(arguments));
+  } catch (const CLI::ParseError& error) {
+    return error.what();
+  }
+  return "";
+}
+
 // What the flags of a rank make of `arguments`; what is wrong with them in `fault`.
 RankOptions Parsed(std::vector<std::string> arguments, std::string* fault = nullptr) {
   RankOptions out;
   CLI::App app;
   AddRankOptions(app, out);
   arguments.insert(arguments.begin(), {"--model", "m"});
-  try {
-    app.parse(std::vector<std::string>(arguments.rbegin(), arguments.rend()));
-  } catch (const CLI::ParseError& error) {
-    EXPECT_NE(fault, nullptr) << error.what();
-    if (fault != nullptr) *fault = error.what();
-  }
+  const std::string found = Fault(app, std::move(arguments));
+  if (fault != nullptr) *fault = found;
+  EXPECT_TRUE(fault != nullptr || found.empty()) << found;
   return out;
 }
 
@@ -94,6 +105,46 @@ TEST(DeviceOptions, HaveAGroupInHelp) {
   }
   for (const char* flag : {"--numerics", "--weight-dtype", "--kv-dtype"}) {
     EXPECT_EQ(app.get_option(flag)->get_group(), app.get_option("--reduction-leaves")->get_group());
+  }
+}
+
+TEST(DeviceOptions, OfGpusAreForGpus) {
+  for (const char* flag : {"--device-comm=staged", "--gpu-memory-fraction=0.5"}) {
+    for (const char* device : {"cpu", "cuda"}) {
+      RankOptions options;
+      CLI::App app;
+      AddRankOptions(app, options);
+      ASSERT_EQ(Fault(app, {"--model", "m", flag}), "");
+      options.device = device;  // by a configuration, say
+      const absl::Status status = CheckDeviceFlags(app, options);
+      if (options.device == "cuda") {
+        EXPECT_TRUE(status.ok()) << status;
+        continue;
+      }
+      EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
+      const std::string name(flag, std::string(flag).find('='));
+      EXPECT_THAT(Text(status), HasSubstr(name + " is for --device cuda"));
+    }
+  }
+}
+
+TEST(ServiceFlags, RefuseWhatWouldHaveNoEffect) {
+  const auto fault = [](std::vector<std::string> arguments) {
+    ServiceOptions service;
+    RequestOptions request;
+    CLI::App app;
+    AddServiceOptions(app, service);
+    AddRequestOptions(app, request);
+    return Fault(app, std::move(arguments));
+  };
+  EXPECT_EQ(fault({"--kv-blocks", "4"}), "");
+  EXPECT_THAT(fault({"--kv-blocks", "4", "--kv-memory", "1GiB"}), HasSubstr("excludes"));
+  EXPECT_EQ(fault({"--json", "--logprobs", "2", "--prompt-logprobs", "1"}), "");
+  for (const char* flag : {"--logprobs", "--prompt-logprobs"}) {
+    EXPECT_THAT(fault({flag, "2"}), HasSubstr("requires --json")) << flag;
+  }
+  for (const char* flag : {"--hosts", "--hostfile"}) {
+    EXPECT_THAT(fault({flag, ""}), HasSubstr("an empty variable?")) << flag;
   }
 }
 

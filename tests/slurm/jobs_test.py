@@ -164,9 +164,12 @@ class Signals(jobs.SlurmTestCase):
         self.assert_ends(job, "CANCELLED", info["ExitCode"])
 
     def test_a_requeued_job_goes_on_after_its_last_answer(self):
+        texts = [f"Number {i}: the cat" for i in range(6)]
+        texts[1] = "the cat " * 5000  # more than the model takes
         prompts = self.work / "prompts.txt"
-        prompts.write_text("".join(f"Number {i}: the cat\n" for i in range(6)))
+        prompts.write_text("\n".join(texts))  # the last line has no end
         answers = self.work / "answers.jsonl"
+        answers.write_text('{"token_ids":[1')  # a job before had no room for more
         job = self.submit(jobs.SAMPLES / "requeue.sbatch", str(prompts), str(answers),
                           MAX_TOKENS="120")
         self.slurm.until(lambda: answers.exists() and answers.read_text().count("\n") >= 2,
@@ -185,11 +188,27 @@ class Signals(jobs.SlurmTestCase):
         self.assertEqual(len(lines), 6)
         print(f"  {had} answers before, {6 - had} after the requeue")
         for i, line in enumerate(lines):
-            one = harness.run("run", "--model", str(harness.DEMO_MODEL), "--prompt",
-                              f"Number {i}: the cat", "--json", "--max-tokens", "120",
-                              "--temperature", "0", "--kv-memory", "16MiB", "--threads", "1")
+            if i == 1:
+                self.assertIn("context", json.loads(line)["error"])
+                continue
+            one = harness.run("run", "--model", str(harness.DEMO_MODEL), "--prompt", texts[i],
+                              "--json", "--max-tokens", "120", "--temperature", "0",
+                              "--kv-memory", "16MiB", "--threads", "1")
             self.assertEqual(json.loads(line)["token_ids"],
                              json.loads(one.stdout)["token_ids"])
+
+    def test_a_job_whose_command_is_wrong_fails_and_is_not_queued_again(self):
+        prompts = self.work / "prompts-of-none.txt"
+        prompts.write_text("a\nb\n")
+        answers = self.work / "answers-of-none.jsonl"
+        for code, wrong in (("1:0", {"MAX_TOKENS": "many"}),
+                            ("2:0", {"MODEL": str(self.work / "no-model")})):
+            with self.subTest(wrong=wrong):
+                job = self.submit(jobs.SAMPLES / "requeue.sbatch", str(prompts), str(answers),
+                                  **wrong)
+                self.assert_ends(job, "FAILED", code)
+                self.assertEqual(self.slurm.job(job)["Restarts"], "0")
+                self.assertEqual(answers.read_text(), "")
 
 
 if __name__ == "__main__":

@@ -163,6 +163,7 @@ TEST_F(ControlStreamTest, DuplicateRankIsRefusedNamingTheFirst) {
 TEST_F(ControlStreamTest, RanksThatDifferAreRefusedWithBothNames) {
   RemoteGroupOptions options = GroupOptions(2);
   options.checkpoint_digest = "weights";
+  options.profile = "exact";
   options.max_step_tokens = 512;
   options.max_context = 2048;
   auto started = StartGroup(std::move(options));
@@ -176,6 +177,7 @@ TEST_F(ControlStreamTest, RanksThatDifferAreRefusedWithBothNames) {
                        HasSubstr("rank 1 (host host1, pid 1001, cpu portable) has other ops")));
   identity = Identity(1, 2);
   identity.checkpoint_digest = "stale";
+  identity.profile = "another model's types";  // would be a riddle where the model is the reason
   EXPECT_THAT(Text(RefusalOf(identity)),
               HasSubstr("checkpoint digest is stale, that of this coordinator is weights"));
   identity = Identity(1, 2);

@@ -27,7 +27,7 @@ TEST(ListenAddressTest, SplitsHostAndPort) {
 
 TEST(ListenAddressTest, BadTextIsNamed) {
   for (const char* text : {"", "localhost", "localhost:", "localhost:x", "localhost:65536",
-                           "localhost:-1", ":80", "::1:80"}) {
+                           "localhost:-1", ":80", "::1:80", "http://localhost:80"}) {
     const auto parsed = ParseHostPort(text);
     EXPECT_EQ(parsed.status().code(), absl::StatusCode::kInvalidArgument) << text;
     EXPECT_THAT(std::string(parsed.status().message()), HasSubstr(absl::StrCat("\"", text, "\"")));

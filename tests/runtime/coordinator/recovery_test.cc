@@ -1,6 +1,8 @@
 // A replica's worker groups die and are replaced; what its clients see of it.
 #include <atomic>
+#include <condition_variable>
 #include <memory>
+#include <mutex>
 #include <string>
 #include <thread>
 #include <utility>
@@ -232,6 +234,36 @@ TEST(Recovery, DeathsOfAnIdleGroupThatWasUpForLongAreNotInARow) {
   ASSERT_TRUE(c->Submit(request, client.Callback()).ok());
   EXPECT_TRUE(client.Wait().status.ok());
   EXPECT_EQ(client.tokens(), Expected(request));
+}
+
+TEST(Recovery, WhoeverWatchesIsCalledWhenAGroupIsUpAndWhenNoneWillBe) {
+  Script script({Manual(), Manual()});
+  std::mutex mu;
+  std::condition_variable called;
+  Coordinator* coordinator = nullptr;
+  std::vector<ReplicaStatus> seen;
+  CoordinatorOptions options;
+  options.replica_changed = [&] {
+    ReplicaStatus status = coordinator->GetStatus().replicas[0];
+    std::lock_guard<std::mutex> lock(mu);
+    seen.push_back(std::move(status));
+    called.notify_all();
+  };
+  Service c({&script}, options);
+  coordinator = c.operator->();
+  const auto await = [&](size_t calls) {
+    std::unique_lock<std::mutex> lock(mu);
+    called.wait(lock, [&] { return seen.size() >= calls; });
+    return seen[calls - 1];
+  };
+  ASSERT_TRUE(c->Start().ok());
+  EXPECT_EQ(await(1).recoveries, 0);
+  script.group(1).Die(kDeath);
+  EXPECT_EQ(await(2).recoveries, 1);
+  EXPECT_EQ(await(2).group.epoch, 2u);
+  script.group(2).Die(kDeath);
+  EXPECT_EQ(await(3).state, CoordinatorState::kFailed);
+  EXPECT_THAT(std::string(await(3).failure.message()), HasSubstr("no machine is left"));
 }
 
 TEST(Recovery, TheFirstStartIsTriedAgainWhereSomethingDiedNotWhereItCannotWork) {

@@ -1,4 +1,4 @@
-#include "launcher/json_output.h"
+#include "launcher/answer.h"
 
 #include <cmath>
 #include <cstdlib>
@@ -78,6 +78,24 @@ TEST(ToJson, MinusInfinityIsNullAndBadBytesAreReplaced) {
   EXPECT_THAT(text, HasSubstr("\"logprob\":null"));
   EXPECT_THAT(text, Not(HasSubstr("inf")));
   EXPECT_EQ(nlohmann::json::parse(text)["text"], "\xEF\xBF\xBD");
+}
+
+TEST(ToText, SaysWhichAnswerItIsAndHowItEnded) {
+  Prompt prompt;
+  prompt.text = "Once";
+  Answer answer;
+  answer.text = " more";
+  answer.token_ids = {7, 8};
+  answer.finish_reason = "stop";
+  EXPECT_EQ(ToText(answer, prompt, 3, /*has_text=*/true), "== prompt 3 (stop)\nOnce more\n");
+  answer.index = 1;
+  EXPECT_EQ(ToText(answer, prompt, 3, true), "== prompt 3, answer 2 (stop)\nOnce more\n");
+  answer.index.reset();
+  answer.finish_reason = "error";
+  answer.error = "why";
+  prompt = Prompt();
+  prompt.is_text = false;
+  EXPECT_EQ(ToText(answer, prompt, 1, /*has_text=*/false), "== prompt 1 (error: why)\n7,8\n");
 }
 
 }  // namespace

@@ -1,12 +1,14 @@
-// One JSON object per answer, as `--json` prints it (section 6 of the design).
-#ifndef PHALANX_LAUNCHER_JSON_OUTPUT_H_
-#define PHALANX_LAUNCHER_JSON_OUTPUT_H_
+// An answer as `run` and `generate` print it: as text, or with `--json` as one JSON object (section
+// 6 of the design).
+#ifndef PHALANX_LAUNCHER_ANSWER_H_
+#define PHALANX_LAUNCHER_ANSWER_H_
 
 #include <cstdint>
 #include <optional>
 #include <string>
 #include <vector>
 
+#include "launcher/options.h"
 #include "runtime/scheduler/step_plan.h"
 
 namespace phalanx::launcher {
@@ -37,6 +39,11 @@ struct Answer {
 // one that is minus infinity is null.
 std::string ToJson(const Answer& answer);
 
+// A line of its own that says which of several answers it is and how it ended, the prompt with its
+// answer, and a line's end. `number` of the prompt counts from 1. Without a tokenizer (`has_text`
+// false) the answer is its token ids.
+std::string ToText(const Answer& answer, const Prompt& prompt, size_t number, bool has_text);
+
 }  // namespace phalanx::launcher
 
-#endif  // PHALANX_LAUNCHER_JSON_OUTPUT_H_
+#endif  // PHALANX_LAUNCHER_ANSWER_H_

@@ -1,4 +1,4 @@
-#include "launcher/json_output.h"
+#include "launcher/answer.h"
 
 #include <cmath>
 
@@ -51,6 +51,16 @@ std::string ToJson(const Answer& a) {
                   absl::StrFormat(",\"timings\":{\"queue_ms\":%.3f,\"time_to_first_token_ms\":%.3f,"
                                   "\"total_ms\":%.3f,\"preemptions\":%d}}",
                                   a.queue_ms, a.time_to_first_token_ms, a.total_ms, a.preemptions));
+  return out;
+}
+
+std::string ToText(const Answer& answer, const Prompt& prompt, size_t number, bool has_text) {
+  std::string out = absl::StrCat("== prompt ", number);
+  if (answer.index.has_value()) absl::StrAppend(&out, ", answer ", *answer.index + 1);
+  absl::StrAppend(&out, " (", answer.finish_reason);
+  if (!answer.error.empty()) absl::StrAppend(&out, ": ", answer.error);
+  absl::StrAppend(&out, ")\n", prompt.text,
+                  has_text ? answer.text : absl::StrJoin(answer.token_ids, ","), "\n");
   return out;
 }
 
