@@ -40,10 +40,10 @@ void RaiseDescriptorLimit() {
   (void)setrlimit(RLIMIT_NOFILE, &limit);
 }
 
-// `code`, or kExitFailed where what was printed hasn't all been written.
+// `code`, or kExitFailed where answers were printed and haven't all been written.
 int CheckOutput(const CLI::App& app, int code) {
   std::cout.flush();
-  if (std::cout.good() || code != kExitDone) return code;
+  if (std::cout.good() || (code != kExitDone && code != kExitFailedItems)) return code;
   std::string name = "phalanx";
   for (const CLI::App* command : app.get_subcommands()) {
     absl::StrAppend(&name, " ", command->get_name());

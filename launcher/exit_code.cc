@@ -27,14 +27,17 @@ void Complain(const char* command, absl::string_view message) {
   std::string why = "unknown";
   try {
     if (std::current_exception()) std::rethrow_exception(std::current_exception());
+  } catch (const std::bad_array_new_length& error) {
+    why = error.what();
   } catch (const std::bad_alloc&) {
     std::cerr << "phalanx: the system gives no more memory; take a machine with more, a larger "
                  "limit of the container or job, or ulimit -v\n";
     _exit(kExitFailed);
   } catch (const std::system_error& error) {
     if (error.code() == std::errc::resource_unavailable_try_again) {
-      std::cerr << "phalanx: the system gives no more threads; raise the limit (ulimit -u, or the "
-                   "container's or job's) or take fewer --threads\n";
+      std::cerr
+          << "phalanx: the system gives no more threads; raise the limit (ulimit -u or -v, or the "
+             "container's or job's) or take fewer --threads\n";
       _exit(kExitFailed);
     }
     why = error.what();
@@ -42,7 +45,8 @@ void Complain(const char* command, absl::string_view message) {
     why = error.what();
   } catch (...) {
   }
-  std::cerr << absl::StrCat("phalanx: a fault of the program: ", why, "\n");
+  std::cerr << absl::StrCat("phalanx: a fault of the program: ", why,
+                            "; please report it with what came before\n");
   std::abort();
 }
 
@@ -70,17 +74,18 @@ int Fail(const char* command, const absl::Status& status) {
 }
 
 int EndOfPrompts(const char* command, const PromptOutcomes& outcomes) {
-  const auto& [prompts, failed, first_failure] = outcomes;
+  const auto& [prompts, failed, failure] = outcomes;
   if (failed == 0) return kExitDone;
-  if (failed == prompts || absl::IsUnavailable(first_failure)) return Fail(command, first_failure);
-  Complain(command, absl::StrCat(failed, " of ", prompts,
-                                 " prompts failed, the first with: ", first_failure.message()));
-  return kExitFailedItems;
+  if (prompts == 1) return Fail(command, failure);
+  Complain(command, absl::StrCat(failed, " of ", prompts, " prompts failed, ",
+                                 absl::IsUnavailable(failure) ? "" : "the first ",
+                                 "with: ", failure.message()));
+  return failed < prompts && !absl::IsUnavailable(failure) ? kExitFailedItems : ExitCode(failure);
 }
 
 void ExitOnSignal(const char* command, int signal) {
-  std::cerr << "\n";
-  Complain(command, absl::StrCat("stopped by signal ", signal));
+  // What was printed may have left the terminal in the middle of a line.
+  std::cerr << absl::StrCat("\nphalanx ", command, ": stopped by signal ", signal, "\n");
   _exit(kExitAgain);
 }
 

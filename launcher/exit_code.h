@@ -19,14 +19,19 @@ int ExitCode(const absl::Status& status);
 // Prints "phalanx COMMAND: message" to stderr and returns ExitCode(status).
 int Fail(const char* command, const absl::Status& status);
 
-// How several prompts ended.
+// How the prompts of a command ended.
 struct PromptOutcomes {
+  // Of one that has no answer. UNAVAILABLE: those after it have none, either.
+  void Fail(const absl::Status& why) {
+    ++failed;
+    if (failure.ok() || (absl::IsUnavailable(why) && !absl::IsUnavailable(failure))) failure = why;
+  }
   int64_t prompts = 0;
   int64_t failed = 0;
-  absl::Status first_failure;
+  absl::Status failure;  // the first, but for one that was UNAVAILABLE
 };
 // kExitDone where none failed, kExitFailedItems where some have an answer and somebody was there to
-// answer the others, else ExitCode() of the first failure; says so on stderr.
+// answer the others, else ExitCode() of `failure`; says how many failed, and why, on stderr.
 int EndOfPrompts(const char* command, const PromptOutcomes& outcomes);
 
 // Of a command that a signal ends before its work is done: "phalanx COMMAND: stopped by signal N"

@@ -23,11 +23,6 @@ std::string CheckFraction(const std::string& text) {
   return absl::StrCat("expected a number above 0 and at most 1, found ", text);
 }
 
-// Of names: an empty one is a variable that wasn't set rather than a wish.
-std::string CheckGiven(const std::string& text) {
-  return text.empty() ? "expected a value, found nothing (an empty variable?)" : "";
-}
-
 // CLI11 takes -1 for the largest number that there is.
 std::string CheckUnsigned(const std::string& text) {
   uint64_t value = 0;
@@ -41,6 +36,10 @@ std::string CheckPositive(const std::string& text) {
   double value = 0;
   if (absl::SimpleAtod(text, &value) && value > 0) return "";
   return absl::StrCat("expected a number above 0, found ", text);
+}
+
+std::string CheckGiven(const std::string& text) {
+  return text.empty() ? "expected a value, found nothing (an empty variable?)" : "";
 }
 
 std::string CheckHostPort(const std::string& text) {
@@ -277,7 +276,7 @@ void AddServingOptions(CLI::App& app, ServingOptions& o) {
 
 void AddRequestOptions(CLI::App& app, RequestOptions& o) {
   const std::string group = "Request";
-  app.add_flag("--json", o.json, "One JSON object per answer");
+  app.add_flag("--json", o.json, "One JSON object per answer")->group(group);
   app.add_option("--max-tokens", o.max_tokens, "Tokens to generate (default: up to the context)")
       ->group(group);
   app.add_option("--min-tokens", o.min_tokens, "Tokens before the answer may end")->group(group);

@@ -21,6 +21,8 @@ namespace phalanx::launcher {
 
 // For an option's check(): a number above 0, which NaN isn't. Empty: it is; else why not.
 std::string CheckPositive(const std::string& text);
+// Likewise: any text but none, which is a variable that wasn't set rather than a wish.
+std::string CheckGiven(const std::string& text);
 // Likewise: HOST:PORT.
 std::string CheckHostPort(const std::string& text);
 

@@ -327,13 +327,25 @@ parallel::DeviceTraits CudaTraits(kernels::DType weights) {
   return traits;
 }
 
+absl::Status CheckGpuType(const ConfigFile* file, const RankOptions& rank,
+                          const std::string& gpu_type) {
+  if (gpu_type.empty()) return absl::OkStatus();
+  if (rank.device != "cuda") {
+    return absl::InvalidArgumentError("--gpu-type is for --device cuda; give both or neither");
+  }
+  if (file != nullptr && file->config.cluster().nodes_size() > 0) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("--gpu-type: ", file->path,
+                     " describes the machines already (cluster.nodes); leave one of the two out"));
+  }
+  return absl::OkStatus();
+}
+
 absl::StatusOr<parallel::ClusterSpec> MakeCluster(const ConfigFile* file, const std::string& hosts,
                                                   const RankOptions& rank,
                                                   const std::string& gpu_type) {
+  if (absl::Status fits = CheckGpuType(file, rank, gpu_type); !fits.ok()) return fits;
   const bool cuda = rank.device == "cuda";
-  if (!cuda && !gpu_type.empty()) {
-    return absl::InvalidArgumentError("--gpu-type is for --device cuda; give both or neither");
-  }
   parallel::ClusterSpec cluster;
   cluster.threads = rank.threads;
   if (cuda) cluster.memory_share = rank.gpu_memory_fraction;
@@ -345,11 +357,6 @@ absl::StatusOr<parallel::ClusterSpec> MakeCluster(const ConfigFile* file, const 
     named = *std::move(parsed);
   }
   if (file != nullptr && file->config.cluster().nodes_size() > 0) {
-    if (!gpu_type.empty()) {
-      return absl::InvalidArgumentError(absl::StrCat(
-          "--gpu-type: ", file->path,
-          " describes the machines already (cluster.nodes); leave one of the two out"));
-    }
     for (const v1::NodeConfig& node : file->config.cluster().nodes()) {
       if ((node.device() == v1::NodeConfig::DEVICE_CUDA) != cuda) {
         return absl::InvalidArgumentError(absl::StrCat(
@@ -478,6 +485,9 @@ absl::Status SettleLayout(const PlanningOptions& planning, ServiceOptions& optio
     if (!read.ok()) return read.status();
     file = *std::move(read);
   }
+  absl::Status fits =
+      CheckGpuType(file.has_value() ? &*file : nullptr, options.rank, planning.gpu_type);
+  if (!fits.ok()) return fits;
   const bool planned = options.rank.layout == "auto";
   if (file.has_value() && options.workers != "external") {
     absl::Status named = CheckMachinesAreNamed(*file, options, planned);

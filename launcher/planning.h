@@ -52,6 +52,11 @@ absl::StatusOr<parallel::ClusterSpec> MakeCluster(const ConfigFile* file, const 
                                                   const RankOptions& rank,
                                                   const std::string& gpu_type);
 
+// That --gpu-type, where it is given, has something to say: INVALID_ARGUMENT where ranks are to
+// compute on CPUs and where the file (null: none) describes the machines.
+absl::Status CheckGpuType(const ConfigFile* file, const RankOptions& rank,
+                          const std::string& gpu_type);
+
 // All of it: the options of a planner for a service's flags. `file`: its --cluster file or null;
 // axes that `options.rank.layout` gives are settled, "auto" and "" settle none.
 absl::StatusOr<parallel::PlanOptions> MakePlanOptions(const ServiceOptions& options,

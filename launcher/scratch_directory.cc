@@ -28,7 +28,10 @@ ScratchDirectory::~ScratchDirectory() { Remove(); }
 
 void ScratchDirectory::Remove() {
   std::error_code error;
-  std::filesystem::remove_all(path_, error);
+  // Where a signal came, somebody may still be writing there: what is new since goes, too.
+  for (int tries = 0; tries < 100 && std::filesystem::exists(path_, error); ++tries) {
+    std::filesystem::remove_all(path_, error);
+  }
 }
 
 }  // namespace phalanx::launcher

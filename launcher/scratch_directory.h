@@ -9,8 +9,8 @@
 namespace phalanx::launcher {
 
 // The path of a directory of one's own among the system's temporary files. What was written there
-// is gone with this object, and where a signal ends `command` (kExitAgain): make it before other
-// threads, as a StopOnSignal.
+// is gone with this object, and where SIGINT, SIGTERM or SIGUSR1 ends `command` (kExitAgain): make
+// it before other threads, as a StopOnSignal.
 class ScratchDirectory {
  public:
   explicit ScratchDirectory(const char* command);

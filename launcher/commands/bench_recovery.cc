@@ -369,9 +369,10 @@ void AddBenchRecoveryCommand(CLI::App& bench, Command* run) {
   app->add_option("--mpirun-arg", options->service.mpirun_args, "For mpirun, several times");
   app->add_flag("--cold", options->cold, "Also without the keeper of packed weights");
   app->add_flag("--json", options->json, "One JSON object");
-  app->callback([options, run] {
-    *run = [options] {
-      const absl::Status status = RunRecoveryBench(*options);
+  app->callback([app, options, run] {
+    *run = [app, options] {
+      absl::Status status = CheckDeviceFlags(*app, options->service.rank);
+      if (status.ok()) status = RunRecoveryBench(*options);
       return status.ok() ? kExitDone : Fail("bench recovery", status);
     };
   });

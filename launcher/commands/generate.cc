@@ -16,6 +16,7 @@
 #include "launcher/exit_code.h"
 #include "launcher/options.h"
 #include "launcher/request_builder.h"
+#include "launcher/signals.h"
 
 namespace phalanx::launcher {
 namespace {
@@ -108,7 +109,8 @@ absl::Status GenerateOne(const GenerateOptions& options, const Prompt& prompt, s
     return status;
   }
   // One that was refused has an answer, too.
-  if (!status.ok() && answers.empty()) answers[0] = {};
+  const bool begun = !answers.empty();
+  if (!status.ok() && !begun) answers[0] = {};
   for (auto& [index, part] : answers) {
     Answer answer = shared;
     answer.token_ids = part.token_ids;
@@ -116,7 +118,7 @@ absl::Status GenerateOne(const GenerateOptions& options, const Prompt& prompt, s
     answer.text = part.text;
     answer.finish_reason = part.finish_reason.empty() ? "error" : part.finish_reason;
     if (part.finish_reason.empty()) answer.error = std::string(status.message());
-    if (options.request.n > 1) answer.index = index;
+    if (options.request.n > 1 && begun) answer.index = index;
     std::cout << (options.request.json ? ToJson(answer) + "\n"
                                        : ToText(answer, prompt, number, /*has_text=*/true));
   }
@@ -125,6 +127,7 @@ absl::Status GenerateOne(const GenerateOptions& options, const Prompt& prompt, s
 
 // The exit code, or why nothing was asked.
 absl::StatusOr<int> Generate(const GenerateOptions& options) {
+  const StopOnSignal stop([](int signal) { ExitOnSignal("generate", signal); });
   const absl::StatusOr<std::vector<Prompt>> prompts = ReadPrompts(options.prompts);
   if (!prompts.ok()) return prompts.status();
   const bool stream = !options.request.json && prompts->size() == 1 && options.request.n == 1;
@@ -134,10 +137,9 @@ absl::StatusOr<int> Generate(const GenerateOptions& options) {
     const absl::Status status = GenerateOne(options, (*prompts)[i], i + 1, stream);
     std::cout << std::flush;
     if (status.ok()) continue;
-    ++outcomes.failed;
-    if (outcomes.first_failure.ok()) outcomes.first_failure = status;
+    outcomes.Fail(status);
     // Nobody would answer the others either.
-    if (absl::IsUnavailable(status)) return Fail("generate", status);
+    for (; absl::IsUnavailable(status) && i + 1 < prompts->size(); ++i) outcomes.Fail(status);
   }
   return EndOfPrompts("generate", outcomes);
 }
@@ -145,7 +147,9 @@ absl::StatusOr<int> Generate(const GenerateOptions& options) {
 }  // namespace
 
 void AddGenerateCommand(CLI::App& parent, Command* run) {
-  CLI::App* app = parent.add_subcommand("generate", "Ask a running server and stream its answer");
+  CLI::App* app = parent.add_subcommand(
+      "generate",
+      "Ask a running server and stream its answer; several are printed each when it is whole");
   auto options = std::make_shared<GenerateOptions>();
   app->add_option("--endpoint", options->endpoint, "HOST:PORT of the server")
       ->check(CheckHostPort)

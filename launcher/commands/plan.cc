@@ -312,7 +312,8 @@ void AddPlanCommand(CLI::App& parent, Command* run) {
       ->capture_default_str();
   app->add_option("--hosts", service.hosts,
                   "Hosts and their ranks, a:2,b:2, like this machine (default: the Slurm "
-                  "allocation, else this machine)");
+                  "allocation, else this machine)")
+      ->check(CheckGiven);
   app->add_option("--threads", service.rank.threads,
                   "Compute threads per rank on CPUs (default: cores / ranks)")
       ->check(CLI::Range(1, 1024));

@@ -81,7 +81,6 @@ class Answers {
       if (!event.status.ok()) {
         answer.finish_reason = "error";
         answer.error = std::string(event.status.message());
-        if (outcomes_.first_failure.ok()) outcomes_.first_failure = event.status;
       }
       answer.cached_tokens = event.usage.cached_tokens;
       answer.queue_ms = absl::ToDoubleMilliseconds(event.usage.queue_time);
@@ -90,7 +89,7 @@ class Answers {
       answer.preemptions = event.usage.preemptions;
     }
     if (!event.done) return;
-    if (!event.status.ok()) ++outcomes_.failed;
+    if (!event.status.ok()) outcomes_.Fail(event.status);
     --pending_;
     done_[prompt] = true;
   }

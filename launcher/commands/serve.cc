@@ -27,6 +27,7 @@
 #include "launcher/model_info.h"
 #include "launcher/options.h"
 #include "launcher/planning.h"
+#include "launcher/serve_events.h"
 #include "launcher/service.h"
 #include "launcher/signals.h"
 #include "launcher/slurm.h"
@@ -118,10 +119,7 @@ class RecoveryLog {
 absl::StatusOr<int> Serve(const ServeOptions& options) {
   // Whoever reads the log may go.
   (void)std::signal(SIGPIPE, SIG_IGN);
-  absl::Mutex mutex;
-  bool stop = false;
-  bool replica_changed = false;
-  Service* loading = nullptr;
+  ServeEvents events;
   EndpointFile endpoint_file(options.endpoint_file);
   absl::Time first_signal = absl::InfiniteFuture();
   StopOnSignal on_signal([&](int signal) {
@@ -134,22 +132,10 @@ absl::StatusOr<int> Serve(const ServeOptions& options) {
     if (first_signal != absl::InfiniteFuture()) return;
     // The next one is looked at when this one has been dealt with.
     const absl::Cleanup done = [&] { first_signal = absl::Now(); };
-    absl::MutexLock lock(&mutex);
-    stop = true;
-    if (loading != nullptr) {
-      spdlog::info("signal {}: stopping while the model loads", signal);
-      loading->Stop();
-    } else {
-      spdlog::info("signal {}: taking no more requests, finishing what is running within {} s",
-                   signal, options.serving.grace);
-    }
+    if (events.RequestStop(signal)) return;
+    spdlog::info("signal {}: taking no more requests, finishing what is running within {} s",
+                 signal, options.serving.grace);
   });
-  // Whether a signal may stop the start of `service`, null: it is over. False: one has come.
-  const auto set_loading = [&](Service* service) {
-    absl::MutexLock lock(&mutex);
-    loading = service;
-    return !stop;
-  };
 
   absl::StatusOr<std::unique_ptr<Service>> service =
       Service::Create(options.service, options.planning, /*one_process_by_default=*/false);
@@ -176,13 +162,14 @@ absl::StatusOr<int> Serve(const ServeOptions& options) {
   if (!written.ok()) return written;
   spdlog::info("listening on {}, loading {}", (*server)->address(), (*service)->model_directory());
 
-  (*service)->OnReplicaChange([&] {
-    absl::MutexLock lock(&mutex);
-    replica_changed = true;
-  });
+  (*service)->OnReplicaChange([&events] { events.ReplicaChanged(); });
   absl::Status started;
-  if (set_loading(service->get())) started = (*service)->Start();
-  if (!set_loading(nullptr)) {
+  const bool start = events.SetStart([&service](int signal) {
+    spdlog::info("signal {}: stopping while the model loads", signal);
+    (*service)->Stop();
+  });
+  if (start) started = (*service)->Start();
+  if (!events.SetStart(nullptr)) {
     spdlog::info("stopped while the model loaded");
     return kExitAgain;
   }
@@ -198,14 +185,7 @@ absl::StatusOr<int> Serve(const ServeOptions& options) {
 
   absl::Status failure;
   RecoveryLog recovery_log;
-  const auto has_news = [&] { return stop || replica_changed; };
-  while (true) {
-    {
-      absl::MutexLock lock(&mutex);
-      mutex.Await(absl::Condition(&has_news));
-      if (stop) break;
-      replica_changed = false;
-    }
+  while (events.AwaitChange()) {
     const coordinator::CoordinatorStatus status = (*service)->coordinator().GetStatus();
     recovery_log.Look(status);
     if (status.state == coordinator::CoordinatorState::kFailed) {

@@ -110,9 +110,6 @@ absl::Status RunWorker(const WorkerCommandOptions& options, const Environment& e
   absl::StatusOr<worker::WorkerOptions> worker_options =
       MakeWorkerOptions(options.rank, std::max(options.ranks_per_host, environment.local_ranks));
   if (!worker_options.ok()) return worker_options.status();
-  if (!options.gpu.empty() && options.rank.device != "cuda") {
-    return absl::InvalidArgumentError("--gpu is for --device cuda; give both or neither");
-  }
   if (worker_options->device.kind == kernels::DeviceKind::kCuda) {
     const auto place = PlaceOfRank(environment, options.gpu, options.ranks_per_host);
     if (!place.ok()) return place.status();

@@ -55,7 +55,8 @@ struct CoordinatorOptions {
   RestartOptions restart;
   // A line for the log; may be null. From any thread.
   std::function<void(const std::string& line)> log;
-  // A replica has a new group, or is lost, and GetStatus() says so; may be null. From any thread.
+  // A replica has a new group, or is lost, and GetStatus() says so; may be null. From its loop, for
+  // which Stop() waits: takes no lock that is held across Stop().
   std::function<void()> replica_changed;
 };
 

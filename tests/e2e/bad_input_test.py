@@ -165,6 +165,16 @@ class BadInput(unittest.TestCase):
                     (model / name).write_text(text)
                 self.assert_fails(self.run_model(model), 2, name)
 
+    def test_a_tokenizer_with_more_tokens_than_the_model_is_warned_of(self):
+        model = self.copy_of(SINGLE)
+        said = harness.run("run", "--model", str(model), "--token-ids", "1", "--max-tokens", "1")
+        self.assertEqual(said.returncode, 0, said.stderr)
+        self.assertIn(b"the tokenizer has 1024 tokens, but config.json says vocab_size 257",
+                      said.stderr)
+        fits = harness.run("run", "--model", str(harness.DEMO_MODEL), "--prompt", "a",
+                           "--max-tokens", "1")
+        self.assertNotIn(b"vocab_size", fits.stderr)
+
     def test_quantized_checkpoint_is_refused_by_name(self):
         model = self.copy_of(SINGLE)
         config = json.loads((model / "config.json").read_text())

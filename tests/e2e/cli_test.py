@@ -155,6 +155,17 @@ class Cli(unittest.TestCase):
             self.assertEqual([a["finish_reason"] == "error" for a in answers], [False, True, False])
             self.assertIn("5000", answers[1]["error"])
 
+            # A client that is interrupted says so.
+            stopped = harness.Process([harness.binary(), "generate", "--endpoint", server.endpoint,
+                                       "--prompt", "Once", "--max-tokens", "2000", "-n", "8",
+                                       "--ignore-eos"])
+            self.addCleanup(stopped.stop)
+            with harness.Client(server.endpoint) as watcher:
+                watcher.wait_for_status(lambda s: s.engine.running_requests == 1)
+            stopped.signal(signal.SIGINT)
+            self.assertEqual(stopped.wait(), 75)
+            self.assertEqual(stopped.lines[-1], "phalanx generate: stopped by signal 2")
+
             # As text, the same headings as run's; from stdin, too.
             file.write_text('{"prompt": "One", "max_tokens": 3}\n{"token_ids": [5000]}\n')
             some = harness.run("generate", "--endpoint", server.endpoint, "--prompts-file", "-",
@@ -163,7 +174,7 @@ class Cli(unittest.TestCase):
             self.assertEqual(some.returncode, 3)
             self.assertRegex(some.stdout.decode(), r"(?s)^== prompt 1, answer 1 \(length\)\nOne.*\n"
                              r"== prompt 1, answer 2 \(length\)\nOne.*\n"
-                             r"== prompt 2, answer 1 \(error: .*5000.*\)\n")
+                             r"== prompt 2 \(error: .*5000.*\)\n")
             named = self.succeed("generate", "--endpoint", server.endpoint, "--prompts-file", "-",
                                  "-n", "2", "--json", "--max-tokens", "2",
                                  stdin=b'{"prompt": "One", "id": "a"}\n')
@@ -241,7 +252,8 @@ class Cli(unittest.TestCase):
 
     def test_what_stdout_does_not_take_is_a_failure(self):
         run = ("run", "--model", DEMO, "--prompt", PROMPT, "--max-tokens", "2")
-        for command in (run, run + ("--json",), ("plan", "--model", DEMO),
+        too_large = ("--token-ids", ",".join(["1"] * 100), "--kv-blocks", "2")  # a prompt that fails
+        for command in (run, run + ("--json",), run + too_large, ("plan", "--model", DEMO),
                         ("tokenize", "--model", DEMO), ("--version",)):
             for closed in (False, True):
                 with self.subTest(command=command, closed=closed), open("/dev/full", "wb") as full:
@@ -274,7 +286,7 @@ class Cli(unittest.TestCase):
 
     def test_run_prints_an_answer_before_later_ones_are_there_and_tells_of_a_signal(self):
         # Two threads of gRPC's are there with two ranks; none takes the signal from who handles it.
-        for layout in ("tp=1", "tp=2"):
+        for layout, stop in (("tp=1", signal.SIGINT), ("tp=2", signal.SIGTERM)):
             path = harness.scratch() / "prompts.jsonl"
             path.write_text('{"prompt": "a", "max_tokens": 3}\n' +
                             '{"prompt": "b", "max_tokens": 2000}\n' * 8)
@@ -283,11 +295,17 @@ class Cli(unittest.TestCase):
                                    stdout=subprocess.PIPE, stderr=subprocess.PIPE)
             self.addCleanup(run.kill)
             self.assertEqual(len(json.loads(run.stdout.readline())["token_ids"]), 3)
-            run.send_signal(signal.SIGINT)
+            run.send_signal(stop)
             rest, stderr = run.communicate(timeout=harness.DEADLINE)
             self.assertEqual(rest, b"", "the test's answers are too short to be interrupted")
             self.assertEqual(run.returncode, 75, layout)
-            self.assertIn(b"phalanx run: stopped by signal 2", stderr)
+            self.assertIn(f"phalanx run: stopped by signal {stop.value}".encode(), stderr)
+
+    def test_a_host_list_that_is_empty_is_no_default(self):
+        for command in (("plan",), ("run", "--prompt", "a"), ("serve",)):
+            refused = harness.run(*command, "--model", DEMO, "--hosts", "")
+            self.assertEqual(refused.returncode, 2, command)
+            self.assertIn(b"--hosts: expected a value, found nothing", refused.stderr)
 
     def test_equal_ids_are_refused_before_anything_is_started(self):
         path = harness.scratch() / "prompts.jsonl"
@@ -311,6 +329,39 @@ class Stops(unittest.TestCase):
             self.assertGreater(tokens, 300)
             self.assertEqual(server.wait(), 0)
             self.assertFalse(server.endpoint_file.exists())
+
+    def test_a_second_signal_ends_at_once(self):
+        with harness.Server("--workers", "threads", "--max-sequences", "4") as server, \
+                harness.Client(server.endpoint) as client:
+            # Far more than a second's work; a stream that is dropped would be cancelled.
+            stream = client.begin(client.request("Once", max_tokens=2000, n=16, ignore_eos=True))
+            server.signal(signal.SIGTERM)
+            server.wait_for_line("taking no more requests")
+            # One that comes within a second is the same one.
+            while server.popen.poll() is None:
+                server.signal(signal.SIGINT)
+                try:
+                    server.popen.wait(0.1)
+                except subprocess.TimeoutExpired:
+                    pass
+            self.assertEqual(server.wait(), 75)
+            del stream
+            self.assertIn("second signal 2: stopping at once", "\n".join(server.lines))
+
+    def test_a_signal_at_any_moment_of_the_start_ends_it(self):
+        for workers in ("threads", "mpirun"):
+            command = [harness.binary(), "--log-level", "debug", "serve", "--model", DEMO,
+                       "--listen", "127.0.0.1:0", "--layout", "dp=2", "--workers", workers]
+            with harness.Process(command) as whole:
+                whole.wait_for_line('serving "')
+                lines = len(whole.lines)
+            self.assertGreaterEqual(lines, 3)
+            for line in range(1, lines + 1):
+                with self.subTest(workers=workers, line=line), harness.Process(command) as server:
+                    server.wait_for_lines(line)
+                    server.signal(signal.SIGTERM)
+                    # 0: it serves by then, and is asked to end.
+                    self.assertIn(server.wait(), (0, 75), server.lines)
 
     def test_the_endpoint_file_of_the_next_server_stays(self):
         with harness.Server("--workers", "threads") as first:

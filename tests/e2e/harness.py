@@ -161,6 +161,13 @@ class Process:
                     raise AssertionError(f"no line with {pattern!r} in:\n" + "\n".join(self.lines))
                 self._changed.wait(left)
 
+    def wait_for_lines(self, count, timeout=DEADLINE):
+        """Until stderr has so many lines, or has ended."""
+        with self._changed:
+            if not self._changed.wait_for(lambda: len(self.lines) >= count or self._ended == 2,
+                                          timeout):
+                raise AssertionError(f"no {count} lines:\n" + "\n".join(self.lines))
+
     def wait(self, timeout=DEADLINE):
         """The exit code; all output has been read."""
         code = self.popen.wait(timeout)

@@ -1,6 +1,7 @@
 #include "launcher/config.h"
 
 #include <filesystem>
+#include <fstream>
 #include <string>
 #include <vector>
 
@@ -284,6 +285,24 @@ TEST(ConfigTest, HostsAreNotForThreads) {
     EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
     EXPECT_THAT(std::string(status.message()), StartsWith(flag));
   }
+}
+
+TEST(ConfigTest, FlagsOfGpusAreHeldAgainstTheDeviceOfTheFile) {
+  const std::string path = ::testing::TempDir() + "/device.yaml";
+  std::ofstream(path) << "model: m\nworker: {device: cuda}\n";
+  for (const bool on_cpu : {false, true}) {
+    CLI::App app;
+    ServiceOptions options;
+    AddServiceOptions(app, options);
+    std::vector<std::string> arguments = {path, "--cluster", "staged", "--device-comm"};
+    if (on_cpu) arguments.insert(arguments.begin(), {"cpu", "--device"});
+    app.parse(arguments);
+    const absl::Status status = ApplyClusterFile(app, options, nullptr);
+    EXPECT_EQ(status.ok(), !on_cpu) << status;
+    EXPECT_EQ(std::string(status.message()).find("--device-comm is for") != std::string::npos,
+              on_cpu);
+  }
+  std::filesystem::remove(path);
 }
 
 TEST(ConfigTest, AMissingFileIsNotFoundAndAMissingModelIsNamed) {

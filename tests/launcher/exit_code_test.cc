@@ -7,6 +7,7 @@
 #include <string>
 #include <system_error>
 #include <thread>
+#include <vector>
 
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
@@ -14,33 +15,39 @@
 namespace phalanx::launcher {
 namespace {
 
-using ::testing::HasSubstr;
 using ::testing::internal::CaptureStderr;
 using ::testing::internal::GetCapturedStderr;
 
-int End(int64_t prompts, int64_t failed, const absl::Status& first, std::string* said) {
+// `failures`: of the prompts that failed, in their order.
+int End(int64_t prompts, const std::vector<absl::Status>& failures, std::string* said) {
+  PromptOutcomes outcomes;
+  outcomes.prompts = prompts;
+  for (const absl::Status& why : failures) outcomes.Fail(why);
   CaptureStderr();
-  const int code = EndOfPrompts("test", {prompts, failed, first});
+  const int code = EndOfPrompts("test", outcomes);
   *said = GetCapturedStderr();
   return code;
 }
 
+const absl::Status kTooLong = absl::InvalidArgumentError("too long");
+const absl::Status kNoRoom = absl::ResourceExhaustedError("no room");
+const absl::Status kGone = absl::UnavailableError("the workers are gone");
+
 TEST(EndOfPrompts, TellsSomeThatFailedFromAll) {
-  const absl::Status too_long = absl::InvalidArgumentError("too long");
   std::string said;
-  EXPECT_EQ(End(2, 0, absl::OkStatus(), &said), kExitDone);
+  EXPECT_EQ(End(2, {}, &said), kExitDone);
   EXPECT_EQ(said, "");
-  EXPECT_EQ(End(3, 2, too_long, &said), kExitFailedItems);
+  EXPECT_EQ(End(3, {kTooLong, kNoRoom}, &said), kExitFailedItems);
   EXPECT_EQ(said, "phalanx test: 2 of 3 prompts failed, the first with: too long\n");
-  EXPECT_EQ(End(1, 1, too_long, &said), kExitUsage);
+  EXPECT_EQ(End(1, {kTooLong}, &said), kExitUsage);
   EXPECT_EQ(said, "phalanx test: too long\n");
-  EXPECT_EQ(End(2, 2, absl::ResourceExhaustedError("no room"), &said), kExitFailed);
+  EXPECT_EQ(End(2, {kNoRoom, kTooLong}, &said), kExitFailed);
 }
 
 TEST(EndOfPrompts, IsAFailureWhereNobodyAnswersAnyMore) {
   std::string said;
-  EXPECT_EQ(End(3, 1, absl::UnavailableError("the workers are gone"), &said), kExitFailed);
-  EXPECT_THAT(said, HasSubstr("the workers are gone"));
+  EXPECT_EQ(End(9, {kTooLong, kGone, kGone}, &said), kExitFailed);
+  EXPECT_EQ(said, "phalanx test: 3 of 9 prompts failed, with: the workers are gone\n");
 }
 
 // Throws where nobody catches.

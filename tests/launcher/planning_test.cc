@@ -163,6 +163,36 @@ TEST(PlanningTest, AGpuTypeDescribesMachinesThatAreNotHere) {
               HasSubstr("--gpu-type is for --device cuda"));
 }
 
+TEST(PlanningTest, AGpuTypeIsForGpusThatNoFileDescribes) {
+  RankOptions rank;
+  EXPECT_TRUE(CheckGpuType(nullptr, rank, "").ok());
+  EXPECT_THAT(std::string(CheckGpuType(nullptr, rank, "h200").message()),
+              HasSubstr("--gpu-type is for --device cuda"));
+  rank.device = "cuda";
+  EXPECT_TRUE(CheckGpuType(nullptr, rank, "h200").ok());
+  const auto file = ParseConfig(
+      "cluster: {nodes: [{name: n, device: cuda, devices: 4, gpu_type: h200}]}", "c.yaml");
+  ASSERT_TRUE(file.ok()) << file.status();
+  EXPECT_TRUE(CheckGpuType(&*file, rank, "").ok());
+  EXPECT_THAT(std::string(CheckGpuType(&*file, rank, "h100-sxm").message()),
+              HasSubstr("--gpu-type: c.yaml describes the machines already"));
+  // Whether the layout is planned or given: a group on fewer hosts is planned, too.
+  const std::string path = ::testing::TempDir() + "/gpu-type.yaml";
+  std::ofstream(path) << "cluster: {nodes: [{name: n, device: cuda, devices: 4, gpu_type: h200}]}";
+  PlanningOptions planning;
+  planning.gpu_type = "h200";
+  for (const char* layout : {"tp=2", "auto"}) {
+    ServiceOptions service;
+    service.rank = rank;
+    service.rank.layout = layout;
+    service.cluster_file = path;
+    EXPECT_THAT(std::string(SettleLayout(planning, service).message()),
+                HasSubstr("describes the machines already"))
+        << layout;
+  }
+  std::filesystem::remove(path);
+}
+
 TEST(PlanningTest, GpusThatNobodyDescribesAreThisMachines) {
   RankOptions rank;
   rank.device = "cuda";
