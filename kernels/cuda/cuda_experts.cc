@@ -137,8 +137,11 @@ void CudaKernels::RunExperts(const ExpertsArgs& args) {
   // Nothing of a plan depends on who goes where: the same launches in every step of m rows.
   const int64_t runs = std::min(num_experts, slots);
   const int64_t tallest = cuda::ExpectedTallestRun(slots, m, num_experts);
-  const cuda::MatMulPlan plans[2] = {PlanRows(gate_up, slots, tallest, runs),
-                                     PlanRows(down, slots, tallest, runs)};
+  TensorView activated = FirstRows(room.activated, slots);
+  const auto gated = PlanGated(gate_up, activated, tallest, runs);
+  const cuda::MatMulPlan plans[2] = {
+      gated.has_value() ? *gated : PlanRows(gate_up, slots, tallest, runs),
+      PlanRows(down, slots, tallest, runs)};
   Layout layout;
   const int64_t ids_at = layout.Add<int32_t>(slots);
   const int64_t weights_at = layout.Add<float>(slots);
@@ -179,11 +182,14 @@ void CudaKernels::RunExperts(const ExpertsArgs& args) {
   TensorView x = FirstRows(room.x, slots);
   CheckCuda(cuda::GatherTokens(args.x, placed.row, x, stream_), "gathering rows");
   x = AlignedRows(x);
-  const TensorView gate_up_out = FirstRows(room.gate_up, slots);
-  RunTiles(x, gate_up, {&gate_up_out, 1}, plans[0], tiles[0]);
-  TensorView activated = FirstRows(room.activated, slots);
-  CheckCuda(cuda::SiluMul(gate_up_out, nullptr, gate_up_out.cols / 2, activated, stream_),
-            "SiluMul");
+  if (gated.has_value()) {
+    RunGatedTiles(x, gate_up, /*bias=*/nullptr, activated, *gated, tiles[0]);
+  } else {
+    const TensorView gate_up_out = FirstRows(room.gate_up, slots);
+    RunTiles(x, gate_up, {&gate_up_out, 1}, plans[0], tiles[0]);
+    CheckCuda(cuda::SiluMul(gate_up_out, nullptr, gate_up_out.cols / 2, activated, stream_),
+              "SiluMul");
+  }
   activated = AlignedRows(activated);
   RunTiles(activated, down, room.parts, plans[1], tiles[1]);
 

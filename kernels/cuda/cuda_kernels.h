@@ -14,6 +14,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -197,7 +198,11 @@ class CudaKernels : public Kernels {
   // most (or, for a plan by expectation, about) `most_rows`; and the launch, of rows that are
   // aligned.
   cuda::MatMulPlan PlanRows(const CudaPackedWeight& w, int64_t rows, int64_t most_rows,
-                            int64_t num_runs) const;
+                            int64_t num_runs, int column_tiles = 1) const;
+  // Of one weight's rows.
+  static Tiles TilesOf(int64_t rows, const cuda::MatMulPlan& plan);
+  cuda::MatMulParams ParamsOf(TensorView x, const CudaPackedWeight& w, const cuda::MatMulPlan& plan,
+                              const Tiles& tiles) const;
   void RunTiles(TensorView x, const CudaPackedWeight& w, absl::Span<const TensorView> outs,
                 const cuda::MatMulPlan& plan, const Tiles& tiles);
   static void CheckMatMul(TensorView x, const CudaPackedWeight& w,
@@ -205,6 +210,12 @@ class CudaKernels : public Kernels {
   // RunMatMul by the library; false where it can't, and then nothing was enqueued. Of F16 weights a
   // part is two products (f16_terms.h).
   bool RunGemm(TensorView x, const CudaPackedWeight& w, absl::Span<const TensorView> outs);
+  // As PlanRows, for a kernel that computes gates, ups and what SiluMul makes of them, `out`,
+  // without writing the former: nullopt where there are too many rows, or `out` isn't as it needs.
+  std::optional<cuda::MatMulPlan> PlanGated(const CudaPackedWeight& w, TensorView out,
+                                            int64_t most_rows, int64_t num_runs) const;
+  void RunGatedTiles(TensorView x, const CudaPackedWeight& w, const float* bias, TensorView out,
+                     const cuda::MatMulPlan& plan, const Tiles& tiles);
   // All of an attention call's parameters but `partials`.
   cuda::AttentionParams ParamsOf(const AttentionArgs& args, const StagedPlan& plan,
                                  const cuda::HeadGroups& groups);

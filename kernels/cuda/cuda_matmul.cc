@@ -193,15 +193,43 @@ void CudaKernels::MatMulSiluMul(TensorView x, const PackedWeight& weight, Tensor
     // are what is written and read most.
     Enter();
     CheckMatMul(x, w, {&gate_up, 1});
+    x = AlignedRows(x);
     TensorView rounded = gate_up;
     rounded.dtype = DType::kBF16;
     rounded.stride = gate_up.stride * 2;
-    if (RunGemm(AlignedRows(x), w, {&rounded, 1})) {
+    if (RunGemm(x, w, {&rounded, 1})) {
       SiluMul(rounded, bias, n, out);
+      return;
+    }
+    const auto plan = PlanGated(w, out, x.rows, /*num_runs=*/1);
+    if (plan.has_value()) {
+      RunGatedTiles(x, w, bias, out, *plan, TilesOf(x.rows, *plan));
       return;
     }
   }
   Kernels::MatMulSiluMul(x, weight, gate_up, bias, n, out);
+}
+
+std::optional<cuda::MatMulPlan> CudaKernels::PlanGated(const CudaPackedWeight& w, TensorView out,
+                                                       int64_t most_rows, int64_t num_runs) const {
+  if (w.dtype() != DType::kBF16 || w.num_parts() != 1 || out.dtype != DType::kBF16 ||
+      out.cols % cuda::kTileRows != 0 || w.n() != 2 * out.cols) {
+    return std::nullopt;
+  }
+  const cuda::MatMulPlan plan = PlanRows(w, out.rows, most_rows, num_runs, /*column_tiles=*/2);
+  if (plan.kernel != cuda::MatMulKernel::kFew) return std::nullopt;
+  return plan;
+}
+
+void CudaKernels::RunGatedTiles(TensorView x, const CudaPackedWeight& w, const float* bias,
+                                TensorView out, const cuda::MatMulPlan& plan, const Tiles& tiles) {
+  cuda::MatMulParams p = ParamsOf(x, w, plan, tiles);
+  p.activated = static_cast<uint16_t*>(out.data);
+  p.activated_stride = out.stride;
+  p.gate_up_bias = bias;
+  // As large as RunTiles has it, though this kernel needs none: a step may be the largest of all.
+  void* const scratch = AtLeast(matmul_scratch_, plan.scratch_bytes);
+  CheckCuda(cuda::MatMulMma(p, plan, scratch, stream_), "MatMulSiluMul");
 }
 
 void CudaKernels::GroupedMatMul(TensorView x, absl::Span<const ExpertRows> groups,
@@ -280,7 +308,7 @@ bool CudaKernels::RunGemm(TensorView x, const CudaPackedWeight& w,
 }
 
 cuda::MatMulPlan CudaKernels::PlanRows(const CudaPackedWeight& w, int64_t rows, int64_t most_rows,
-                                       int64_t num_runs) const {
+                                       int64_t num_runs, int column_tiles) const {
   cuda::MatMulShape shape;
   shape.rows = rows;
   shape.most_rows = most_rows;
@@ -289,6 +317,7 @@ cuda::MatMulPlan CudaKernels::PlanRows(const CudaPackedWeight& w, int64_t rows, 
   shape.num_leaves = w.params.num_leaves;
   shape.num_chunks = w.params.num_chunks;
   shape.depth = w.params.depth;
+  shape.column_tiles = column_tiles;
   if (w.dtype() != DType::kBF16) {
     shape.group_bytes = cuda::ChainGroupBytes(w.params.layout, static_cast<int>(SizeOf(w.dtype())));
     return cuda::PlanChain(shape, max_shared_);
@@ -321,7 +350,7 @@ void CudaKernels::RunMatMul(TensorView x, const CudaPackedWeight& w,
   if (groups.empty()) {
     if (RunGemm(x, w, outs)) return;
     const cuda::MatMulPlan plan = PlanRows(w, x.rows, x.rows, 1);
-    RunTiles(x, w, outs, plan, {nullptr, (x.rows + plan.tile_rows - 1) / plan.tile_rows, nullptr});
+    RunTiles(x, w, outs, plan, TilesOf(x.rows, plan));
     return;
   }
   int64_t most_rows = 0;
@@ -341,22 +370,32 @@ void CudaKernels::RunMatMul(TensorView x, const CudaPackedWeight& w,
             static_cast<int64_t>(tiles_.size()), nullptr});
 }
 
-void CudaKernels::RunTiles(TensorView x, const CudaPackedWeight& w,
-                           absl::Span<const TensorView> outs, const cuda::MatMulPlan& plan,
-                           const Tiles& tiles) {
+CudaKernels::Tiles CudaKernels::TilesOf(int64_t rows, const cuda::MatMulPlan& plan) {
+  return {nullptr, (rows + plan.tile_rows - 1) / plan.tile_rows, nullptr};
+}
+
+cuda::MatMulParams CudaKernels::ParamsOf(TensorView x, const CudaPackedWeight& w,
+                                         const cuda::MatMulPlan& plan, const Tiles& tiles) const {
   cuda::MatMulParams p = w.params;
   p.x = x.data;
   p.x_stride = x.stride;
   p.weight = w.data.data();
   p.rows = x.rows;
-  for (size_t i = 0; i < outs.size(); ++i) {
-    p.outs[i] = outs[i].f32();
-    p.out_strides[i] = outs[i].stride;
-  }
   p.tile_rows = plan.tile_rows;
   p.tiles = tiles.list;
   p.num_tiles = tiles.count;
   p.tile_count = tiles.count_on_device;
+  return p;
+}
+
+void CudaKernels::RunTiles(TensorView x, const CudaPackedWeight& w,
+                           absl::Span<const TensorView> outs, const cuda::MatMulPlan& plan,
+                           const Tiles& tiles) {
+  cuda::MatMulParams p = ParamsOf(x, w, plan, tiles);
+  for (size_t i = 0; i < outs.size(); ++i) {
+    p.outs[i] = outs[i].f32();
+    p.out_strides[i] = outs[i].stride;
+  }
   if (w.dtype() == DType::kBF16) {
     void* const scratch = AtLeast(matmul_scratch_, plan.scratch_bytes);
     CheckCuda(cuda::MatMulMma(p, plan, scratch, stream_), "MatMul");

@@ -51,6 +51,13 @@ struct MatMulParams {
   float* outs[kMaxLeaves] = {};
   int64_t out_strides[kMaxLeaves] = {};
 
+  // kFew, of a weight of one part: with `activated` not null its columns are as many gates and then
+  // as many ups, a block computes sixteen of either, and in place of outs[0] it writes
+  // silu(gate) * up (SiluMul) to activated [rows, n / 2]. n / 2 is a multiple of sixteen.
+  uint16_t* activated = nullptr;  // BF16
+  int64_t activated_stride = 0;
+  const float* gate_up_bias = nullptr;  // [n] or null
+
   // With `tiles` (on the device) null there is one weight, and tile i is rows [i * tile_rows, ...).
   const MatMulTile* tiles = nullptr;
   int64_t num_tiles = 0;  // that a grid is made for

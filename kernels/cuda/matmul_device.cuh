@@ -67,12 +67,6 @@ struct Leaves {
     return LeafGroups(p, leaf);
   }
 };
-struct Chunks {
-  __device__ static int Count(const MatMulParams& p) { return p.num_chunks; }
-  __device__ static GroupRange Groups(const MatMulParams& p, int chunk) {
-    return ChunkGroups(p, chunk);
-  }
-};
 template <typename Segments>
 struct GroupWalk {
   int segment;

@@ -9,6 +9,9 @@
 // before still run (launch_order.cuh), and the rest of a warp's first chunk is brought to the L2
 // cache: so memory has work through the small kernels between two products.
 //
+// Of gates and ups a block owns sixteen of either: their chunks are walked as twice as many, and
+// what is written is what SiluMul makes of both.
+//
 // Row-major weights come in 64 bytes of each of sixteen rows; the other 64 of their lines, which
 // are next, are asked for along with them.
 #include <cstddef>
@@ -28,6 +31,20 @@ constexpr int kMaxWarps = kFewWarps;
 constexpr int kPitch = kTileRows + 1;
 constexpr int kXBytes = kGroupK * 2;  // of a row's group
 
+// Chunks of a block's column tiles, one after the other: of gates, then of ups.
+template <bool kGated>
+struct ColumnChunks {
+  __device__ static int Count(const MatMulParams& p) {
+    return kGated ? 2 * p.num_chunks : p.num_chunks;
+  }
+  __device__ static bool IsUp(const MatMulParams& p, int segment) {
+    return kGated && segment >= p.num_chunks;
+  }
+  __device__ static GroupRange Groups(const MatMulParams& p, int segment) {
+    return ChunkGroups(p, IsUp(p, segment) ? segment - p.num_chunks : segment);
+  }
+};
+
 // Where a lane's part of one group lies in memory, of weights or of x: so many bytes after that of
 // the group before.
 template <int kStep>
@@ -39,11 +56,12 @@ struct Run {
   }
 };
 
-// grid: output columns / 16, tiles of rows. Shared memory: for each warp kSlots slots (weights, x
-// of p.tile_rows rows), then sums [chunk][p.tile_rows][kPitch], then the programs' stack
-// [depth][p.tile_rows * 16]. Where slots were, then: leaves' sums [leaf][p.tile_rows * 16].
-// `ahead_groups`: of each warp's first chunk, what is brought to the L2 cache in front.
-template <WeightLayout kLayout, int kRowTiles, int kSlots>
+// grid: output columns (kGated: gates) / 16, tiles of rows. Shared memory: for each warp kSlots
+// slots (weights, x of p.tile_rows rows), then sums [segment][p.tile_rows][kPitch], then the
+// programs' stack [depth][p.tile_rows * 16]. Where slots were, then: leaves' sums
+// [leaf][p.tile_rows * 16], kGated: of gates, then of ups. `ahead_groups`: of each warp's first
+// chunk, what is brought to the L2 cache in front.
+template <WeightLayout kLayout, int kRowTiles, int kSlots, bool kGated>
 __global__ void __launch_bounds__(kMaxWarps* kWarp)
     MatMulFewKernel(const __grid_constant__ MatMulParams p, int ahead_groups, int sums_at) {
   constexpr bool kByRows = kLayout == WeightLayout::kRows;
@@ -59,6 +77,9 @@ __global__ void __launch_bounds__(kMaxWarps* kWarp)
   auto* const sums = reinterpret_cast<float*>(memory + sums_at);
   const int64_t groups_of_k = p.k / kGroupK;
   const int64_t row_bytes = int64_t{p.k} * 2;
+  using Segments = ColumnChunks<kGated>;
+  // From a gate's weights to its up's.
+  const int64_t up_bytes = p.n / 2 * (kByRows ? row_bytes : groups_of_k * kTileBytes / kTileRows);
 
   // This lane's 16 bytes of group 0; of row-major weights those of the lower eight rows.
   using WeightRun = Run<kByRows ? kXBytes : kTileBytes>;
@@ -71,8 +92,10 @@ __global__ void __launch_bounds__(kMaxWarps* kWarp)
       return {Kept(bytes + blockIdx.x * groups_of_k * kTileBytes + lane * 16)};
     }
   };
-  const auto copy_weights = [&](const WeightRun& weights, int group, SharedAt slot) {
-    const uint8_t* const from = weights.At(group);
+  const auto copy_weights = [&](const WeightRun& weights, const GroupWalk<Segments>& at,
+                                SharedAt slot) {
+    const uint8_t* from = weights.At(at.group);
+    if (Segments::IsUp(p, at.segment)) from += up_bytes;
     if constexpr (IsFp8(kLayout)) {
       CopyAsync(slot, from, true);
       if (lane < kFactorUnits) CopyAsync(slot + kFp8CodeBytes, from + kFp8CodeBytes, true);
@@ -84,8 +107,9 @@ __global__ void __launch_bounds__(kMaxWarps* kWarp)
       CopyAsync(slot + kTileBytes / 2, from + kTileBytes / 2, true);
     }
   };
-  const auto prefetch_weights = [&](int begin, int end) {
+  const auto prefetch_weights = [&](int segment, int begin, int end) {
     const auto* weight = static_cast<const uint8_t*>(p.weight);
+    if (Segments::IsUp(p, segment)) weight += up_bytes;
     if constexpr (kByRows) {
       const int lines = (end - begin) * kGroupK * 2 / kLineBytes;  // of a row
       for (int i = lane; i < kTileRows * lines; i += kWarp) {
@@ -99,22 +123,22 @@ __global__ void __launch_bounds__(kMaxWarps* kWarp)
   };
 
   LetNextStart();
-  GroupWalk<Chunks> walk;
+  GroupWalk<Segments> walk;
   walk.Begin(p, warp, num_warps);
   // The weights of the slots that are filled in front.
   const bool ahead = TilesAreKnownAtLaunch(p);
   if (ahead) {
     const WeightRun weights = weights_of(p.weight);
-    GroupWalk<Chunks> first = walk;
+    GroupWalk<Segments> first = walk;
     SharedAt slot = slots;
     for (int i = 0; i < kSlots - 1 && !first.done(); ++i) {
-      copy_weights(weights, first.group, slot);
+      copy_weights(weights, first, slot);
       slot += slot_bytes;
       first.Next(p);
     }
     if (!first.done() && first.segment == walk.segment) {
       const int end = first.group + ahead_groups;
-      prefetch_weights(first.group, end < first.end ? end : first.end);
+      prefetch_weights(first.segment, first.group, end < first.end ? end : first.end);
     }
   }
   WaitForEarlier();
@@ -138,11 +162,11 @@ __global__ void __launch_bounds__(kMaxWarps* kWarp)
         OperandK(lane)));
   }
 
-  GroupWalk<Chunks> fetch = walk;
+  GroupWalk<Segments> fetch = walk;
   SharedAt fetch_slot = slots;
   const auto copy_next = [&](bool with_weights) {
     if (!fetch.done()) {
-      if (with_weights) copy_weights(weights, fetch.group, fetch_slot);
+      if (with_weights) copy_weights(weights, fetch, fetch_slot);
 #pragma unroll
       for (int t = 0; t < kRowTiles; ++t) {
         if (has_x[t]) {
@@ -200,7 +224,7 @@ __global__ void __launch_bounds__(kMaxWarps* kWarp)
     }
     slot += slot_bytes;
     if (slot == slots_end) slot = slots;
-    const int chunk = walk.segment;
+    const int segment = walk.segment;
     if (!walk.Next(p)) continue;
 #pragma unroll
     for (int t = 0; t < kRowTiles; ++t) {
@@ -208,7 +232,7 @@ __global__ void __launch_bounds__(kMaxWarps* kWarp)
       for (int r = 0; r < 4; ++r) {
         const int row = t * kTileColumns + ResultColumn(lane, r);
         if (row < p.tile_rows) {
-          sums[(chunk * p.tile_rows + row) * kPitch + ResultRow(lane, r)] = sum[t][r];
+          sums[(segment * p.tile_rows + row) * kPitch + ResultRow(lane, r)] = sum[t][r];
         }
         sum[t][r] = 0.0f;
       }
@@ -220,49 +244,73 @@ __global__ void __launch_bounds__(kMaxWarps* kWarp)
   // Leaves, each by threads of its own, then the programs over them.
   const unsigned outputs = p.tile_rows * kTileRows;
   auto* const leaves = reinterpret_cast<float*>(memory);
-  for (unsigned i = threadIdx.x; i < p.num_leaves * outputs; i += blockDim.x) {
-    const unsigned leaf = i / outputs;
+  const unsigned num_leaves = kGated ? 2 * p.num_leaves : p.num_leaves;
+  for (unsigned i = threadIdx.x; i < num_leaves * outputs; i += blockDim.x) {
+    const bool of_up = kGated && i >= p.num_leaves * outputs;
+    const unsigned leaf = i / outputs - (of_up ? p.num_leaves : 0);
+    const int before = of_up ? p.num_chunks : 0;
     const unsigned row = i % outputs / kTileRows;
     float total = 0.0f;
     for (int c = p.first_chunk[leaf]; c < p.first_chunk[leaf + 1]; ++c) {
-      total = Add(total, sums[(c * p.tile_rows + row) * kPitch + i % kTileRows]);
+      total = Add(total, sums[((before + c) * p.tile_rows + row) * kPitch + i % kTileRows]);
     }
     leaves[i] = total;
   }
   __syncthreads();
-  float* const stacks = sums + p.num_chunks * p.tile_rows * kPitch;
+  float* const stacks = sums + Segments::Count(p) * p.tile_rows * kPitch;
+  // Of a part and a thread's output, `first` being the leaves' sums of its columns.
+  const auto run_part = [&](int part, unsigned i, const float* first) {
+    return RunPart(p, part, stacks + i, static_cast<int>(outputs),
+                   [&](int leaf) { return first[leaf * outputs + i]; });
+  };
   for (unsigned i = threadIdx.x; i < outputs; i += blockDim.x) {
     const int row = static_cast<int>(i / kTileRows);
     const int64_t n = int64_t{blockIdx.x} * kTileRows + i % kTileRows;
     if (row >= tile.rows || n >= p.n) continue;
-    for (int part = 0; part < p.num_parts; ++part) {
-      p.outs[part][(tile.first_row + row) * p.out_strides[part] + n] =
-          RunPart(p, part, stacks + i, static_cast<int>(outputs),
-                  [&](int leaf) { return leaves[leaf * outputs + i]; });
+    if constexpr (kGated) {
+      float gate = run_part(0, i, leaves);
+      float up = run_part(0, i, leaves + p.num_leaves * outputs);
+      if (p.gate_up_bias != nullptr) {
+        gate = Add(gate, p.gate_up_bias[n]);
+        up = Add(up, p.gate_up_bias[p.n / 2 + n]);
+      }
+      p.activated[(tile.first_row + row) * p.activated_stride + n] = F32ToBf16(SiluTimes(gate, up));
+    } else {
+      for (int part = 0; part < p.num_parts; ++part) {
+        p.outs[part][(tile.first_row + row) * p.out_strides[part] + n] = run_part(part, i, leaves);
+      }
     }
   }
 }
 
-template <WeightLayout kLayout, int kRowTiles, int kSlots>
+template <WeightLayout kLayout, int kRowTiles, int kSlots, bool kGated>
 cudaError_t LaunchFor(const MatMulParams& p, const MatMulPlan& plan, cudaStream_t stream) {
+  constexpr int kColumnTiles = kGated ? 2 : 1;
+  constexpr int kColumns = kColumnTiles * kTileRows;
   static_assert(FewSlotBytes(TileGroupBytes(kLayout), kTileColumns) ==
                 TileGroupBytes(kLayout) + kXBytes * kTileColumns);
-  const dim3 grid(static_cast<unsigned>((p.n + kTileRows - 1) / kTileRows),
+  const dim3 grid(static_cast<unsigned>((p.n + kColumns - 1) / kColumns),
                   static_cast<unsigned>(p.num_tiles));
-  const auto sums_at = static_cast<int>(
-      FewSumsAt(TileGroupBytes(kLayout), p.num_leaves, plan.tile_rows, plan.warps, kSlots));
-  return Launch(MatMulFewKernel<kLayout, kRowTiles, kSlots>, grid, plan.warps * kWarp,
+  const auto sums_at = static_cast<int>(FewSumsAt(
+      TileGroupBytes(kLayout), kColumnTiles * p.num_leaves, plan.tile_rows, plan.warps, kSlots));
+  return Launch(MatMulFewKernel<kLayout, kRowTiles, kSlots, kGated>, grid, plan.warps * kWarp,
                 static_cast<size_t>(plan.shared_bytes), stream, p, plan.ahead_groups, sums_at);
+}
+
+template <WeightLayout kLayout, int kRowTiles, int kSlots>
+cudaError_t LaunchColumns(const MatMulParams& p, const MatMulPlan& plan, cudaStream_t stream) {
+  return p.activated != nullptr ? LaunchFor<kLayout, kRowTiles, kSlots, true>(p, plan, stream)
+                                : LaunchFor<kLayout, kRowTiles, kSlots, false>(p, plan, stream);
 }
 
 template <WeightLayout kLayout>
 cudaError_t LaunchPlan(const MatMulParams& p, const MatMulPlan& plan, cudaStream_t stream) {
   if (plan.tile_rows <= kTileColumns) {
-    return plan.slots == kFewSlots ? LaunchFor<kLayout, 1, kFewSlots>(p, plan, stream)
-                                   : LaunchFor<kLayout, 1, kFewManySlots>(p, plan, stream);
+    return plan.slots == kFewSlots ? LaunchColumns<kLayout, 1, kFewSlots>(p, plan, stream)
+                                   : LaunchColumns<kLayout, 1, kFewManySlots>(p, plan, stream);
   }
-  return plan.slots == kFewSlots ? LaunchFor<kLayout, 2, kFewSlots>(p, plan, stream)
-                                 : LaunchFor<kLayout, 2, kFewManySlots>(p, plan, stream);
+  return plan.slots == kFewSlots ? LaunchColumns<kLayout, 2, kFewSlots>(p, plan, stream)
+                                 : LaunchColumns<kLayout, 2, kFewManySlots>(p, plan, stream);
 }
 
 }  // namespace

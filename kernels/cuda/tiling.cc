@@ -42,8 +42,8 @@ MatMulPlan PlanFew(const MatMulShape& shape, int num_sms, int64_t max_shared) {
   plan.tile_rows = 1;
   while (plan.tile_rows < shape.most_rows) plan.tile_rows *= 2;
   if (plan.tile_rows > 1 && shape.num_runs > 1) plan.tile_rows = std::max(plan.tile_rows, 8);
-  plan.warps =
-      static_cast<int>(std::min<int64_t>(kFewWarps, std::max<int64_t>(1, shape.num_chunks)));
+  const int64_t chunks = shape.column_tiles * shape.num_chunks;
+  plan.warps = static_cast<int>(std::min<int64_t>(kFewWarps, std::max<int64_t>(1, chunks)));
   const auto shared_bytes = [&](int slots) {
     return FewSharedBytes(shape, plan.tile_rows, plan.warps, slots);
   };
@@ -51,7 +51,8 @@ MatMulPlan PlanFew(const MatMulShape& shape, int num_sms, int64_t max_shared) {
   const auto blocks_of_sm = [&](int slots) {
     return std::max<int64_t>(1, (max_shared + 1024) / (shared_bytes(slots) + 1024));
   };
-  const int64_t blocks = std::max<int64_t>(1, Ceil(shape.n, kFewColumns) * shape.num_runs);
+  const int64_t blocks =
+      std::max<int64_t>(1, Ceil(shape.n, kFewColumns * shape.column_tiles) * shape.num_runs);
   const int64_t blocks_each = Ceil(blocks, num_sms);
   // Few blocks must read further ahead to keep memory at work: but there must be room for one of
   // the next kernel beside them.
@@ -72,9 +73,11 @@ int64_t FewSumsAt(int64_t group_bytes, int64_t num_leaves, int tile_rows, int wa
 }
 
 int64_t FewSharedBytes(const MatMulShape& shape, int tile_rows, int warps, int slots) {
-  const int64_t floats = shape.num_chunks * tile_rows * (kFewColumns + 1) +
+  const int64_t floats = shape.column_tiles * shape.num_chunks * tile_rows * (kFewColumns + 1) +
                          int64_t{shape.depth} * tile_rows * kFewColumns;
-  return FewSumsAt(shape.group_bytes, shape.num_leaves, tile_rows, warps, slots) + floats * 4;
+  return FewSumsAt(shape.group_bytes, shape.column_tiles * shape.num_leaves, tile_rows, warps,
+                   slots) +
+         floats * 4;
 }
 
 MatMulPlan PlanMatMul(const MatMulShape& shape, int num_sms, int64_t max_shared,

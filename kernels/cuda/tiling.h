@@ -46,6 +46,9 @@ struct MatMulShape {
   int64_t num_leaves = 1;
   int64_t num_chunks = 1;
   int depth = 1;
+  // kFew's blocks compute so many times sixteen columns: 2 of gates and ups
+  // (MatMulParams::activated).
+  int column_tiles = 1;
   // Of 32 values of k and sixteen columns' weights; of kChain's a warp's (ChainGroupBytes).
   int64_t group_bytes = 1024;
 };
@@ -71,6 +74,7 @@ constexpr int64_t FewSlotBytes(int64_t group_bytes, int tile_rows) {
 }
 // Shared memory of kFew: slots, later the leaves' sums; chunk sums (rows padded by one word), which
 // begin at FewSumsAt; the programs' stack.
+// `num_leaves`: of all the block's columns, column_tiles times a product's.
 int64_t FewSumsAt(int64_t group_bytes, int64_t num_leaves, int tile_rows, int warps, int slots);
 int64_t FewSharedBytes(const MatMulShape& shape, int tile_rows, int warps, int slots);
 // Bytes of weights that the blocks of kFew which a multiprocessor has at once bring to the L2 cache

@@ -228,11 +228,17 @@ void TimingModel::EachOp(const StepShape& step,
           [&] { Attend(next()); });
   product("matmul_o", &Layer::o, attended_, delta_);
   product("matmul_gate_up", &Layer::gate_up, normed_, gate_up_);
-  measure("silu_mul", m * shape_.intermediate_size * 10, 0, [&] {
-    kernels_.SiluMul(View(gate_up_, DType::kF32, m, 2 * shape_.intermediate_size), nullptr,
-                     shape_.intermediate_size,
-                     View(act_, DType::kBF16, m, shape_.intermediate_size));
-  });
+  const int64_t channels = shape_.intermediate_size;
+  const TensorView gate_up = View(gate_up_, DType::kF32, m, 2 * channels);
+  const TensorView act = View(act_, DType::kBF16, m, channels);
+  measure("silu_mul", m * channels * 10, 0,
+          [&] { kernels_.SiluMul(gate_up, nullptr, channels, act); });
+  // What a step runs: the two above, or less.
+  measure("matmul_silu_mul", layers_[0].gate_up->bytes() + m * (h + channels) * 2,
+          4 * m * channels * h, [&] {
+            kernels_.MatMulSiluMul(View(normed_, DType::kBF16, m, h), *next().gate_up, gate_up,
+                                   nullptr, channels, act);
+          });
   product("matmul_down", &Layer::down, act_, delta_);
   const int64_t count = step.sequences;
   const TensorView logits = View(logits_, DType::kF32, count, shape_.vocab_size);

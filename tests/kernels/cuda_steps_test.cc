@@ -579,5 +579,39 @@ TEST(CudaMemory, ScratchThatIsNotThereEndsTheProcessSayingWhatFor) {
       "bytes");
 }
 
+TEST(GatedProducts, OfFewRowsWriteNoGatesAndUps) {
+  constexpr int64_t kGates = 48;
+  constexpr int64_t kMost = 17;
+  CudaOptions options;
+  options.memory_bytes = kArena;
+  CudaKernels k(options, *cuda::DeviceMemory::Create(0, options.memory_bytes), {});
+  Random random(5);
+  const std::vector<uint16_t> source = RandomBf16(random, 2 * kGates * kHidden, 1);
+  WeightSpec spec;
+  spec.rows = {{source.data(), 2 * kGates, kHidden}};
+  spec.leaves = {{0, kHidden}};
+  spec.parts = {{0}};
+  const auto weight = k.Pack(spec);
+  ASSERT_TRUE(weight.ok()) << weight.status();
+  const auto copy_in = [&k](const void* from, int64_t bytes) {
+    Buffer buffer = *k.Allocate(bytes);
+    k.CopyIn(buffer.data(), from, bytes);
+    return buffer;
+  };
+  const std::vector<uint16_t> values = RandomBf16(random, kMost * kHidden, 1);
+  const Buffer x = copy_in(values.data(), kMost * kHidden * 2);
+  const std::vector<float> untouched(kMost * 2 * kGates, -12345.0f);
+  const Buffer out = *k.Allocate(kMost * kGates * 2);
+  for (const int64_t rows : {1, 16, 17}) {
+    const Buffer gate_up = copy_in(untouched.data(), kMost * 2 * kGates * 4);
+    k.MatMulSiluMul({x.data(), DType::kBF16, rows, kHidden, kHidden}, **weight,
+                    {gate_up.data(), DType::kF32, rows, 2 * kGates, 2 * kGates}, nullptr, kGates,
+                    {out.data(), DType::kBF16, rows, kGates, kGates});
+    std::vector<float> left(untouched.size());
+    k.CopyOut(left.data(), gate_up.data(), static_cast<int64_t>(left.size()) * 4);
+    EXPECT_EQ(left == untouched, rows <= 16) << rows;
+  }
+}
+
 }  // namespace
 }  // namespace phalanx::kernels

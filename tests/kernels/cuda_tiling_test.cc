@@ -58,6 +58,24 @@ TEST(PlanMatMul, TakesTheKernelThatTheRowsAskForAndFillsTheDevice) {
 
 // What the memory of an H200 needs to be kept at work: some 32 KiB on their way to each
 // multiprocessor.
+TEST(PlanMatMul, OfGatesAndUpsHasHalfTheBlocksOfTwiceTheChunks) {
+  MatMulShape plain = ShapeOfO(1);
+  plain.num_chunks = 2;
+  plain.num_leaves = 2;
+  plain.n = 64;
+  MatMulShape gated = plain;
+  gated.column_tiles = 2;
+  const MatMulPlan one = PlanMatMul(plain, 132, 227 << 10);
+  const MatMulPlan both = PlanMatMul(gated, 132, 227 << 10);
+  ASSERT_EQ(both.kernel, MatMulKernel::kFew);
+  EXPECT_EQ(one.warps, 2);
+  EXPECT_EQ(both.warps, 4);
+  // Slots of four warps, sums of four chunks, and a stack of one output column's height.
+  EXPECT_EQ(both.shared_bytes, 4 * both.slots * FewSlotBytes(1024, 1) + (4 * 17 + 4 * 16) * 4);
+  gated.most_rows = gated.rows = 17;
+  EXPECT_EQ(PlanMatMul(gated, 132, 227 << 10).kernel, MatMulKernel::kMany);
+}
+
 TEST(PlanMatMul, OfFewRowsReadsFarEnoughAhead) {
   for (const auto& [n, leaves, chunks] : {std::tuple{6144, 1, 8},
                                           {4096, 8, 8},

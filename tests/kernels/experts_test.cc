@@ -29,8 +29,8 @@ constexpr int64_t kOrderedRows = 16;
 struct Shape {
   int64_t experts = 4;
   int64_t hidden = 50;
-  int64_t channels = 40;
-  int num_parts = 1;  // of `down`: 1 or 2
+  int64_t channels = 40;  // with 64 a device may compute gates, ups and SiLU at once
+  int num_parts = 1;      // of `down`: 1 or 2
   DType type = DType::kBF16;
   WeightFormat format = WeightFormat::kPlain;
 };
@@ -241,7 +241,9 @@ TEST(RunExperts, EqualsPlainOps) {
     Random random(31);
     for (const DType type : kAllTypes) {
       for (const int parts : {1, 2}) {
-        const Layer layer(*named.kernels, {.num_parts = parts, .type = type}, random);
+        const Layer layer(*named.kernels,
+                          {.channels = parts == 1 ? 64 : 40, .num_parts = parts, .type = type},
+                          random);
         for (const int64_t rows : {int64_t{1}, int64_t{7}, int64_t{40}}) {
           for (const int64_t top_k : {int64_t{1}, int64_t{2}, layer.shape().experts}) {
             const auto shared = static_cast<Shared>((rows + top_k) % 3);
@@ -259,7 +261,8 @@ TEST(RunExperts, EqualsPlainOps) {
 TEST(RunExperts, EqualsPlainOpsWithFp8Weights) {
   for (const NamedKernels& named : SetsOfAllProfiles()) {
     Random random(36);
-    const Layer layer(*named.kernels, {.num_parts = 2, .format = WeightFormat::kF8E4M3}, random);
+    const Layer layer(*named.kernels,
+                      {.channels = 64, .num_parts = 2, .format = WeightFormat::kF8E4M3}, random);
     for (const int64_t rows : {int64_t{1}, int64_t{7}, int64_t{100}}) {
       Input in(layer, rows, 2, true, random);
       ExpectPlainOpsBits(named, layer, in, Shared::kPlain, absl::StrCat(rows, " rows of FP8"));
@@ -272,7 +275,7 @@ TEST(RunExperts, EqualsPlainOpsHoweverUnevenTheExpertsAre) {
   for (const NamedKernels& named : SetsOfAllProfiles()) {
     Random random(32);
     for (const DType type : kAllTypes) {
-      const Layer layer(*named.kernels, {.experts = 12, .type = type}, random);
+      const Layer layer(*named.kernels, {.experts = 12, .channels = 64, .type = type}, random);
       // 100 rows: tiles of 32 for BF16; 30: of eight.
       for (const int64_t rows : {30, 100}) {
         Input in(layer, rows, 1, true, random);

@@ -5,6 +5,7 @@ set(phalanx_op_tests
     experts_test
     fp8_cache_test
     fp8_weights_test
+    gated_matmul_test
     known_answers_test
     matmul_test
     memory_ops_test
