@@ -410,8 +410,9 @@ class Kernels {
   // j < n; columns n .. out.cols - 1 are set to +0. `bias` [2n] or null is added first.
   virtual void SiluMul(TensorView gate_up, const float* bias, int64_t n, TensorView out) = 0;
 
-  // MatMul with a weight of one part, then SiluMul of its output, fused. `gate_up`: F32 [m, 2n] of
-  // room for what is between the two; what it holds afterwards is not said.
+  // MatMul with a weight of one part and 2n columns, then SiluMul of its output, fused. `gate_up`:
+  // F32 [m, 2n] of room for what is between the two; what it holds afterwards is not said. `out`
+  // doesn't overlap x.
   virtual void MatMulSiluMul(TensorView x, const PackedWeight& w, TensorView gate_up,
                              const float* bias, int64_t n, TensorView out) {
     MatMul(x, w, {&gate_up, 1});

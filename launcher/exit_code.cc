@@ -74,13 +74,12 @@ int Fail(const char* command, const absl::Status& status) {
 }
 
 int EndOfPrompts(const char* command, const PromptOutcomes& outcomes) {
-  const auto& [prompts, failed, failure] = outcomes;
+  const auto& [prompts, failed, abandoned, failure] = outcomes;
   if (failed == 0) return kExitDone;
   if (prompts == 1) return Fail(command, failure);
-  Complain(command, absl::StrCat(failed, " of ", prompts, " prompts failed, ",
-                                 absl::IsUnavailable(failure) ? "" : "the first ",
-                                 "with: ", failure.message()));
-  return failed < prompts && !absl::IsUnavailable(failure) ? kExitFailedItems : ExitCode(failure);
+  Complain(command, absl::StrCat(failed, " of ", prompts, " prompts failed, the ",
+                                 abandoned ? "last" : "first", " with: ", failure.message()));
+  return failed < prompts && !abandoned ? kExitFailedItems : ExitCode(failure);
 }
 
 void ExitOnSignal(const char* command, int signal) {

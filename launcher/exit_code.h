@@ -21,17 +21,13 @@ int Fail(const char* command, const absl::Status& status);
 
 // How the prompts of a command ended.
 struct PromptOutcomes {
-  // Of one that has no answer. UNAVAILABLE: those after it have none, either.
-  void Fail(const absl::Status& why) {
-    ++failed;
-    if (failure.ok() || (absl::IsUnavailable(why) && !absl::IsUnavailable(failure))) failure = why;
-  }
   int64_t prompts = 0;
   int64_t failed = 0;
-  absl::Status failure;  // the first, but for one that was UNAVAILABLE
+  bool abandoned = false;  // from some prompt on nobody was there to answer
+  absl::Status failure;    // of the first prompt that failed; where they are abandoned, the last
 };
-// kExitDone where none failed, kExitFailedItems where some have an answer and somebody was there to
-// answer the others, else ExitCode() of `failure`; says how many failed, and why, on stderr.
+// kExitDone where none failed, kExitFailedItems where some have an answer and aren't abandoned,
+// else ExitCode() of `failure`; says how many failed, and why, on stderr.
 int EndOfPrompts(const char* command, const PromptOutcomes& outcomes);
 
 // Of a command that a signal ends before its work is done: "phalanx COMMAND: stopped by signal N"

@@ -12,17 +12,15 @@ namespace phalanx::launcher {
 
 class ServeEvents {
  public:
-  // A signal asks for the end. A start that is under way is stopped, for which this waits; false:
-  // there is none.
-  bool RequestStop(int signal) {
+  // A signal asks for the end. A start that is under way is stopped, for which this waits.
+  void RequestStop(int signal) {
     {
       absl::MutexLock lock(&mutex_);
       stop_ = true;
+      signal_ = signal;
     }
     absl::MutexLock lock(&start_mutex_);
-    if (!stop_start_) return false;
-    stop_start_(signal);
-    return true;
+    if (stop_start_) stop_start_(signal);
   }
 
   // A start is under way, which `stop` ends; null: it is over, and so is any call of its `stop`.
@@ -42,6 +40,12 @@ class ServeEvents {
     changed_ = true;
   }
 
+  // That asked for the end; 0: none has.
+  int signal() {
+    absl::MutexLock lock(&mutex_);
+    return signal_;
+  }
+
   // Waits until a replica has changed since the last time; false: a signal asks for the end.
   bool AwaitChange() {
     const auto has_news = [this]() ABSL_SHARED_LOCKS_REQUIRED(mutex_) { return stop_ || changed_; };
@@ -57,6 +61,7 @@ class ServeEvents {
   std::function<void(int signal)> stop_start_ ABSL_GUARDED_BY(start_mutex_);
   absl::Mutex mutex_;
   bool stop_ ABSL_GUARDED_BY(mutex_) = false;
+  int signal_ ABSL_GUARDED_BY(mutex_) = 0;
   bool changed_ ABSL_GUARDED_BY(mutex_) = false;
 };
 

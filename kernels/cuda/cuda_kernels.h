@@ -197,8 +197,10 @@ class CudaKernels : public Kernels {
   // What of that doesn't depend on where rows are: the plan of `rows` rows in `num_runs` runs of at
   // most (or, for a plan by expectation, about) `most_rows`; and the launch, of rows that are
   // aligned.
+  static cuda::MatMulShape ShapeOf(const CudaPackedWeight& w, int64_t rows, int64_t most_rows,
+                                   int64_t num_runs);
   cuda::MatMulPlan PlanRows(const CudaPackedWeight& w, int64_t rows, int64_t most_rows,
-                            int64_t num_runs, int column_tiles = 1) const;
+                            int64_t num_runs) const;
   // Of one weight's rows.
   static Tiles TilesOf(int64_t rows, const cuda::MatMulPlan& plan);
   cuda::MatMulParams ParamsOf(TensorView x, const CudaPackedWeight& w, const cuda::MatMulPlan& plan,
@@ -211,7 +213,7 @@ class CudaKernels : public Kernels {
   // part is two products (f16_terms.h).
   bool RunGemm(TensorView x, const CudaPackedWeight& w, absl::Span<const TensorView> outs);
   // As PlanRows, for a kernel that computes gates, ups and what SiluMul makes of them, `out`,
-  // without writing the former: nullopt where there are too many rows, or `out` isn't as it needs.
+  // without writing the former: nullopt where that isn't better, or `out` isn't as it needs.
   std::optional<cuda::MatMulPlan> PlanGated(const CudaPackedWeight& w, TensorView out,
                                             int64_t most_rows, int64_t num_runs) const;
   void RunGatedTiles(TensorView x, const CudaPackedWeight& w, const float* bias, TensorView out,

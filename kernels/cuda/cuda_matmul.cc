@@ -188,6 +188,7 @@ void CudaKernels::MatMul(TensorView x, const PackedWeight& w, absl::Span<const T
 void CudaKernels::MatMulSiluMul(TensorView x, const PackedWeight& weight, TensorView gate_up,
                                 const float* bias, int64_t n, TensorView out) {
   const auto& w = static_cast<const CudaPackedWeight&>(weight);
+  PHALANX_CHECK(w.n() == 2 * n) << "a weight of " << w.n() << " columns for " << n << " gates";
   if (x.rows > 0 && w.dtype() == DType::kBF16) {
     // By the library gate and up come rounded, as most runtimes have them: of a prompt's step they
     // are what is written and read most.
@@ -216,8 +217,11 @@ std::optional<cuda::MatMulPlan> CudaKernels::PlanGated(const CudaPackedWeight& w
       out.cols % cuda::kTileRows != 0 || w.n() != 2 * out.cols) {
     return std::nullopt;
   }
-  const cuda::MatMulPlan plan = PlanRows(w, out.rows, most_rows, num_runs, /*column_tiles=*/2);
-  if (plan.kernel != cuda::MatMulKernel::kFew) return std::nullopt;
+  const cuda::MatMulShape shape = ShapeOf(w, out.rows, most_rows, num_runs);
+  auto plan = cuda::PlanGatedMatMul(shape, num_sms_, max_shared_);
+  if (plan.has_value() && !scratch_frozen_) {
+    plan->scratch_bytes = cuda::MostScratchBytes(shape, num_sms_, max_shared_);
+  }
   return plan;
 }
 
@@ -307,8 +311,8 @@ bool CudaKernels::RunGemm(TensorView x, const CudaPackedWeight& w,
   return true;
 }
 
-cuda::MatMulPlan CudaKernels::PlanRows(const CudaPackedWeight& w, int64_t rows, int64_t most_rows,
-                                       int64_t num_runs, int column_tiles) const {
+cuda::MatMulShape CudaKernels::ShapeOf(const CudaPackedWeight& w, int64_t rows, int64_t most_rows,
+                                       int64_t num_runs) {
   cuda::MatMulShape shape;
   shape.rows = rows;
   shape.most_rows = most_rows;
@@ -317,12 +321,17 @@ cuda::MatMulPlan CudaKernels::PlanRows(const CudaPackedWeight& w, int64_t rows, 
   shape.num_leaves = w.params.num_leaves;
   shape.num_chunks = w.params.num_chunks;
   shape.depth = w.params.depth;
-  shape.column_tiles = column_tiles;
-  if (w.dtype() != DType::kBF16) {
-    shape.group_bytes = cuda::ChainGroupBytes(w.params.layout, static_cast<int>(SizeOf(w.dtype())));
-    return cuda::PlanChain(shape, max_shared_);
-  }
-  shape.group_bytes = cuda::TileGroupBytes(w.params.layout);
+  shape.group_bytes =
+      w.dtype() == DType::kBF16
+          ? cuda::TileGroupBytes(w.params.layout)
+          : cuda::ChainGroupBytes(w.params.layout, static_cast<int>(SizeOf(w.dtype())));
+  return shape;
+}
+
+cuda::MatMulPlan CudaKernels::PlanRows(const CudaPackedWeight& w, int64_t rows, int64_t most_rows,
+                                       int64_t num_runs) const {
+  const cuda::MatMulShape shape = ShapeOf(w, rows, most_rows, num_runs);
+  if (w.dtype() != DType::kBF16) return cuda::PlanChain(shape, max_shared_);
   if (scratch_frozen_) {
     return cuda::PlanMatMul(shape, num_sms_, max_shared_, matmul_scratch_.bytes());
   }

@@ -58,7 +58,7 @@ struct Run {
 
 // grid: output columns (kGated: gates) / 16, tiles of rows. Shared memory: for each warp kSlots
 // slots (weights, x of p.tile_rows rows), then sums [segment][p.tile_rows][kPitch], then the
-// programs' stack [depth][p.tile_rows * 16]. Where slots were, then: leaves' sums
+// programs' stack [depth - 1][p.tile_rows * 16]. Where slots were, then: leaves' sums
 // [leaf][p.tile_rows * 16], kGated: of gates, then of ups. `ahead_groups`: of each warp's first
 // chunk, what is brought to the L2 cache in front.
 template <WeightLayout kLayout, int kRowTiles, int kSlots, bool kGated>
@@ -266,7 +266,7 @@ __global__ void __launch_bounds__(kMaxWarps* kWarp)
   for (unsigned i = threadIdx.x; i < outputs; i += blockDim.x) {
     const int row = static_cast<int>(i / kTileRows);
     const int64_t n = int64_t{blockIdx.x} * kTileRows + i % kTileRows;
-    if (row >= tile.rows || n >= p.n) continue;
+    if (row >= tile.rows || n >= (kGated ? p.n / 2 : p.n)) continue;
     if constexpr (kGated) {
       float gate = run_part(0, i, leaves);
       float up = run_part(0, i, leaves + p.num_leaves * outputs);

@@ -61,6 +61,7 @@ MatMulPlan PlanFew(const MatMulShape& shape, int num_sms, int64_t max_shared) {
   plan.slots = plan.warps <= kFewWarps / 2 || far ? kFewManySlots : kFewSlots;
   plan.shared_bytes = shared_bytes(plan.slots);
   const int64_t warps_of_sm = std::min(blocks_each, blocks_of_sm(plan.slots)) * plan.warps;
+  plan.in_flight = warps_of_sm * (plan.slots - 1) * shape.group_bytes;
   plan.ahead_groups = static_cast<int>(kFewAheadBytes / (warps_of_sm * shape.group_bytes));
   return plan;
 }
@@ -74,7 +75,7 @@ int64_t FewSumsAt(int64_t group_bytes, int64_t num_leaves, int tile_rows, int wa
 
 int64_t FewSharedBytes(const MatMulShape& shape, int tile_rows, int warps, int slots) {
   const int64_t floats = shape.column_tiles * shape.num_chunks * tile_rows * (kFewColumns + 1) +
-                         int64_t{shape.depth} * tile_rows * kFewColumns;
+                         int64_t{shape.depth - 1} * tile_rows * kFewColumns;
   return FewSumsAt(shape.group_bytes, shape.column_tiles * shape.num_leaves, tile_rows, warps,
                    slots) +
          floats * 4;
@@ -111,6 +112,20 @@ MatMulPlan PlanMatMul(const MatMulShape& shape, int num_sms, int64_t max_shared,
     plan.grid = std::max<int64_t>(1, std::min(plan.grid, max_scratch / block_bytes));
   }
   plan.scratch_bytes = plan.grid * block_bytes;
+  return plan;
+}
+
+std::optional<MatMulPlan> PlanGatedMatMul(const MatMulShape& shape, int num_sms,
+                                          int64_t max_shared) {
+  MatMulShape gated = shape;
+  gated.column_tiles = 2;
+  if (shape.most_rows > kMostFewRows ||
+      Ceil(shape.n, kFewColumns * gated.column_tiles) * shape.num_runs < num_sms) {
+    return std::nullopt;
+  }
+  const MatMulPlan plan = PlanFew(gated, num_sms, max_shared);
+  const int64_t enough = std::min(PlanFew(shape, num_sms, max_shared).in_flight, kEnoughInFlight);
+  if (plan.shared_bytes > max_shared || plan.in_flight < enough) return std::nullopt;
   return plan;
 }
 

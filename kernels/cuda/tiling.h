@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <limits>
+#include <optional>
 
 namespace phalanx::kernels::cuda {
 
@@ -34,6 +35,7 @@ struct MatMulPlan {
   int slots = 0;              // groups of k that a warp of kFew has in memory
   int ahead_groups = 0;       // that it has brought to the L2 cache beside, of its first chunk
   int64_t shared_bytes = 0;   // of kFew and kChain
+  int64_t in_flight = 0;      // of kFew: bytes of weights on their way to a multiprocessor
   int64_t scratch_bytes = 0;  // of kMany: unit sums, or sums that wait for their partner
 };
 
@@ -58,6 +60,11 @@ struct MatMulShape {
 // programs takes its scratch in any case.
 MatMulPlan PlanMatMul(const MatMulShape& shape, int num_sms, int64_t max_shared,
                       int64_t max_scratch = std::numeric_limits<int64_t>::max());
+// kFew for gates and ups at once (MatMulParams::activated). nullopt: `shape`'s own plan and SiluMul
+// are better, since there are too many rows, too few blocks for the device, or so large ones that
+// less of memory's work is on its way.
+std::optional<MatMulPlan> PlanGatedMatMul(const MatMulShape& shape, int num_sms,
+                                          int64_t max_shared);
 // The most that plans of this shape and up to as many rows, in any runs, have for scratch_bytes:
 // what is asked for once, in the largest step, serves all smaller ones. most_rows and num_runs of
 // `shape` are not looked at.

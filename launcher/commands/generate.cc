@@ -132,14 +132,21 @@ absl::StatusOr<int> Generate(const GenerateOptions& options) {
   if (!prompts.ok()) return prompts.status();
   const bool stream = !options.request.json && prompts->size() == 1 && options.request.n == 1;
   PromptOutcomes outcomes;
+  absl::Status last;
   outcomes.prompts = static_cast<int64_t>(prompts->size());
   for (size_t i = 0; i < prompts->size(); ++i) {
     const absl::Status status = GenerateOne(options, (*prompts)[i], i + 1, stream);
     std::cout << std::flush;
+    const bool again = !status.ok() && absl::IsUnavailable(last);
+    last = status;
     if (status.ok()) continue;
-    outcomes.Fail(status);
-    // Nobody would answer the others either.
-    for (; absl::IsUnavailable(status) && i + 1 < prompts->size(); ++i) outcomes.Fail(status);
+    if (++outcomes.failed == 1) outcomes.failure = status;
+    // One may have been lost alone; after two nobody would answer the others either.
+    if (!again || !absl::IsUnavailable(status)) continue;
+    outcomes.abandoned = true;
+    outcomes.failure = status;
+    outcomes.failed += static_cast<int64_t>(prompts->size() - i) - 1;
+    break;
   }
   return EndOfPrompts("generate", outcomes);
 }

@@ -43,9 +43,7 @@ class Answers {
  public:
   // `stream`: print the text as it comes (one prompt, one sample).
   Answers(size_t prompts, bool stream)
-      : stream_(stream), pending_(prompts), done_(prompts), answers_(prompts) {
-    outcomes_.prompts = static_cast<int64_t>(prompts);
-  }
+      : stream_(stream), pending_(prompts), done_(prompts), statuses_(prompts), answers_(prompts) {}
 
   void Expect(size_t prompt, const coordinator::GenerateRequest& request,
               const std::string& layout) {
@@ -89,7 +87,7 @@ class Answers {
       answer.preemptions = event.usage.preemptions;
     }
     if (!event.done) return;
-    if (!event.status.ok()) outcomes_.Fail(event.status);
+    statuses_[prompt] = event.status;
     --pending_;
     done_[prompt] = true;
   }
@@ -114,10 +112,17 @@ class Answers {
     return answers_[prompt];
   }
 
-  // When all are done.
-  PromptOutcomes outcomes() {
+  // When all are done. `abandoned`: the workers are gone.
+  PromptOutcomes Outcomes(bool abandoned) {
     absl::MutexLock lock(&mutex_);
-    return outcomes_;
+    PromptOutcomes out;
+    out.prompts = static_cast<int64_t>(statuses_.size());
+    for (const absl::Status& status : statuses_) {
+      if (status.ok()) continue;
+      if (++out.failed == 1 || abandoned) out.failure = status;
+    }
+    out.abandoned = abandoned && out.failed > 0;
+    return out;
   }
 
  private:
@@ -125,7 +130,7 @@ class Answers {
   absl::Mutex mutex_;
   size_t pending_;
   std::vector<char> done_;
-  PromptOutcomes outcomes_;
+  std::vector<absl::Status> statuses_;        // by prompt
   std::vector<std::vector<Answer>> answers_;  // [prompt][sample]
 };
 
@@ -203,8 +208,10 @@ absl::StatusOr<int> Run(const RunOptions& options) {
     }
   }
   printer.join();
+  const bool gone =
+      (*service)->coordinator().GetStatus().state == coordinator::CoordinatorState::kFailed;
   (*service)->Stop();
-  return EndOfPrompts("run", answers.outcomes());
+  return EndOfPrompts("run", answers.Outcomes(gone));
 }
 
 }  // namespace

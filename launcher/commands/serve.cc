@@ -132,9 +132,7 @@ absl::StatusOr<int> Serve(const ServeOptions& options) {
     if (first_signal != absl::InfiniteFuture()) return;
     // The next one is looked at when this one has been dealt with.
     const absl::Cleanup done = [&] { first_signal = absl::Now(); };
-    if (events.RequestStop(signal)) return;
-    spdlog::info("signal {}: taking no more requests, finishing what is running within {} s",
-                 signal, options.serving.grace);
+    events.RequestStop(signal);
   });
 
   absl::StatusOr<std::unique_ptr<Service>> service =
@@ -169,7 +167,8 @@ absl::StatusOr<int> Serve(const ServeOptions& options) {
     (*service)->Stop();
   });
   if (start) started = (*service)->Start();
-  if (!events.SetStart(nullptr)) {
+  // What is wrong with the command is not cured by starting again.
+  if (!events.SetStart(nullptr) && ExitCode(started) != kExitUsage) {
     spdlog::info("stopped while the model loaded");
     return kExitAgain;
   }
@@ -195,6 +194,8 @@ absl::StatusOr<int> Serve(const ServeOptions& options) {
   }
   bool finished = true;
   if (failure.ok()) {
+    spdlog::info("signal {}: taking no more requests, finishing what is running within {} s",
+                 events.signal(), options.serving.grace);
     (*server)->BeginDrain();
     const absl::Status drained =
         (*service)->coordinator().Drain(absl::Seconds(options.serving.grace));

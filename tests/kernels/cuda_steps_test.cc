@@ -580,7 +580,7 @@ TEST(CudaMemory, ScratchThatIsNotThereEndsTheProcessSayingWhatFor) {
 }
 
 TEST(GatedProducts, OfFewRowsWriteNoGatesAndUps) {
-  constexpr int64_t kGates = 48;
+  constexpr int64_t kGates = 96;
   constexpr int64_t kMost = 17;
   CudaOptions options;
   options.memory_bytes = kArena;

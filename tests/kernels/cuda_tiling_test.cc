@@ -58,22 +58,50 @@ TEST(PlanMatMul, TakesTheKernelThatTheRowsAskForAndFillsTheDevice) {
 
 // What the memory of an H200 needs to be kept at work: some 32 KiB on their way to each
 // multiprocessor.
-TEST(PlanMatMul, OfGatesAndUpsHasHalfTheBlocksOfTwiceTheChunks) {
-  MatMulShape plain = ShapeOfO(1);
-  plain.num_chunks = 2;
-  plain.num_leaves = 2;
-  plain.n = 64;
-  MatMulShape gated = plain;
-  gated.column_tiles = 2;
-  const MatMulPlan one = PlanMatMul(plain, 132, 227 << 10);
-  const MatMulPlan both = PlanMatMul(gated, 132, 227 << 10);
-  ASSERT_EQ(both.kernel, MatMulKernel::kFew);
-  EXPECT_EQ(one.warps, 2);
-  EXPECT_EQ(both.warps, 4);
-  // Slots of four warps, sums of four chunks, and a stack of one output column's height.
-  EXPECT_EQ(both.shared_bytes, 4 * both.slots * FewSlotBytes(1024, 1) + (4 * 17 + 4 * 16) * 4);
-  gated.most_rows = gated.rows = 17;
-  EXPECT_EQ(PlanMatMul(gated, 132, 227 << 10).kernel, MatMulKernel::kMany);
+TEST(PlanGatedMatMul, HasHalfTheBlocksOfTwiceTheChunks) {
+  MatMulShape shape = ShapeOfO(1);
+  shape.num_chunks = 2;
+  shape.num_leaves = 2;
+  shape.depth = 2;
+  EXPECT_EQ(PlanMatMul(shape, 132, 227 << 10).warps, 2);
+  // Four rows, so that chunks' sums and not slots are what grows.
+  const auto plan = PlanGatedMatMul(shape, 128, 227 << 10);
+  ASSERT_TRUE(plan.has_value());
+  EXPECT_EQ(plan->kernel, MatMulKernel::kFew);
+  EXPECT_EQ(plan->warps, 4);
+  // Slots of four warps, sums of four chunks, and a level of a stack.
+  EXPECT_EQ(plan->shared_bytes, 4 * plan->slots * FewSlotBytes(1024, 1) + (4 * 17 + 16) * 4);
+  // 128 blocks leave four of 132 multiprocessors without work; and of 17 rows it isn't kFew's.
+  EXPECT_FALSE(PlanGatedMatMul(shape, 132, 227 << 10).has_value());
+  shape.most_rows = shape.rows = 17;
+  EXPECT_FALSE(PlanGatedMatMul(shape, 128, 227 << 10).has_value());
+}
+
+// Gates and ups of models of 1 to 32 billion weights, of BF16 and FP8.
+TEST(PlanGatedMatMul, KeepsMemoryAtWork) {
+  constexpr int64_t kEnough = 48 << 10;
+  int gated = 0;
+  for (const int64_t group_bytes : {1024, 544}) {
+    for (const int64_t k : {2048, 2880, 3584, 4096, 5120, 8192}) {
+      for (int64_t rows = 1; rows <= 16; ++rows) {
+        SCOPED_TRACE(testing::Message() << k << " values of k, " << rows << " rows");
+        MatMulShape shape = ShapeOfO(rows);
+        shape.n = 28672;
+        shape.num_leaves = 1;
+        shape.depth = 1;
+        shape.num_chunks = (k + 511) / 512;
+        shape.group_bytes = group_bytes;
+        const auto plan = PlanGatedMatMul(shape, 132, 227 << 10);
+        if (!plan.has_value()) {
+          EXPECT_GT(rows, 8);  // few rows always are
+          continue;
+        }
+        ++gated;
+        EXPECT_GE(plan->in_flight, std::min(kEnough, PlanMatMul(shape, 132, 227 << 10).in_flight));
+      }
+    }
+  }
+  EXPECT_GE(gated, 120);
 }
 
 TEST(PlanMatMul, OfFewRowsReadsFarEnoughAhead) {

@@ -74,7 +74,7 @@ TEST_P(GatedMatMul, HasTheBitsOfItsTwoHalves) {
       Sized<int64_t>({1, 3, 9, 16, 17}, {1, 2, 3, 4, 5, 8, 9, 15, 16, 17, 40});
   for (const Leaves& leaves : kLeaves) {
     for (const WeightFormat format : {WeightFormat::kPlain, WeightFormat::kF8E4M3}) {
-      Check(*kernels, leaves, format, DType::kBF16, /*n=*/48, /*cols=*/48, heights);
+      Check(*kernels, leaves, format, DType::kBF16, /*n=*/96, /*cols=*/96, heights);
     }
   }
 }

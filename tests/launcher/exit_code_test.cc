@@ -7,7 +7,6 @@
 #include <string>
 #include <system_error>
 #include <thread>
-#include <vector>
 
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
@@ -18,11 +17,7 @@ namespace {
 using ::testing::internal::CaptureStderr;
 using ::testing::internal::GetCapturedStderr;
 
-// `failures`: of the prompts that failed, in their order.
-int End(int64_t prompts, const std::vector<absl::Status>& failures, std::string* said) {
-  PromptOutcomes outcomes;
-  outcomes.prompts = prompts;
-  for (const absl::Status& why : failures) outcomes.Fail(why);
+int End(const PromptOutcomes& outcomes, std::string* said) {
   CaptureStderr();
   const int code = EndOfPrompts("test", outcomes);
   *said = GetCapturedStderr();
@@ -35,19 +30,20 @@ const absl::Status kGone = absl::UnavailableError("the workers are gone");
 
 TEST(EndOfPrompts, TellsSomeThatFailedFromAll) {
   std::string said;
-  EXPECT_EQ(End(2, {}, &said), kExitDone);
+  EXPECT_EQ(End({2, 0, false, absl::OkStatus()}, &said), kExitDone);
   EXPECT_EQ(said, "");
-  EXPECT_EQ(End(3, {kTooLong, kNoRoom}, &said), kExitFailedItems);
+  EXPECT_EQ(End({3, 2, false, kTooLong}, &said), kExitFailedItems);
   EXPECT_EQ(said, "phalanx test: 2 of 3 prompts failed, the first with: too long\n");
-  EXPECT_EQ(End(1, {kTooLong}, &said), kExitUsage);
+  EXPECT_EQ(End({3, 2, false, kGone}, &said), kExitFailedItems);  // others are there
+  EXPECT_EQ(End({1, 1, false, kTooLong}, &said), kExitUsage);
   EXPECT_EQ(said, "phalanx test: too long\n");
-  EXPECT_EQ(End(2, {kNoRoom, kTooLong}, &said), kExitFailed);
+  EXPECT_EQ(End({2, 2, false, kNoRoom}, &said), kExitFailed);
 }
 
 TEST(EndOfPrompts, IsAFailureWhereNobodyAnswersAnyMore) {
   std::string said;
-  EXPECT_EQ(End(9, {kTooLong, kGone, kGone}, &said), kExitFailed);
-  EXPECT_EQ(said, "phalanx test: 3 of 9 prompts failed, with: the workers are gone\n");
+  EXPECT_EQ(End({9, 3, true, kGone}, &said), kExitFailed);
+  EXPECT_EQ(said, "phalanx test: 3 of 9 prompts failed, the last with: the workers are gone\n");
 }
 
 // Throws where nobody catches.
