@@ -32,7 +32,9 @@ def run(arguments):
     """Lines of `phalanx run`, each as (token_ids text, logprobs text), and how often the last
     request was preempted."""
     command = [PHALANX, "run", "--model", MODEL, "--json", "--logprobs", "5", "--ignore-eos"]
-    command += ["--max-tokens", str(NEW_TOKENS), "--kv-memory", "16MiB"] + arguments
+    command += ["--max-tokens", str(NEW_TOKENS)] + arguments
+    if "--kv-blocks" not in arguments:
+        command += ["--kv-memory", "16MiB"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     if done.returncode != 0:
         raise AssertionError(f"{' '.join(command)} ended with {done.returncode}:\n{done.stderr}")
