@@ -205,7 +205,8 @@ absl::StatusOr<bool> Messenger::Pull(int peer, const Call& call, Channel channel
   return moved;
 }
 
-absl::StatusOr<bool> Messenger::Step(const Call& call, Channel channel, int tag, bool* done) {
+absl::StatusOr<bool> Messenger::Step(const Call& call, Channel channel, int tag, bool look_at_all,
+                                     bool* done) {
   bool moved = false;
   bool blocked_writing = false;
   *done = true;
@@ -236,11 +237,13 @@ absl::StatusOr<bool> Messenger::Step(const Call& call, Channel channel, int tag,
       if (p.open > 0) *done = false;
     }
   }
-  // Two members that send to each other before either receives must not wait for each other: take
-  // in what has come.
-  if (blocked_writing && !moved) {
+  // Members that send to each other before any receives must not wait for each other: take in what
+  // has come. Who only receives does so, too: the member that it waits for may wait for a third
+  // one, whose messages to this one fill their ring. Remote peers cost more to look at.
+  if (!*done && !moved) {
     for (size_t i = 0; i < peers_.size(); ++i) {
       if (static_cast<int>(i) == rank_) continue;
+      if (node_index_[i] < 0 && !blocked_writing && !look_at_all) continue;
       absl::StatusOr<bool> pulled = Pull(static_cast<int>(i), call, channel, tag, true);
       if (!pulled.ok()) return pulled.status();
       moved |= *pulled;
@@ -333,7 +336,7 @@ absl::Status Messenger::Exchange(const Call& call, Channel channel, int tag,
   int idle_turns = 0;
   while (true) {
     bool done = false;
-    absl::StatusOr<bool> moved = Step(call, channel, tag, &done);
+    absl::StatusOr<bool> moved = Step(call, channel, tag, /*look_at_all=*/false, &done);
     if (!moved.ok()) return moved.status();
     if (done) return absl::OkStatus();
     if (*moved) {
@@ -351,7 +354,7 @@ absl::Status Messenger::Exchange(const Call& call, Channel channel, int tag,
     // Once announced, look at everything again; first at whether a peer left, so that Step() sees
     // all that it wrote before it did.
     absl::Status ends = CheckEnds(call);
-    moved = Step(call, channel, tag, &done);
+    moved = Step(call, channel, tag, /*look_at_all=*/true, &done);
     if (moved.ok() && !*moved && !done && ends.ok()) {
       std::chrono::nanoseconds nap = ShmMember::kTick;
       const Clock::time_point now = Clock::now();

@@ -100,7 +100,10 @@ class Messenger {
   absl::Status MatchUnexpected(int peer, const Call& call, Channel channel, int tag);
   absl::Status CheckFrame(int peer, const FrameHeader& header, const Incoming& to, const Call& call,
                           Channel channel) const;
-  absl::StatusOr<bool> Step(const Call& call, Channel channel, int tag, bool* done);
+  // One turn at all peers; whether anything moved. `look_at_all`: at remote ones from which nothing
+  // is wanted, too.
+  absl::StatusOr<bool> Step(const Call& call, Channel channel, int tag, bool look_at_all,
+                            bool* done);
   absl::Status CheckEnds(const Call& call);
   std::string Missing() const;
   std::string Name(int peer) const { return name_(peer); }
