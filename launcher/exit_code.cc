@@ -73,13 +73,18 @@ int Fail(const char* command, const absl::Status& status) {
   return ExitCode(status);
 }
 
-int EndOfPrompts(const char* command, const PromptOutcomes& outcomes) {
-  const auto& [prompts, failed, abandoned, failure] = outcomes;
+int EndOfPrompts(const char* command, absl::Span<const absl::Status> prompts, bool abandoned) {
+  size_t failed = 0;
+  absl::Status failure;
+  for (const absl::Status& status : prompts) {
+    if (status.ok()) continue;
+    if (++failed == 1 || abandoned) failure = status;
+  }
   if (failed == 0) return kExitDone;
-  if (prompts == 1) return Fail(command, failure);
-  Complain(command, absl::StrCat(failed, " of ", prompts, " prompts failed, the ",
+  if (prompts.size() == 1) return Fail(command, failure);
+  Complain(command, absl::StrCat(failed, " of ", prompts.size(), " prompts failed, the ",
                                  abandoned ? "last" : "first", " with: ", failure.message()));
-  return failed < prompts && !abandoned ? kExitFailedItems : ExitCode(failure);
+  return failed < prompts.size() && !abandoned ? kExitFailedItems : ExitCode(failure);
 }
 
 void ExitOnSignal(const char* command, int signal) {

@@ -2,9 +2,8 @@
 #ifndef PHALANX_LAUNCHER_EXIT_CODE_H_
 #define PHALANX_LAUNCHER_EXIT_CODE_H_
 
-#include <cstdint>
-
 #include "absl/status/status.h"
+#include "absl/types/span.h"
 
 namespace phalanx::launcher {
 
@@ -19,16 +18,11 @@ int ExitCode(const absl::Status& status);
 // Prints "phalanx COMMAND: message" to stderr and returns ExitCode(status).
 int Fail(const char* command, const absl::Status& status);
 
-// How the prompts of a command ended.
-struct PromptOutcomes {
-  int64_t prompts = 0;
-  int64_t failed = 0;
-  bool abandoned = false;  // from some prompt on nobody was there to answer
-  absl::Status failure;    // of the first prompt that failed; where they are abandoned, the last
-};
-// kExitDone where none failed, kExitFailedItems where some have an answer and aren't abandoned,
-// else ExitCode() of `failure`; says how many failed, and why, on stderr.
-int EndOfPrompts(const char* command, const PromptOutcomes& outcomes);
+// How the prompts of a command ended, in their order; `abandoned`: from some prompt on nobody was
+// there to answer. kExitDone where none failed, kExitFailedItems where some have an answer and
+// aren't abandoned, else ExitCode() of the first failure, or the last one where they are. Says how
+// many failed, and why, on stderr.
+int EndOfPrompts(const char* command, absl::Span<const absl::Status> prompts, bool abandoned);
 
 // Of a command that a signal ends before its work is done: "phalanx COMMAND: stopped by signal N"
 // on stderr, and kExitAgain without a destructor run.

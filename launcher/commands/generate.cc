@@ -131,24 +131,17 @@ absl::StatusOr<int> Generate(const GenerateOptions& options) {
   const absl::StatusOr<std::vector<Prompt>> prompts = ReadPrompts(options.prompts);
   if (!prompts.ok()) return prompts.status();
   const bool stream = !options.request.json && prompts->size() == 1 && options.request.n == 1;
-  PromptOutcomes outcomes;
-  absl::Status last;
-  outcomes.prompts = static_cast<int64_t>(prompts->size());
-  for (size_t i = 0; i < prompts->size(); ++i) {
-    const absl::Status status = GenerateOne(options, (*prompts)[i], i + 1, stream);
+  std::vector<absl::Status> statuses;  // by prompt
+  bool abandoned = false;
+  for (size_t i = 0; i < prompts->size() && !abandoned; ++i) {
+    const bool before = !statuses.empty() && absl::IsUnavailable(statuses.back());
+    statuses.push_back(GenerateOne(options, (*prompts)[i], i + 1, stream));
     std::cout << std::flush;
-    const bool again = !status.ok() && absl::IsUnavailable(last);
-    last = status;
-    if (status.ok()) continue;
-    if (++outcomes.failed == 1) outcomes.failure = status;
     // One may have been lost alone; after two nobody would answer the others either.
-    if (!again || !absl::IsUnavailable(status)) continue;
-    outcomes.abandoned = true;
-    outcomes.failure = status;
-    outcomes.failed += static_cast<int64_t>(prompts->size() - i) - 1;
-    break;
+    abandoned = before && absl::IsUnavailable(statuses.back());
   }
-  return EndOfPrompts("generate", outcomes);
+  if (abandoned) statuses.resize(prompts->size(), absl::Status(statuses.back()));
+  return EndOfPrompts("generate", statuses, abandoned);
 }
 
 }  // namespace

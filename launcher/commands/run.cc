@@ -112,17 +112,10 @@ class Answers {
     return answers_[prompt];
   }
 
-  // When all are done. `abandoned`: the workers are gone.
-  PromptOutcomes Outcomes(bool abandoned) {
+  // When all are done, by prompt.
+  std::vector<absl::Status> statuses() {
     absl::MutexLock lock(&mutex_);
-    PromptOutcomes out;
-    out.prompts = static_cast<int64_t>(statuses_.size());
-    for (const absl::Status& status : statuses_) {
-      if (status.ok()) continue;
-      if (++out.failed == 1 || abandoned) out.failure = status;
-    }
-    out.abandoned = abandoned && out.failed > 0;
-    return out;
+    return statuses_;
   }
 
  private:
@@ -211,7 +204,7 @@ absl::StatusOr<int> Run(const RunOptions& options) {
   const bool gone =
       (*service)->coordinator().GetStatus().state == coordinator::CoordinatorState::kFailed;
   (*service)->Stop();
-  return EndOfPrompts("run", answers.Outcomes(gone));
+  return EndOfPrompts("run", answers.statuses(), gone);
 }
 
 }  // namespace

@@ -7,6 +7,7 @@
 #include <string>
 #include <system_error>
 #include <thread>
+#include <vector>
 
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
@@ -17,33 +18,34 @@ namespace {
 using ::testing::internal::CaptureStderr;
 using ::testing::internal::GetCapturedStderr;
 
-int End(const PromptOutcomes& outcomes, std::string* said) {
+int End(const std::vector<absl::Status>& prompts, bool abandoned, std::string* said) {
   CaptureStderr();
-  const int code = EndOfPrompts("test", outcomes);
+  const int code = EndOfPrompts("test", prompts, abandoned);
   *said = GetCapturedStderr();
   return code;
 }
 
+const absl::Status kAnswered;
 const absl::Status kTooLong = absl::InvalidArgumentError("too long");
 const absl::Status kNoRoom = absl::ResourceExhaustedError("no room");
 const absl::Status kGone = absl::UnavailableError("the workers are gone");
 
 TEST(EndOfPrompts, TellsSomeThatFailedFromAll) {
   std::string said;
-  EXPECT_EQ(End({2, 0, false, absl::OkStatus()}, &said), kExitDone);
+  EXPECT_EQ(End({kAnswered, kAnswered}, false, &said), kExitDone);
   EXPECT_EQ(said, "");
-  EXPECT_EQ(End({3, 2, false, kTooLong}, &said), kExitFailedItems);
+  EXPECT_EQ(End({kTooLong, kAnswered, kNoRoom}, false, &said), kExitFailedItems);
   EXPECT_EQ(said, "phalanx test: 2 of 3 prompts failed, the first with: too long\n");
-  EXPECT_EQ(End({3, 2, false, kGone}, &said), kExitFailedItems);  // others are there
-  EXPECT_EQ(End({1, 1, false, kTooLong}, &said), kExitUsage);
+  EXPECT_EQ(End({kGone, kTooLong, kAnswered}, false, &said), kExitFailedItems);  // others are there
+  EXPECT_EQ(End({kTooLong}, false, &said), kExitUsage);
   EXPECT_EQ(said, "phalanx test: too long\n");
-  EXPECT_EQ(End({2, 2, false, kNoRoom}, &said), kExitFailed);
+  EXPECT_EQ(End({kNoRoom, kTooLong}, false, &said), kExitFailed);
 }
 
 TEST(EndOfPrompts, IsAFailureWhereNobodyAnswersAnyMore) {
   std::string said;
-  EXPECT_EQ(End({9, 3, true, kGone}, &said), kExitFailed);
-  EXPECT_EQ(said, "phalanx test: 3 of 9 prompts failed, the last with: the workers are gone\n");
+  EXPECT_EQ(End({kTooLong, kAnswered, kGone, kGone}, true, &said), kExitFailed);
+  EXPECT_EQ(said, "phalanx test: 3 of 4 prompts failed, the last with: the workers are gone\n");
 }
 
 // Throws where nobody catches.
